@@ -1,0 +1,352 @@
+"""Accuracy with few labels: data sets × shots × seeds × configurations, one table. Finished runs are kept and not repeated.
+
+Templates and label words were fixed before any test label was read, and are the same for every configuration.
+
+    python bench/fewshot.py --data sst2 --k 8 --seeds 13 21 42 --rows 500
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import DEFAULT_SHARED, RESULTS, ROOT, DataSet, heading, table, write
+
+from fewtune.backbone.backbone import Backbone, load
+from fewtune.data.example import Example, Split
+from fewtune.deltas.delta import Delta
+from fewtune.deltas.lora import LoRA
+from fewtune.deltas.subset import Subset
+from fewtune.errors import FewtuneError
+from fewtune.evaluate import evaluate
+from fewtune.model import TunedModel
+from fewtune.readout.calibration import Calibration, Contextual, Temperature, Uncalibrated
+from fewtune.readout.cloze import Cloze
+from fewtune.readout.head import Head
+from fewtune.readout.readout import Readout
+from fewtune.recipe import DEFAULT_BACKBONE, Recipe
+from fewtune.strategies import STRATEGIES
+from fewtune.tasks.task import Task
+from fewtune.train.fit import Session
+
+RAW = RESULTS / "raw" / "fewshot.jsonl"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A template, and words for the labels whose names do not read well in it."""
+
+    template: str
+    words: Mapping[str, str] = field(default_factory=dict)
+
+
+_SENTIMENT = Prompt("Review: {text}\nSentiment: {slot}")
+_REVIEWS = (
+    *("sst2", "mr", "cr", "imdb", "yelp_short", "uci_amazon_sentences", "uci_yelp_sentences"),
+    *("amazon_books", "amazon_electronics", "amazon_kitchen"),
+)
+PROMPTS: Mapping[str, Prompt] = {
+    **dict.fromkeys(_REVIEWS, _SENTIMENT),
+    "agnews": Prompt("Article: {text}\nTopic: {slot}"),
+    "rte": Prompt("{text_a}\nQuestion: {text_b} Yes or no?\nAnswer: {slot}", {"entailment": "yes", "not entailment": "no"}),
+    "snli": Prompt(
+        "{text_a}\nQuestion: {text_b} True, false or neither?\nAnswer: {slot}",
+        {"entailment": "true", "neutral": "neither", "contradiction": "false"},
+    ),
+    "fewglue_boolq": Prompt("{text_b}\nQuestion: {text_a}?\nAnswer: {slot}"),
+}
+"""A set that is not named here, such as trec, gets what a user gets who gives only data."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What is compared: everything of a recipe but the task, the backbone and the seed."""
+
+    strategy: str = "supervised"
+    deltas: tuple[Delta, ...] = ()
+    readout: Readout = field(default_factory=Cloze)
+    calibration: Calibration | None = None
+
+    @property
+    def learns(self) -> bool:
+        """Whether labelled rows are used at all, so that shots and seeds make a difference."""
+        return self.strategy != "zeroshot"
+
+
+_DEFAULT = Configuration(deltas=(LoRA(top=1 / 3),))
+CONFIGURATIONS: Mapping[str, Configuration] = {
+    "zeroshot": Configuration("zeroshot", calibration=Uncalibrated()),
+    "zeroshot-calibrated": Configuration("zeroshot", calibration=Contextual()),
+    "default": _DEFAULT,
+    "default-uncalibrated": replace(_DEFAULT, calibration=Uncalibrated()),
+    "default-temperature": replace(_DEFAULT, calibration=Temperature()),
+    "lora-all": Configuration(deltas=(LoRA(),)),
+    "norms": Configuration(deltas=(Subset("norms"),)),
+    "head": Configuration(readout=Head()),
+    "head-lora": Configuration(deltas=(LoRA(top=1 / 3),), readout=Head()),
+    "finetune": Configuration(deltas=(Subset("all"),), readout=Head()),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run; `k` and `seed` are 0 where nothing is learned, `rows` 0 means all test rows."""
+
+    data: str
+    configuration: str
+    k: int
+    seed: int
+    rows: int
+    backbone: str
+
+
+def jobs(options: argparse.Namespace) -> list[Job]:
+    """The runs asked for, each once."""
+    asked = itertools.product(options.data, options.k, options.configurations, options.seeds)
+    return list(dict.fromkeys(_job(*each, options.rows, options.backbone) for each in asked))
+
+
+def _job(data: str, k: int, configuration: str, seed: int, rows: int, backbone: str) -> Job:
+    learns = CONFIGURATIONS[configuration].learns
+    return Job(data, configuration, k if learns else 0, seed if learns else 0, rows, backbone)
+
+
+def recipe_of(job: Job, dataset: DataSet) -> Recipe:
+    """The recipe that a job runs."""
+    prompt, chosen = PROMPTS.get(job.data), CONFIGURATIONS[job.configuration]
+    task = Task.classification(
+        dataset.labels(),
+        templates=(prompt.template,) if prompt else (),
+        words={label: prompt.words.get(label, label) for label in dataset.labels()} if prompt and prompt.words else None,
+        fields=dataset.fields(),
+        name=job.data,
+    )
+    return Recipe(task, backbone=job.backbone, deltas=chosen.deltas, readout=chosen.readout, calibration=chosen.calibration, seed=job.seed)
+
+
+# One run
+
+
+def run(job: Job, recipe: Recipe, dataset: DataSet, backbone: Backbone) -> dict[str, Any]:
+    """Tune and measure; gives the figures as plain data and leaves the backbone as it was."""
+    train = dataset.shots(job.k, seed=job.seed) if job.k else ()
+    test = dataset.rows("test")[: job.rows or None]
+    notes: list[str] = []
+    start = time.perf_counter()
+    strategy = STRATEGIES.member(CONFIGURATIONS[job.configuration].strategy)()
+    model = strategy.run(recipe, Split(train=train), backbone, session=Session(say=notes.append))
+    seconds = time.perf_counter() - start
+    try:
+        return {"notes": notes, "train_rows": len(train), "fit_seconds": seconds, **_figures(model, test)}
+    finally:
+        model.remove()
+
+
+def _figures(model: TunedModel, test: Sequence[Example]) -> dict[str, Any]:
+    found = evaluate(model, test)
+    return {
+        "metrics": {name: asdict(interval) for name, interval in found.measures.metrics.items()},
+        "test_rows": len(test),
+        "shortened": found.shortened,
+        "predict_seconds": found.seconds,
+        "trained_parameters": model.trained_parameters,
+        "precision": model.backbone.precision,
+        "threads": torch.get_num_threads(),
+        "calibrator": model.calibrator.to_dict(),
+    }
+
+
+# What is finished
+
+
+def code_hash() -> str:
+    """Which code ran: a change to the package makes its older figures history."""
+    digest = hashlib.sha256()
+    for path in sorted((ROOT / "src" / "fewtune").rglob("*.py")):
+        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def key_of(job: Job, recipe: Recipe, backbone: Backbone) -> str:
+    """A name for all that decides a run's figures except the code."""
+    facts = {"job": asdict(job), "recipe": recipe.to_dict(), "weights": backbone.fingerprint, "tokens": backbone.tokenizer_fingerprint}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def finished(path: Path) -> dict[str, dict[str, Any]]:
+    """The last result of each key; a line that a crash cut short counts for nothing."""
+    found: dict[str, dict[str, Any]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            result = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        found[result["key"]] = result
+    return found
+
+
+def append(path: Path, result: Mapping[str, Any]) -> None:
+    """Add one line; the line break comes first, so that a line that a crash cut short spoils no other."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" + json.dumps(result))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+# The table
+
+
+COLUMNS = (
+    "data",
+    "K",
+    "configuration",
+    "accuracy",
+    "macro-F1",
+    "ECE",
+    "trained",
+    "fit, s",
+    "rows/s",
+    "accuracy of each seed (95 % interval)",
+)
+
+
+def rows_of(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """One row for each data set, K and configuration: mean ± sample deviation over seeds, and every run with its interval."""
+    groups: dict[tuple[str, int, str], list[Mapping[str, Any]]] = {}
+    for result in results:
+        groups.setdefault((result["data"], result["k"], result["configuration"]), []).append(result)
+    return [[data, str(k or "–"), configuration, *_summary(runs)] for (data, k, configuration), runs in groups.items()]
+
+
+def _summary(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    speed = statistics.mean(run["test_rows"] / run["predict_seconds"] for run in runs)
+    return [
+        *(_spread([run["metrics"][name]["value"] for run in runs]) for name in ("accuracy", "macro_f1", "ece")),
+        f"{runs[0]['trained_parameters']:,}",
+        f"{statistics.mean(run['fit_seconds'] for run in runs):.0f}",
+        f"{speed:.0f}",
+        "; ".join(f"{run['seed'] or 'all'}: {_interval(run['metrics']['accuracy'])}" for run in runs),
+    ]
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean = f"{100 * statistics.mean(values):.1f}"
+    return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def _interval(metric: Mapping[str, float]) -> str:
+    return f"{100 * metric['value']:.1f} ({100 * metric['low']:.1f}–{100 * metric['high']:.1f})"
+
+
+def page(results: Sequence[Mapping[str, Any]], arguments: Sequence[str]) -> str:
+    """The results file."""
+    counts = ", ".join(dict.fromkeys(f"{result['data']} {result['test_rows']}" for result in results))
+    prompts = {name: PROMPTS[name].template if name in PROMPTS else "the default" for name in dict.fromkeys(r["data"] for r in results)}
+    facts = [
+        f"- PLM: {_all(results, 'backbone')}; precision: {_all(results, 'precision')}; threads: {_all(results, 'threads')}",
+        f"- First test rows: {counts}",
+        *(f"- Template of {name}: `{json.dumps(text, ensure_ascii=False)}`" for name, text in prompts.items()),
+        f"- Code: {_all(results, 'code')} (hash of the package's sources)",
+        "",
+        "K is the number of labelled rows a class. Figures in percent: mean ± sample standard deviation over the seeds, which "
+        "choose the labelled rows and all that is random. ECE is the expected calibration error.",
+    ]
+    parts = [heading("Accuracy with few labels", "bench/fewshot.py", arguments) + "\n".join(facts), _table(results), *required(results)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _all(results: Sequence[Mapping[str, Any]], name: str) -> str:
+    return ", ".join(dict.fromkeys(str(result[name]) for result in results))
+
+
+def required(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is asked of `default` on the first 500 test rows of sst2, with what came; nothing unless all of its runs are there."""
+    asked = {"data": "sst2", "backbone": DEFAULT_BACKBONE, "rows": 500}
+    fitting = [result for result in results if asked.items() <= result.items()]
+    accuracy = {(run["configuration"], run["k"], run["seed"]): 100 * run["metrics"]["accuracy"]["value"] for run in fitting}
+    runs = [("default", 8, seed) for seed in (13, 21, 42)]
+    zeroshot = ("zeroshot-calibrated", 0, 0)
+    if not {zeroshot, *runs} <= accuracy.keys():
+        return []
+    tuned, calibrated = statistics.mean(accuracy[run] for run in runs), accuracy[zeroshot]
+    return [
+        f"Required of zero-shot calibrated: at least 82.0; {_verdict(calibrated, 82)}. "
+        f"Required of K=8, mean of seeds 13, 21, 42: at least 84.0 and not below zero-shot; {_verdict(tuned, max(84, calibrated))}."
+    ]
+
+
+def _verdict(got: float, least: float) -> str:
+    return f"got {got:.1f}, {'met' if got >= least else 'missed'}"
+
+
+def _table(results: Sequence[Mapping[str, Any]]) -> str:
+    return table(COLUMNS, rows_of(results))
+
+
+# The command
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options; unknown ones end with exit code 2."""
+    parser = argparse.ArgumentParser(description="Accuracy with few labels: data sets × shots × seeds × configurations, one table.")
+    parser.add_argument("--shared", type=Path, default=DEFAULT_SHARED, help="the folder with data/ and splits/")
+    parser.add_argument("--data", nargs="+", default=["sst2"])
+    parser.add_argument("--k", nargs="+", type=int, default=[8], help="labelled rows a class")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[13, 21, 42])
+    basic = ["zeroshot", "zeroshot-calibrated", "default"]
+    parser.add_argument("--configurations", nargs="+", default=basic, choices=list(CONFIGURATIONS))
+    parser.add_argument("--rows", type=int, default=0, help="the first test rows only; 0 for all")
+    parser.add_argument("--backbone", default=DEFAULT_BACKBONE)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--older", action="store_true", help="take finished runs of earlier code too; the table lists the codes")
+    parser.add_argument("--out", type=Path, default=RESULTS / "fewshot.md")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run what is not finished, then write the table of all that was asked for."""
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    try:
+        results = run_all(jobs(options), options)
+    except FewtuneError as error:
+        print(error, file=sys.stderr)
+        return 2
+    write(options.out, page(results, arguments))
+    print("", _table(results), *required(results), sep="\n")
+    return 0
+
+
+def run_all(asked: Sequence[Job], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The result of each job, in order, from the finished ones where they are there."""
+    backbone, code, known = load(options.backbone, say=print), code_hash(), finished(RAW)
+    datasets = {name: DataSet(options.shared, name) for name in options.data}
+    results: list[dict[str, Any]] = []
+    for number, job in enumerate(asked):
+        dataset = datasets[job.data]
+        recipe = recipe_of(job, dataset)
+        key = key_of(job, recipe, backbone)
+        result = known.get(key)
+        if result is None or (result["code"] != code and not options.older):
+            result = {"key": key, "code": code, "recipe": recipe.to_dict(), **asdict(job), **run(job, recipe, dataset, backbone)}
+            append(RAW, result)
+        results.append(result)
+        accuracy, about = _interval(result["metrics"]["accuracy"]), f"k={job.k} seed={job.seed} {result['fit_seconds']:.0f} s"
+        print(f"[{number + 1}/{len(asked)}] {job.data} {job.configuration} {about}: {accuracy}", flush=True)
+    return results
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

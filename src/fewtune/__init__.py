@@ -1,0 +1,69 @@
+"""Tune pre-trained language models with few labels and few parameters."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fewtune.artifact import load as load
+    from fewtune.backbone.backbone import load as load_backbone
+    from fewtune.data.example import Example as Example
+    from fewtune.data.example import Prediction as Prediction
+    from fewtune.data.example import Split as Split
+    from fewtune.deltas.lora import LoRA as LoRA
+    from fewtune.deltas.subset import Subset as Subset
+    from fewtune.errors import FewtuneError as FewtuneError
+    from fewtune.evaluate import evaluate as evaluate
+    from fewtune.job import fit as fit
+    from fewtune.job import zeroshot as zeroshot
+    from fewtune.model import TunedModel as TunedModel
+    from fewtune.readout.calibration import Contextual as Contextual
+    from fewtune.readout.calibration import Temperature as Temperature
+    from fewtune.readout.calibration import Uncalibrated as Uncalibrated
+    from fewtune.readout.cloze import Cloze as Cloze
+    from fewtune.readout.head import Head as Head
+    from fewtune.recipe import Recipe as Recipe
+    from fewtune.tasks.task import Task as Task
+    from fewtune.train.fit import FitOptions as FitOptions
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Cloze": "fewtune.readout.cloze:Cloze",
+    "Contextual": "fewtune.readout.calibration:Contextual",
+    "Example": "fewtune.data.example:Example",
+    "FewtuneError": "fewtune.errors:FewtuneError",
+    "FitOptions": "fewtune.train.fit:FitOptions",
+    "Head": "fewtune.readout.head:Head",
+    "LoRA": "fewtune.deltas.lora:LoRA",
+    "Prediction": "fewtune.data.example:Prediction",
+    "Recipe": "fewtune.recipe:Recipe",
+    "Split": "fewtune.data.example:Split",
+    "Subset": "fewtune.deltas.subset:Subset",
+    "Task": "fewtune.tasks.task:Task",
+    "Temperature": "fewtune.readout.calibration:Temperature",
+    "TunedModel": "fewtune.model:TunedModel",
+    "Uncalibrated": "fewtune.readout.calibration:Uncalibrated",
+    "evaluate": "fewtune.evaluate:evaluate",
+    "fit": "fewtune.job:fit",
+    "load": "fewtune.artifact:load",
+    "load_backbone": "fewtune.backbone.backbone:load",
+    "zeroshot": "fewtune.job:zeroshot",
+}
+
+__all__ = sorted([*_PUBLIC, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, resolved on first use, so that importing the package loads nothing heavy."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _PUBLIC[name].partition(":")
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

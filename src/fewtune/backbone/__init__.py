@@ -1,0 +1,1 @@
+"""One pre-trained language model and its tokenizer. The only package that imports transformers."""

@@ -1,0 +1,112 @@
+"""The table of model families: where each keeps its sites, blocks and LM head. Data only; knows no delta and loads nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+SITES = ("query", "key", "value", "attention_out", "ffn_in", "ffn_out", "norms")
+"""Names for the places that every block of every family has."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A submodule of a block; `part` of `parts` names a slice of its outputs where several projections are fused."""
+
+    module: str
+    part: int = 0
+    parts: int = 1
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture. Paths of `blocks`, `embeddings` and `final_norm` start at the stack (without the LM head), those of
+    `sites` at a block, those of `transform` and `decoder` at the whole model.
+
+    `transform` is what the LM head does before its last projection `decoder`: module paths, or `act:NAME` for an activation.
+    """
+
+    objective: Literal["masked", "causal"]
+    blocks: str
+    embeddings: str
+    final_norm: str | None
+    sites: Mapping[str, tuple[Place, ...]]
+    transform: tuple[str, ...]
+    decoder: str
+
+
+def _places(sites: Mapping[str, str]) -> dict[str, tuple[Place, ...]]:
+    return {name: tuple(Place(module) for module in modules.split()) for name, modules in sites.items()}
+
+
+_BERT_SITES = _places(
+    {
+        "query": "attention.self.query",
+        "key": "attention.self.key",
+        "value": "attention.self.value",
+        "attention_out": "attention.output.dense",
+        "ffn_in": "intermediate.dense",
+        "ffn_out": "output.dense",
+        "norms": "attention.output.LayerNorm output.LayerNorm",
+    }
+)
+
+_LLAMA_SITES = _places(
+    {
+        "query": "self_attn.q_proj",
+        "key": "self_attn.k_proj",
+        "value": "self_attn.v_proj",
+        "attention_out": "self_attn.o_proj",
+        "ffn_in": "mlp.gate_proj mlp.up_proj",
+        "ffn_out": "mlp.down_proj",
+        "norms": "input_layernorm post_attention_layernorm",
+    }
+)
+
+_GPT2_SITES = {
+    **_places({"attention_out": "attn.c_proj", "ffn_in": "mlp.c_fc", "ffn_out": "mlp.c_proj", "norms": "ln_1 ln_2"}),
+    "query": (Place("attn.c_attn", 0, 3),),
+    "key": (Place("attn.c_attn", 1, 3),),
+    "value": (Place("attn.c_attn", 2, 3),),
+}
+
+FAMILIES: Mapping[str, Family] = {
+    "bert": Family(
+        objective="masked",
+        blocks="encoder.layer",
+        embeddings="embeddings",
+        final_norm=None,
+        sites=_BERT_SITES,
+        transform=("cls.predictions.transform",),
+        decoder="cls.predictions.decoder",
+    ),
+    "roberta": Family(
+        objective="masked",
+        blocks="encoder.layer",
+        embeddings="embeddings",
+        final_norm=None,
+        sites=_BERT_SITES,
+        transform=("lm_head.dense", "act:gelu", "lm_head.layer_norm"),
+        decoder="lm_head.decoder",
+    ),
+    "llama": Family(
+        objective="causal",
+        blocks="layers",
+        embeddings="embed_tokens",
+        final_norm="norm",
+        sites=_LLAMA_SITES,
+        transform=(),
+        decoder="lm_head",
+    ),
+    "gpt2": Family(
+        objective="causal",
+        blocks="h",
+        embeddings="wte",
+        final_norm="ln_f",
+        sites=_GPT2_SITES,
+        transform=(),
+        decoder="lm_head",
+    ),
+}
+"""transformers' `model_type` → family."""

@@ -1,0 +1,68 @@
+"""The card of an artifact: a README.md with the Hub's metadata header, written from the manifest alone. Knows no model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+Manifest = Mapping[str, Any]
+
+
+def write(manifest: Manifest, *, sizes: Mapping[str, int]) -> str:
+    """The card as Markdown; `sizes` maps file names to bytes. The same manifest gives the same card."""
+    return "\n".join([*_header(manifest), "", *_body(manifest, sizes), ""])
+
+
+def _header(manifest: Manifest) -> list[str]:
+    return [
+        "---",
+        "library_name: fewtune",
+        f"base_model: {json.dumps(manifest['backbone']['name'])}",
+        "pipeline_tag: text-classification",
+        "tags:",
+        "- fewtune",
+        "- few-shot",
+        "- text-classification",
+        "---",
+    ]
+
+
+def _body(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:
+    task, backbone, about = manifest["task"], manifest["backbone"], manifest["about"]
+    share = manifest["trained_parameters"] / manifest["backbone_parameters"]
+    return [
+        f"# {task['name']}",
+        "",
+        f"Answers one of: {', '.join(task['labels'])}.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| backbone | `{backbone['name']}` (weights {backbone['fingerprint'][:12]}, tokenizer {backbone['tokenizer_fingerprint'][:12]}) |",
+        f"| method | {_cell(about.get('method', ''))} |",
+        f"| labelled rows | {about.get('rows', '')} |",
+        f"| trained parameters | {manifest['trained_parameters']:,} ({share:.3%} of {manifest['backbone_parameters']:,}) |",
+        f"| bytes | {sum(sizes.values()):,} |",
+        f"| reads | {', '.join(task['fields'])}; at most {manifest['max_length']} tokens |",
+        "",
+        "This folder holds only what was trained; the backbone is fetched by name and checked by fingerprint.",
+        "",
+        *_templates(manifest),
+        "## Use",
+        "",
+        "```python",
+        "import fewtune as ft",
+        "",
+        'model = ft.load("FOLDER")',
+        'answers = model.predict(["…"])',
+        "```",
+    ]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _templates(manifest: Manifest) -> list[str]:
+    shown = [line for template in manifest["templates"] for line in ("```text", template, "```", "")]
+    return ["## Template" if len(manifest["templates"]) == 1 else "## Templates", "", *shown]

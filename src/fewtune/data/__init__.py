@@ -1,0 +1,1 @@
+"""Examples: reading, sampling. No tokens here."""

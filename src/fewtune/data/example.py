@@ -1,0 +1,37 @@
+"""Values: an example, a split of examples, a prediction. They know nothing of tokens, models or files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Example:
+    """One text, or several, with the label if it is known.
+
+    `fields` maps a field's name to its text; `where` says where the row came from (`reviews.csv:17`), for messages.
+    """
+
+    fields: Mapping[str, str]
+    label: str | None = None
+    where: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The examples of one job: those with labels to learn from, those without, and those that only measure."""
+
+    train: tuple[Example, ...] = ()
+    unlabeled: tuple[Example, ...] = ()
+    test: tuple[Example, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answer: the label, its probability, every label's probability, and the layer at which the model stopped."""
+
+    label: str
+    probability: float
+    probabilities: Mapping[str, float]
+    exit_layer: int

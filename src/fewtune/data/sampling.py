@@ -1,0 +1,112 @@
+"""Draws from examples: k shots, an unlabelled pool, folds, capped mixtures. Pure functions of (examples, seed); no file, no model.
+
+Every draw derives its own generator by name, so a new draw in one place never shifts another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from operator import index
+
+import numpy as np
+
+from fewtune.data.example import Example
+from fewtune.errors import DataError, SpecError
+
+
+def derive(seed: int, *names: str | int) -> int:
+    """A seed of 63 bits for the use that `names` spell; the same in every process and on every machine.
+
+    >>> derive(13, "order") == derive(13, "order") != derive(13, "init")
+    True
+    """
+    spelled = json.dumps([index(seed), *(name if isinstance(name, str) else index(name) for name in names)])
+    return int.from_bytes(hashlib.blake2b(spelled.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def shots(examples: Sequence[Example], k: int, *, seed: int) -> tuple[Example, ...]:
+    """`k` examples of each label, in the order of the input; for one seed, fewer shots are among more shots.
+
+    Raises `DataError` if a label has fewer than `k` examples or an example has no label.
+    """
+    _positive(k, "shots")
+    chosen: list[int] = []
+    for label, members in _by_label(examples).items():
+        if len(members) < k:
+            raise _too_few(f'{k} examples of label "{label}"', len(members), "Ask for fewer shots or label more rows.")
+        chosen += _shuffled(members, seed, "shots", label)[:k]
+    return tuple(examples[position] for position in sorted(chosen))
+
+
+def pool(examples: Sequence[Example], n: int, *, seed: int, without: Sequence[Example]) -> tuple[Example, ...]:
+    """Up to `n` examples without their labels, in the order of the input; for one seed, smaller pools are among larger ones.
+
+    None has the text of an example in `without`, be its fields or its label called as they may.
+    """
+    _positive(n, "pool")
+    taken = {_text_of(example) for example in without}
+    drawn = (position for position in _shuffled(range(len(examples)), seed, "pool") if _text_of(examples[position]) not in taken)
+    chosen = sorted(position for position, _ in zip(drawn, range(n), strict=False))
+    return tuple(Example(examples[position].fields, None, examples[position].where) for position in chosen)
+
+
+def folds(examples: Sequence[Example], n: int, *, seed: int) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
+    """`n` pairs (indices to train on, indices held out); every row is held out once, each label as evenly as can be.
+
+    The size of what is held out differs by one row at most, and so does the number of rows of each label. Raises `DataError` for fewer than
+    `n` rows or a row without a label, `SpecError` for fewer than two folds.
+    """
+    if n < 2:
+        raise SpecError(expected="at least two folds", got=str(n), where="folds", fix="The usual choice is 5.")
+    groups = _by_label(examples)
+    if len(examples) < n:
+        raise _too_few(f"{n} rows for {n} folds", len(examples), "Ask for fewer folds.")
+    dealt = [position for label, members in groups.items() for position in _shuffled(members, seed, "folds", label)]
+    held_out = [set(dealt[fold::n]) for fold in range(n)]
+    rows = range(len(examples))
+    return tuple((tuple(row for row in rows if row not in held), tuple(sorted(held))) for held in held_out)
+
+
+def capped(examples_by_task: Mapping[str, Sequence[Example]], cap: int, *, seed: int) -> tuple[tuple[str, Example], ...]:
+    """A mixture of tasks: (task, example) pairs, at most `cap` of each task, in the order of the input.
+
+    The cap keeps large sets from drowning small ones (Raffel et al. 2020, section 3.5.2).
+    """
+    _positive(cap, "capped")
+    return tuple(
+        (task, examples[position])
+        for task, examples in examples_by_task.items()
+        for position in sorted(_shuffled(range(len(examples)), seed, "capped", task)[:cap])
+    )
+
+
+def _shuffled(positions: Sequence[int], seed: int, *names: str) -> list[int]:
+    order = np.random.default_rng(derive(seed, *names)).permutation(len(positions))
+    return [positions[place] for place in order]
+
+
+def _by_label(examples: Sequence[Example]) -> dict[str, list[int]]:
+    groups: dict[str, list[int]] = {}
+    for position, example in enumerate(examples):
+        if example.label is None:
+            where = example.where or f"examples[{position}]"
+            raise DataError(expected="a label", got="none", where=where, fix="Label the row or drop it.")
+        groups.setdefault(example.label, []).append(position)
+    if not groups:
+        raise _too_few("labelled examples", 0, "Give at least one.")
+    return groups
+
+
+def _text_of(example: Example) -> tuple[str, ...]:
+    return tuple(text.strip() for text in example.fields.values())
+
+
+def _positive(number: int, where: str) -> None:
+    if number < 1:
+        raise SpecError(expected="a number above 0", got=str(number), where=where, fix="Ask for at least 1.")
+
+
+def _too_few(expected: str, got: int, fix: str) -> DataError:
+    return DataError(expected=expected, got=str(got), where="sampling", fix=fix)

@@ -1,0 +1,199 @@
+"""TunedModel: a backbone, its deltas, templates, a readout and a calibrator. The same object is trained, evaluated, saved and
+served. Knows its parts; no files, no flags, no training.
+
+Dimensions: N examples, B rows, C candidates.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fewtune.backbone.backbone import Backbone
+from fewtune.data.example import Example, Prediction
+from fewtune.deltas.delta import Installed
+from fewtune.errors import DataError
+from fewtune.prompt import defaults
+from fewtune.prompt.defaults import Asked
+from fewtune.prompt.encode import Batch, Encoder, Row, buckets, collate
+from fewtune.readout.calibration import CONTENT_FREE, Calibrator
+from fewtune.readout.readout import Reader, Readout
+from fewtune.registry import Plain
+from fewtune.tasks import KINDS
+from fewtune.tasks.task import Task
+
+DEFAULT_LENGTH = 256
+
+
+@dataclass
+class Tally:
+    """Counts kept over a run: rows seen, and rows in which a field was shortened to fit."""
+
+    rows: int = 0
+    shortened: int = 0
+
+
+@dataclass
+class TunedModel:
+    """Everything that turns texts into answers.
+
+    `asked` holds the templates and label words as they were settled for this tokenizer; `about` holds plain facts for the
+    artifact (how it was made).
+    """
+
+    backbone: Backbone
+    task: Task
+    asked: Asked
+    readout: Readout
+    reader: Reader
+    calibrator: Calibrator
+    deltas: tuple[Installed, ...] = ()
+    max_length: int = DEFAULT_LENGTH
+    about: Mapping[str, Plain] = field(default_factory=dict)
+
+    @classmethod
+    def assemble(
+        cls,
+        backbone: Backbone,
+        task: Task,
+        readout: Readout,
+        *,
+        deltas: tuple[Installed, ...] = (),
+        max_length: int = DEFAULT_LENGTH,
+        seed: int = 0,
+    ) -> TunedModel:
+        """Settle templates and words for this backbone, install the readout, and calibrate nothing."""
+        asked = defaults.resolve(task, backbone.tokenizer, slot=readout.needs_slot)
+        generator = torch.Generator().manual_seed(seed)
+        reader = readout.install(backbone, candidates=len(task.labels), generator=generator)
+        length = min(max_length, backbone.max_length)
+        return cls(backbone, task, asked, readout, reader, Calibrator.identity(len(task.labels)), deltas, length)
+
+    @property
+    def trained_parameters(self) -> int:
+        """How many numbers were trained: those of the deltas and of the readout."""
+        return sum(delta.trained_parameters for delta in self.deltas) + sum(w.numel() for w in self.reader.weights.values())
+
+    def remove(self) -> None:
+        """Take the deltas out, so that the backbone is as it was before, to the bit."""
+        for delta in reversed(self.deltas):
+            delta.remove()
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Within it, dropout is on where the parts ask for it."""
+        modules = [*(module for delta in self.deltas for module in delta.train_mode), *self.reader.train_mode]
+        for module in modules:
+            module.train()
+        try:
+            yield
+        finally:
+            for module in modules:
+                module.eval()
+
+    def rows(self, examples: Sequence[Example], template: int) -> list[Row]:
+        """Each example rendered through template number `template` and encoded."""
+        encoder = Encoder(self.backbone.tokenizer, causal=self.backbone.causal, max_length=self.max_length)
+        chosen = self.asked.templates[template]
+        return encoder.encode([chosen.render(example.fields) for example in examples])
+
+    def collate(self, rows: Sequence[Row], template: int) -> Batch:
+        """One batch of rows of the same template, on the backbone's device."""
+        words = self.asked.words[template].ids if self.asked.words else None
+        pad = self.backbone.tokenizer.pad_token_id
+        return collate(rows, pad=0 if pad is None else pad, words=words).to(self.backbone.device)
+
+    @property
+    def first_block(self) -> int:
+        """The lowest block that a delta changed; the depth if none is."""
+        return min((delta.first_block for delta in self.deltas), default=self.backbone.depth)
+
+    def batch_scores(self, batch: Batch, below_BTD: Tensor | None = None) -> Tensor:
+        """Uncalibrated scores_BC of one batch; carries a graph when something is trained.
+
+        `below_BTD` are the states that `first_block` is given, if they are known already.
+        """
+        output = self.backbone.forward(batch.ids_BT, batch.mask_BT, batch.types_BT, start=self.first_block, below_BTD=below_BTD)
+        return self.reader.scores(output, batch)
+
+    def raw_scores(self, examples: Sequence[Example], *, batch_size: int = 32, tally: Tally | None = None) -> Tensor:
+        """Uncalibrated scores_NC, averaged over the templates, float32 on the processor."""
+        total_NC = torch.zeros(len(examples), len(self.task.labels))
+        for template in range(len(self.asked.templates)):
+            rows = self.rows(examples, template)
+            for indices in buckets([len(row.ids) for row in rows], size=batch_size):
+                with torch.inference_mode():
+                    batch = self.collate([rows[index] for index in indices], template)
+                    total_NC[indices] += self.batch_scores(batch).cpu()
+            if tally:
+                tally.shortened += sum(row.shortened for row in rows) if template == 0 else 0
+        if tally:
+            tally.rows += len(examples)
+        return total_NC / len(self.asked.templates)
+
+    def content_free_scores(self) -> Tensor:
+        """Uncalibrated scores of inputs that say nothing (`CONTENT_FREE` in every field)."""
+        return self.raw_scores([Example({name: text for name in self.task.fields}) for text in CONTENT_FREE])
+
+    def probabilities(self, examples: Sequence[Example], *, batch_size: int = 32, tally: Tally | None = None) -> Tensor:
+        """Calibrated probabilities_NC, float64."""
+        return self.calibrator(self.raw_scores(examples, batch_size=batch_size, tally=tally)).softmax(-1)
+
+    def predict(self, texts: Iterable[object], *, batch_size: int = 32) -> list[Prediction]:
+        """An answer for each text: a string (for a task of one field), a tuple, a dict of fields, or an `Example`."""
+        return list(self.stream(self.examples(texts), batch_size=batch_size))
+
+    def examples(self, texts: Iterable[object]) -> Iterator[Example]:
+        """What the caller has, as examples of this task; raises `DataError` when it does not fit the task's fields."""
+        if isinstance(texts, str | Mapping):
+            raise DataError(expected="a list of texts", got="a single one", where="predict", fix="Put it into a list: [text].")
+        return (_example(item, self.task.fields, f"item {number}") for number, item in enumerate(texts))
+
+    def stream(
+        self, examples: Iterable[Example], *, batch_size: int = 32, window: int = 512, tally: Tally | None = None
+    ) -> Iterator[Prediction]:
+        """Answers in the order of the examples, `window` of which are held at a time."""
+        iterator = iter(examples)
+        while chunk := list(itertools.islice(iterator, window)):
+            yield from self._answer(chunk, batch_size, tally)
+
+    def _answer(self, examples: Sequence[Example], batch_size: int, tally: Tally | None) -> Iterator[Prediction]:
+        rows = self.probabilities(examples, batch_size=batch_size, tally=tally).tolist()
+        for answer, row in zip(KINDS.member(self.task.kind)().answers(self.task, rows), rows, strict=True):
+            probabilities = dict(zip(self.task.labels, row, strict=True))
+            yield Prediction(answer, probabilities[answer], probabilities, self.backbone.depth)
+
+    def calibrated(self, calibrator: Calibrator) -> TunedModel:
+        """The same model with another calibrator."""
+        return replace(self, calibrator=calibrator)
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the artifact; see `fewtune.artifact.save`."""
+        # The one upward edge of the package, so that `model.save(…)` reads as everybody expects.
+        from fewtune import artifact
+
+        return artifact.save(self, folder, overwrite=overwrite)
+
+
+def _example(item: object, fields: Sequence[str], where: str) -> Example:
+    if isinstance(item, Example):
+        values: object = item.fields
+    elif isinstance(item, str):
+        values = (item,)
+    else:
+        values = item
+    if isinstance(values, tuple | list) and len(values) == len(fields):
+        values = dict(zip(fields, values, strict=True))
+    if not isinstance(values, Mapping) or any(not isinstance(values.get(name), str) for name in fields):
+        raise DataError(
+            expected=f"text for {', '.join(fields)}", got=repr(item)[:60], where=where, fix="Give a string, a tuple or a dict of fields."
+        )
+    if not any(values[name].strip() for name in fields):
+        raise DataError(expected="text", got="none but white space", where=where, fix="Drop the row.")
+    return Example({name: values[name] for name in fields}, where=where)

@@ -1,0 +1,58 @@
+"""Decide between float32 and bfloat16 by looking: what the processor has, whether the scores agree, and which is faster."""
+
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fewtune.backbone.backbone import Precision
+from fewtune.data.example import Example, Split
+from fewtune.model import TunedModel
+
+Wanted = Literal["auto", "float32", "bfloat16"]
+_PROBES = 16
+_TOLERANCE = 0.1  # the most by which a log-probability may differ
+
+
+def settle_precision(model: TunedModel, wanted: Wanted, split: Split) -> None:
+    """Set the backbone's precision; `auto` takes bfloat16 only where the hardware has it, scores agree and it is faster."""
+    if wanted != "auto":
+        model.backbone.precision = wanted
+        return
+    model.backbone.precision = "float32"
+    probes = (split.train or split.unlabeled or split.test)[:_PROBES]
+    if probes and has_bfloat16(model.backbone.device) and _worthwhile(model, probes):
+        model.backbone.precision = "bfloat16"
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 itself; emulated, it is slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capability = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
+    return "BF16" in capability or "AMX" in capability or (device.type == "cpu" and _has_flag())
+
+
+def _has_flag() -> bool:
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(probe and probe())
+
+
+def _worthwhile(model: TunedModel, probes: tuple[Example, ...]) -> bool:
+    (full_NC, full_seconds), (half_NC, half_seconds) = (_probe(model, probes, precision) for precision in ("float32", "bfloat16"))
+    return agree(full_NC, half_NC) and half_seconds < full_seconds
+
+
+def agree(full_NC: Tensor, half_NC: Tensor) -> bool:
+    """Whether no log-probability differs by more than 0.1."""
+    return bool((full_NC.log_softmax(-1) - half_NC.log_softmax(-1)).abs().max() <= _TOLERANCE)
+
+
+def _probe(model: TunedModel, probes: tuple[Example, ...], precision: Precision) -> tuple[Tensor, float]:
+    with model.backbone.as_precision(precision):
+        model.raw_scores(probes)
+        start = time.perf_counter()
+        return model.raw_scores(probes), time.perf_counter() - start

@@ -1,0 +1,125 @@
+"""What is asked when the user gave only data: templates from the columns' names, words from the labels' names, letters where
+names cannot be told apart. Knows a task and a tokenizer, no model."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import string
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fewtune.errors import TaskError
+from fewtune.prompt.template import Template, literal
+from fewtune.prompt.verbalizer import Verbalizer, WordIds
+from fewtune.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Templates with the label words' ids for each (none for a head), and sentences for the user."""
+
+    templates: tuple[Template, ...]
+    words: tuple[WordIds, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def resolve(task: Task, tokenizer: Any, *, slot: bool) -> Asked:
+    """Settle templates and words for one tokenizer; `slot` says whether a word is read.
+
+    Raises `TaskError` for a template that does not fit the task and for given words that cannot be told apart.
+    """
+    templates = tuple(
+        Template.parse(text, f"template {number + 1}") for number, text in enumerate(task.templates or _templates(task, slot))
+    )
+    for number, template in enumerate(templates):
+        template.check(task.fields, slot=slot, where=f"template {number + 1}")
+    if not slot:
+        return Asked(templates)
+    verbalizer = Verbalizer({label: task.words.get(label, (spoken(label),)) for label in task.labels})
+    try:
+        return _asked(templates, verbalizer, tokenizer)
+    except TaskError:
+        if task.words:
+            raise
+    return _with_codes(task, templates, tokenizer)
+
+
+def _asked(templates: tuple[Template, ...], verbalizer: Verbalizer, tokenizer: Any) -> Asked:
+    words = tuple(verbalizer.ids(tokenizer, lead=template.slot.lead if template.slot else "") for template in templates)
+    return Asked(templates, words, tuple(dict.fromkeys(note for ids in words for note in ids.notes)))
+
+
+def _templates(task: Task, slot: bool) -> tuple[str, ...]:
+    if not slot:
+        return ("{sep}".join(f"{{{name}}}" for name in task.fields),)
+    lines = [f"{literal(cue(name))}: {{{name}}}" for name in task.fields]
+    return ("\n".join([*lines, f"{literal(cue(task.label_name))}: {{slot}}"]),)
+
+
+def cue(name: str) -> str:
+    """A column's name as a person would write it.
+
+    >>> cue("review_text")
+    'Review text'
+    """
+    words = " ".join(re.split(r"[\s_\-]+", name.strip()))
+    return words[:1].upper() + words[1:]
+
+
+def spoken(label: str) -> str:
+    """A label's name as words.
+
+    >>> spoken("card_not-working")
+    'card not working'
+    """
+    return " ".join(re.split(r"[\s_\-.]+", label.strip())).strip() or label
+
+
+def _with_codes(task: Task, templates: tuple[Template, ...], tokenizer: Any) -> Asked:
+    """List the labels with letters and read the letter."""
+    leads = {template.slot.lead for template in templates if template.slot}
+    codes = _codes(len(task.labels), leads, tokenizer)
+    options = "\n".join(f"{code}. {spoken(label)}" for code, label in zip(codes, task.labels, strict=True))
+    asked = tuple(_with_options(template, literal(f"Options:\n{options}\n"), given=bool(task.templates)) for template in templates)
+    verbalizer = Verbalizer({label: (code,) for label, code in zip(task.labels, codes, strict=True)})
+    note = "Some label names begin with the same token, so the labels are listed with letters and the letter is read."
+    settled = _asked(asked, verbalizer, tokenizer)
+    return replace(settled, notes=(note, *settled.notes))
+
+
+def _with_options(template: Template, options: str, *, given: bool) -> Template:
+    """The options stand before a template that the user gave, and before the last line of the default one."""
+    text = str(template)
+    if given:
+        return Template.parse(options + text)
+    start = text.rindex("\n") + 1
+    return Template.parse(text[:start] + options + text[start:])
+
+
+def _codes(count: int, leads: set[str], tokenizer: Any) -> tuple[str, ...]:
+    codes = tuple(itertools.islice(_single_tokens(leads, tokenizer), count))
+    if len(codes) < count:
+        raise TaskError(
+            expected="label names that differ in their first token",
+            got=f"{count} labels, more than there are letters for",
+            where="words",
+            fix="Name words with --words, or use --readout head.",
+        )
+    return codes
+
+
+def _single_tokens(leads: set[str], tokenizer: Any) -> Iterator[str]:
+    """A to Z, then AA, AB …: those that are one token of their own after every lead."""
+    letters = string.ascii_uppercase
+    seen: set[tuple[int, ...]] = set()
+    for code in itertools.chain(letters, map("".join, itertools.product(letters, letters))):
+        try:
+            words = [Verbalizer({"label": (code,)}).ids(tokenizer, lead=lead) for lead in sorted(leads)]
+        except TaskError:
+            continue
+        tokens = tuple(ids.ids[0][0] for ids in words)
+        if not any(ids.notes for ids in words) and tokens not in seen:
+            seen.add(tokens)
+            yield code

@@ -1,0 +1,199 @@
+"""Prompts → token ids with the slot's place; what is too long is shortened in its fields only, never in the template or the slot.
+Rows → batches. Knows the tokenizer, no model and no label.
+
+Dimensions: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewtune.errors import TaskError
+from fewtune.prompt.template import Piece, Prompt, Sep, Slot
+from fewtune.prompt.tokens import Specials, ends, plain_batch, specials
+from fewtune.prompt.verbalizer import WordIds
+
+_CHUNK = 8  # training batches are formed inside chunks of so many batches, so that lengths are alike and order stays random
+
+
+@dataclass(frozen=True)
+class Row:
+    """One encoded prompt; `slot` is the token whose output is read: the mask, or the last token of an autoregressive model."""
+
+    ids: tuple[int, ...]
+    types: tuple[int, ...]
+    slot: int
+    shortened: bool = False
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one template, padded on the right; `words` are the token ids of each candidate's words."""
+
+    ids_BT: Tensor
+    mask_BT: Tensor
+    types_BT: Tensor | None
+    slot_B: Tensor
+    words: tuple[tuple[int, ...], ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids_BT)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        types_BT = None if self.types_BT is None else self.types_BT.to(device)
+        return replace(
+            self, ids_BT=self.ids_BT.to(device), mask_BT=self.mask_BT.to(device), types_BT=types_BT, slot_B=self.slot_B.to(device)
+        )
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """For one tokenizer and a greatest length in tokens, special ones included."""
+
+    tokenizer: Any
+    causal: bool
+    max_length: int
+
+    @cached_property
+    def specials(self) -> Specials:
+        """What this tokenizer puts around texts."""
+        return specials(self.tokenizer, causal=self.causal)
+
+    def encode(self, prompts: Sequence[Prompt]) -> list[Row]:
+        """A row for each prompt; raises `TaskError` where the template alone is too long or text follows an autoregressive slot."""
+        runs = [_runs(prompt) for prompt in prompts]
+        ids = iter(plain_batch(self.tokenizer, [_text(run) for row in runs for run in row if isinstance(run, list)]))
+        rows = [self._join([next(ids) if isinstance(run, list) else run for run in row]) for row in runs]
+        return [row if len(row.ids) <= self.max_length else self._shorten(prompt) for row, prompt in zip(rows, prompts, strict=True)]
+
+    def _one(self, prompt: Prompt) -> Row:
+        texts = [_text(run) if isinstance(run, list) else run for run in _runs(prompt)]
+        ids = iter(plain_batch(self.tokenizer, [text for text in texts if isinstance(text, str)]))
+        return self._join([next(ids) if isinstance(text, str) else text for text in texts])
+
+    def _join(self, runs: Sequence[list[int] | Slot | Sep]) -> Row:
+        if self.causal and any(isinstance(run, Slot) for run in runs[:-1]):
+            raise TaskError(
+                expected="{slot} at the end",
+                got="text after it",
+                where="template",
+                fix="An autoregressive model reads from left to right: put {slot} last.",
+            )
+        ids, types, slot, segment = list(self.specials.prefix), [0] * len(self.specials.prefix), 0, 0
+        for run in runs:
+            if isinstance(run, Slot):
+                slot = len(ids)
+                added = [] if self.causal else [self._mask()]
+            else:
+                added = list(self.specials.sep) if isinstance(run, Sep) else run
+            ids += added
+            types += [segment] * len(added)
+            segment = 1 if isinstance(run, Sep) else segment
+        ids += self.specials.suffix
+        ids = ids or list(self.specials.sep)  # an empty text, where nothing stands around texts, is a new line: something must be read
+        types += [segment] * (len(ids) - len(types))
+        return Row(tuple(ids), tuple(types), len(ids) - 1 if self.causal else slot)
+
+    def _mask(self) -> int:
+        if self.specials.mask is None:
+            raise TaskError(
+                expected="a tokenizer with a mask token", got="one without", where="template", fix="Use --readout head with this PLM."
+            )
+        return self.specials.mask
+
+    def _shorten(self, prompt: Prompt) -> Row:
+        """Cut the longest fields to a common length, from the end, until the row fits."""
+        stops = [ends(self.tokenizer, piece.text) if isinstance(piece, Piece) and piece.field else None for piece in prompt.pieces]
+        lengths = [len(stop) for stop in stops if stop is not None]
+        room = sum(lengths)
+        row = self._one(prompt)
+        while len(row.ids) > self.max_length:
+            if room == 0:
+                raise TaskError(
+                    expected=f"a template of at most {self.max_length} tokens",
+                    got=f"{len(row.ids)} tokens without any field",
+                    where="template",
+                    fix="Shorten the template or raise --max-length.",
+                )
+            room = max(0, room - (len(row.ids) - self.max_length))
+            row = self._one(_cut(prompt, stops, level(lengths, room)))
+        return replace(row, shortened=True)
+
+
+def _runs(prompt: Prompt) -> list[list[Piece] | Slot | Sep]:
+    """Pieces that stand side by side together, so that their text is tokenised as one."""
+    runs: list[list[Piece] | Slot | Sep] = []
+    for piece in prompt.pieces:
+        if not isinstance(piece, Piece):
+            runs.append(piece)
+        elif runs and isinstance(runs[-1], list):
+            runs[-1].append(piece)
+        else:
+            runs.append([piece])
+    return runs
+
+
+def _text(run: Sequence[Piece]) -> str:
+    return "".join(piece.text for piece in run)
+
+
+def _cut(prompt: Prompt, stops: Sequence[list[int] | None], most: int) -> Prompt:
+    pieces: list[Piece | Slot | Sep] = []
+    for piece, stop in zip(prompt.pieces, stops, strict=True):
+        if stop is not None and isinstance(piece, Piece) and len(stop) > most:
+            piece = replace(piece, text=piece.text[: stop[most - 1]].rstrip() if most else "")
+        pieces.append(piece)
+    return Prompt(tuple(pieces))
+
+
+def level(lengths: Sequence[int], room: int) -> int:
+    """The greatest common length to which the longest are cut so that all fit into `room`.
+
+    >>> level([3, 10, 20], 23)
+    10
+    """
+    best = 0
+    for most in range(max(lengths, default=0) + 1):
+        if sum(min(length, most) for length in lengths) <= room:
+            best = most
+    return best
+
+
+def collate(rows: Sequence[Row], *, pad: int, words: tuple[tuple[int, ...], ...] | WordIds | None = None) -> Batch:
+    """Pad rows on the right into one batch."""
+    width = max(len(row.ids) for row in rows)
+    ids_BT = torch.full((len(rows), width), pad)
+    mask_BT, types_BT = torch.zeros_like(ids_BT), torch.zeros_like(ids_BT)
+    for number, row in enumerate(rows):
+        ids_BT[number, : len(row.ids)] = torch.tensor(row.ids)
+        mask_BT[number, : len(row.ids)] = 1
+        types_BT[number, : len(row.ids)] = torch.tensor(row.types)
+    slot_B = torch.tensor([row.slot for row in rows])
+    numbered = bool(types_BT.any())
+    ids = words.ids if isinstance(words, WordIds) else words
+    return Batch(ids_BT, mask_BT, types_BT if numbered else None, slot_B, ids)
+
+
+def buckets(lengths: Sequence[int], *, size: int) -> list[list[int]]:
+    """Indices in batches of `size`, the shortest first, so that little is padded."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def bucketed_order(lengths: Sequence[int], *, size: int, seed: int) -> list[list[int]]:
+    """One epoch for training: every index once, rows of like length together, batches in random order."""
+    random = np.random.default_rng(seed)
+    shuffled = random.permutation(len(lengths)).tolist()
+    batches: list[list[int]] = []
+    for start in range(0, len(shuffled), size * _CHUNK):
+        chunk = sorted(shuffled[start : start + size * _CHUNK], key=lengths.__getitem__)
+        batches += [chunk[begin : begin + size] for begin in range(0, len(chunk), size)]
+    return [batches[index] for index in random.permutation(len(batches))]

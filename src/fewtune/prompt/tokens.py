@@ -1,0 +1,82 @@
+"""Plain text → token ids, and what one tokenizer puts around them. Knows the tokenizer; no template, no label.
+
+`tokenizer` is a Hugging Face tokenizer throughout; transformers itself is not imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fewtune.errors import DataError
+
+
+def plain_batch(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text alone. What looks like a special token ("[MASK]", "</s>") is plain text and stays harmless."""
+    if not texts:
+        return []
+    _check(texts)
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    return [row if special.isdisjoint(row) else _defused(tokenizer, text) for row, text in zip(ids, texts, strict=True)]
+
+
+def _check(texts: Sequence[str]) -> None:
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            got, fix = f"half of a surrogate pair in {ascii(text[:40])}", "Remove it, or read the text in its right encoding."
+            raise DataError(expected="text", got=got, where="tokenizer", fix=fix) from None
+
+
+def plain_ids(tokenizer: Any, text: str) -> list[int]:
+    """`plain_batch` of one text."""
+    return plain_batch(tokenizer, [text])[0]
+
+
+def _defused(tokenizer: Any, text: str) -> list[int]:
+    # Some vocabularies hold special tokens as ordinary pieces too; a space inside keeps the piece from being found.
+    for token in tokenizer.all_special_tokens:
+        text = text.replace(token, f"{token[0]} {token[1:]}")
+    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return ids
+
+
+def ends(tokenizer: Any, text: str) -> list[int]:
+    """For each token of `text`, the position in the text where it ends."""
+    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    return [end for _, end in encoded["offset_mapping"]]
+
+
+@dataclass(frozen=True)
+class Specials:
+    """Token ids that a tokenizer puts in front of a text, between two and behind; `types` says whether segments are numbered."""
+
+    prefix: tuple[int, ...]
+    sep: tuple[int, ...]
+    suffix: tuple[int, ...]
+    mask: int | None
+    types: bool
+
+
+def specials(tokenizer: Any, *, causal: bool) -> Specials:
+    """Found by looking at what the tokenizer makes of one text and of a pair.
+
+    Autoregressive models get no end-of-text token, because the text goes on at the slot; segments are new lines for them.
+    """
+    letter_ids = plain_ids(tokenizer, "a")
+    single = tokenizer("a")["input_ids"]
+    start = _find(single, letter_ids)
+    prefix, suffix = tuple(single[:start]), tuple(single[start + len(letter_ids) :])
+    if causal:
+        return Specials(prefix, tuple(plain_ids(tokenizer, "\n")), (), None, False)
+    pair = tokenizer("a", "a")["input_ids"]
+    between = pair[len(prefix) + len(letter_ids) : len(pair) - len(suffix) - len(letter_ids)]
+    types = "token_type_ids" in tokenizer.model_input_names
+    return Specials(prefix, tuple(between), suffix, tokenizer.mask_token_id, types)
+
+
+def _find(ids: list[int], part: list[int]) -> int:
+    return next(start for start in range(len(ids)) if ids[start : start + len(part)] == part)

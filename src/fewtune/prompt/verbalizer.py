@@ -1,0 +1,92 @@
+"""Label → words → token ids for one tokenizer. Knows the tokenizer; no template beyond the space before its slot, no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fewtune.errors import TaskError
+from fewtune.prompt.tokens import plain_ids
+
+_SENTINELS = ("=", ":", ".")
+
+
+@dataclass(frozen=True)
+class WordIds:
+    """For each label, in order, the token ids of its words; `notes` are sentences for the user."""
+
+    ids: tuple[tuple[int, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verbalizer:
+    """The words that stand for each label.
+
+    The score of a label is the mean of its words' logits (PET: Schick & Schütze 2021, section 3.1).
+    """
+
+    words: Mapping[str, tuple[str, ...]]
+
+    def ids(self, tokenizer: Any, *, lead: str, where: str = "words") -> WordIds:
+        """Each word's first token as it stands in running text, after a space if the slot has a `lead`.
+
+        Raises `TaskError` for a word that the tokenizer does not know and for two labels whose words begin with the same token.
+        """
+        owners: dict[int, tuple[str, str]] = {}
+        split: list[str] = []
+        ids: list[tuple[int, ...]] = []
+        for label, words in self.words.items():
+            if not words:
+                raise TaskError(expected=f'words for "{label}"', got="none", where=where, fix="Name one with --words.")
+            found: dict[int, None] = {}
+            for word in words:
+                tokens = _tokens(tokenizer, word, lead, where)
+                _claim(tokens[0], (label, word), owners, tokenizer, where)
+                found[tokens[0]] = None
+                if len(tokens) > 1:
+                    split.append(f'"{word}" ("{_shown(tokenizer, tokens[0])}")')
+            ids.append(tuple(found))
+        notes = (f"Read at their first token: {', '.join(split)}.",) if split else ()
+        return WordIds(tuple(ids), notes)
+
+
+def _claim(token: int, owner: tuple[str, str], owners: dict[int, tuple[str, str]], tokenizer: Any, where: str) -> None:
+    other = owners.setdefault(token, owner)
+    if other[0] == owner[0]:
+        return
+    raise TaskError(
+        expected="words that differ in their first token",
+        got=f'"{other[1]}" for {other[0]} and "{owner[1]}" for {owner[0]}, which both begin with "{_shown(tokenizer, token)}"',
+        where=where,
+        fix="Choose other words (short common ones are single tokens), drop them to have letters read instead, or use --readout head.",
+    )
+
+
+def _tokens(tokenizer: Any, word: str, lead: str, where: str) -> list[int]:
+    """The ids of `word` in running text, without a token that is only white space."""
+    if not word.strip():
+        raise TaskError(expected="a word", got=repr(word), where=where, fix="Name one with --words.")
+    text = (" " if lead else "") + word.strip()
+    sentinel, before = _sentinel(tokenizer)
+    whole = plain_ids(tokenizer, sentinel + text)
+    ids = whole[len(before) :] if whole[: len(before)] == before else plain_ids(tokenizer, text)
+    while len(ids) > 1 and not tokenizer.decode([ids[0]]).strip():
+        ids = ids[1:]
+    if not ids or ids[0] == tokenizer.unk_token_id:
+        raise TaskError(expected="a word that the tokenizer knows", got=f'"{word}"', where=where, fix="Choose another word.")
+    return ids
+
+
+def _sentinel(tokenizer: Any) -> tuple[str, list[int]]:
+    """What is put in front of a word, to keep SentencePiece from adding a space of its own and to show the space that is there.
+
+    It must be known itself, for unknown pieces that stand side by side become one.
+    """
+    found = ((text, plain_ids(tokenizer, text)) for text in _SENTINELS)
+    return next(((text, ids) for text, ids in found if tokenizer.unk_token_id not in ids), ("", []))
+
+
+def _shown(tokenizer: Any, token: int) -> str:
+    return str(tokenizer.decode([token])).strip()

@@ -1,0 +1,165 @@
+"""Calibrations: from scores, and targets where needed, to a function that mends scores. Knows numbers; nothing of texts or models.
+
+Each calibration is a frozen value whose one verb is `fit`; what it learns is one shape for all of them, a `Calibrator`.
+Dimensions: N rows, C candidates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from fewtune import registry
+from fewtune.errors import BackboneError, SpecError
+
+Needs = Literal["nothing", "content_free", "targets", "unlabeled"]
+CONTENT_FREE = ("N/A", "", "[MASK]")
+"""Texts that say nothing, after Zhao et al. 2021, section 5."""
+
+_LEAST_PROBABILITY = 1e-6  # a candidate that content-free inputs never get may gain no more than this factor
+_TEMPERATURES = (0.05, 20.0)
+
+
+@dataclass(frozen=True)
+class Calibrator:
+    """`(log_softmax(scores) - bias) / temperature`: a learned bias per candidate and one temperature."""
+
+    bias_C: tuple[float, ...]
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that would spoil every score."""
+        if not all(map(math.isfinite, self.bias_C)):
+            raise SpecError(expected="finite biases", got=str(self.bias_C), where="calibrator.bias_C", fix="Fit the calibration again.")
+        if not 0 < self.temperature < math.inf:
+            got = str(self.temperature)
+            raise SpecError(expected="a positive temperature", got=got, where="calibrator.temperature", fix="Fit the calibration again.")
+
+    def __call__(self, scores_NC: Tensor) -> Tensor:
+        """Calibrated scores; softmax gives probabilities. Each row for itself.
+
+        Returned in float64 on the CPU, so that probabilities carry no rounding of the model's precision.
+        """
+        if scores_NC.shape[-1] != len(self.bias_C):
+            expected, got = f"scores of {len(self.bias_C)} candidates", f"{scores_NC.shape[-1]}"
+            raise SpecError(expected=expected, got=got, where="calibrator", fix="Fit the calibration again with these labels.")
+        return (_log_probabilities(scores_NC) - torch.tensor(self.bias_C, dtype=torch.float64)) / self.temperature
+
+    @classmethod
+    def identity(cls, candidates: int) -> Calibrator:
+        """The one that leaves probabilities as they are."""
+        return cls(bias_C=(0.0,) * candidates)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, registry.Plain], where: str = "calibrator") -> Calibrator:
+        """The value that `to_dict` wrote; errors carry the key path."""
+        return registry.from_dict(cls, data, where)
+
+    def to_dict(self) -> dict[str, registry.Plain]:
+        """Plain data for JSON."""
+        return registry.to_dict(self)
+
+
+class Calibration(Protocol):
+    """A way to mend scores; `needs` says what `fit` must be given besides the number of candidates."""
+
+    needs: ClassVar[Needs]
+
+    def fit(self, scores_NC: Tensor, targets_N: Tensor | None) -> Calibrator:
+        """Learn from the scores (before softmax) of the inputs that `needs` names, and their targets if it names these."""
+        ...
+
+
+@dataclass(frozen=True)
+class Uncalibrated:
+    """Scores stay as they are."""
+
+    needs: ClassVar[Needs] = "nothing"
+
+    def fit(self, scores_NC: Tensor, targets_N: Tensor | None = None) -> Calibrator:
+        """The identity for as many candidates as there are columns; rows may be none."""
+        return Calibrator.identity(scores_NC.shape[-1])
+
+
+@dataclass(frozen=True)
+class Contextual:
+    """Divide by what inputs that say nothing get (Zhao et al. 2021, section 5: `W = diag(p_cf)^-1`, `b = 0`)."""
+
+    needs: ClassVar[Needs] = "content_free"
+
+    def fit(self, scores_NC: Tensor, targets_N: Tensor | None = None) -> Calibrator:
+        """`scores_NC` are those of content-free inputs, a row each; the bias is the log of their mean probabilities.
+
+        Probabilities below 1e-6 count as 1e-6. Raises `SpecError` without a row, `BackboneError` for scores that are not finite.
+
+        >>> calibrator = Contextual().fit(torch.tensor([[0.8, 0.2]]).log())
+        >>> calibrator(torch.tensor([[0.8, 0.2]]).log()).softmax(-1).tolist()[0][0]
+        0.5
+        """
+        _check(scores_NC)
+        mean_C = _log_probabilities(scores_NC).exp().mean(0).clamp(min=_LEAST_PROBABILITY)
+        return Calibrator(bias_C=tuple((mean_C / mean_C.sum()).log().tolist()))
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """One temperature for all scores, from labelled rows (Guo et al. 2017, section 4.2); which candidate is first never changes."""
+
+    needs: ClassVar[Needs] = "targets"
+
+    def fit(self, scores_NC: Tensor, targets_N: Tensor | None) -> Calibrator:
+        """The temperature from 0.05 to 20 under which the targets are most likely; best fitted on rows that were not trained on.
+
+        Where every row's target is clearly first, colder is always likelier and nothing is learned of how sure to be: the temperature
+        stays 1. Where targets are no likelier than chance, hotter is better and the temperature is the highest.
+        Raises `SpecError` without a row or targets that fit, `BackboneError` for scores that are not finite.
+        """
+        _check(scores_NC)
+        log_NC, aims_N = _log_probabilities(scores_NC), _aims(targets_N, scores_NC)
+        temperature = 1.0 if _all_first(log_NC, aims_N) else _most_likely_temperature(log_NC, aims_N)
+        return Calibrator(bias_C=(0.0,) * scores_NC.shape[-1], temperature=temperature)
+
+
+def _most_likely_temperature(log_NC: Tensor, targets_N: Tensor) -> float:
+    # The loss is convex in 1 / T, so it has a single valley in log T and a bounded search finds it.
+    from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
+
+    def loss(log_temperature: float) -> float:
+        return torch.nn.functional.cross_entropy(log_NC / math.exp(log_temperature), targets_N).item()
+
+    bounds = tuple(map(math.log, _TEMPERATURES))
+    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    return math.exp(float(found.x))
+
+
+def _all_first(log_NC: Tensor, targets_N: Tensor) -> bool:
+    target_N1 = log_NC.gather(1, targets_N[:, None])
+    return bool(((log_NC >= target_N1).sum(1) == 1).all())
+
+
+def _aims(targets_N: Tensor | None, scores_NC: Tensor) -> Tensor:
+    rows, candidates = scores_NC.shape
+    if targets_N is None:
+        raise SpecError(expected="targets", got="none", where="calibration", fix="Give labelled rows, or calibrate with contextual.")
+    if targets_N.shape != (rows,) or bool(((targets_N < 0) | (targets_N >= candidates)).any()):
+        expected = f"{rows} targets from 0 to {candidates - 1}"
+        raise SpecError(expected=expected, got="others", where="calibration", fix="Give one target for each row of scores.")
+    return targets_N.cpu().long()
+
+
+def _check(scores_NC: Tensor) -> None:
+    if scores_NC.ndim != 2 or 0 in scores_NC.shape:
+        expected, got = "scores of at least one row and candidate", f"shape {tuple(scores_NC.shape)}"
+        raise SpecError(expected=expected, got=got, where="calibration", fix="Give the scores of the inputs that it needs.")
+    if not bool(scores_NC.isfinite().all()):
+        fix = "Use --precision float32; if that is in use, the PLM's weights or the learning rate are unsound."
+        raise BackboneError(expected="finite scores", got="others", where="calibration", fix=fix)
+
+
+def _log_probabilities(scores_NC: Tensor) -> Tensor:
+    return scores_NC.detach().cpu().to(torch.float64).log_softmax(-1)

@@ -1,0 +1,197 @@
+"""Names ↔ frozen dataclasses: tables of what can be swapped, and values to and from plain dicts. Knows no member of any table."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+from fewtune.errors import SpecError
+
+T = TypeVar("T")
+Plain = Any  # what JSON and TOML can hold: None, bool, int, float, str, list, dict
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence that lists the known names, the nearest first if one is near.
+
+    >>> nearest("lorra", ["lora", "subset"])
+    'Did you mean "lora"? Known: lora, subset.'
+    """
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f'Did you mean "{close[0]}"? ' if close else ""
+    return f"{hint}Known: {', '.join(names)}."
+
+
+@dataclass(frozen=True)
+class Table(Generic[T]):
+    """What can be chosen by name: `kind` is the noun for messages, `members` maps each name to a frozen dataclass."""
+
+    kind: str
+    members: Mapping[str, type[T]]
+
+    def __iter__(self) -> typing.Iterator[str]:
+        return iter(self.members)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def name_of(self, value: T) -> str:
+        """The name under which the type of `value` is listed."""
+        for name, member in self.members.items():
+            if type(value) is member:
+                return name
+        raise SpecError(
+            expected=f"a {self.kind} that is listed",
+            got=type(value).__name__,
+            where=self.kind,
+            fix=f"Known: {', '.join(self.members)}.",
+        )
+
+    def member(self, name: str, where: str = "") -> type[T]:
+        """The dataclass called `name`; an unknown name fails with the known ones and the nearest."""
+        if name not in self.members:
+            raise SpecError(
+                expected=f"the name of a {self.kind}",
+                got=f'"{name}"',
+                where=where or self.kind,
+                fix=nearest(name, self.members),
+            )
+        return self.members[name]
+
+    def to_dict(self, value: T) -> dict[str, Plain]:
+        """`value` as plain data, its name under "name"."""
+        return {"name": self.name_of(value), **to_dict(value)}
+
+    def from_dict(self, data: Mapping[str, Plain], where: str = "") -> T:
+        """The value that `to_dict` wrote; errors carry the key path."""
+        where = where or self.kind
+        if not isinstance(data, Mapping) or not isinstance(data.get("name"), str):
+            raise SpecError(expected='a table with a "name"', got=repr(data), where=where, fix=f"Known: {', '.join(self.members)}.")
+        fields = {key: value for key, value in data.items() if key != "name"}
+        return from_dict(self.member(data["name"], where), fields, where)
+
+    def from_text(self, text: str, where: str = "") -> T:
+        """The value that a flag names: `name` or `name:field=value,field=a+b`.
+
+        A `+` separates the items of a list.
+        """
+        where = where or self.kind
+        name, _, rest = text.partition(":")
+        member = self.member(name.strip(), where)
+        fields: dict[str, Plain] = {}
+        for part in filter(None, rest.split(",")):
+            key, equals, value = part.partition("=")
+            if not equals:
+                raise SpecError(expected="field=value", got=f'"{part}"', where=f"{where} {name}", fix=_fields_of(member))
+            fields[key.strip()] = value.strip()
+        return from_dict(member, fields, f"{where} {name}")
+
+
+def _fields_of(kind: type) -> str:
+    names = [field.name for field in dataclasses.fields(kind)]
+    return f"Its fields: {', '.join(names)}." if names else "It has no fields."
+
+
+def to_dict(value: Any) -> dict[str, Plain]:
+    """A dataclass as plain data: nested dataclasses become dicts, tuples become lists."""
+    return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+
+
+def _plain(value: Any) -> Plain:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def from_dict(kind: type[T], data: Mapping[str, Plain], where: str) -> T:
+    """Build the dataclass `kind` from plain data; unknown fields and wrong types are refused by key path.
+
+    Text is read as the field's type, so that flags and TOML files share this door.
+    """
+    hints = typing.get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for key in data:
+        if key not in names:
+            raise SpecError(expected="a known field", got=f'"{key}"', where=where, fix=nearest(key, names) if names else _fields_of(kind))
+    values = {key: _read(hints[key], value, f"{where}.{key}") for key, value in data.items()}
+    missing = [
+        field.name
+        for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+        if field.name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise SpecError(expected=f'the field "{missing[0]}"', got="nothing", where=where, fix=_fields_of(kind))
+    return kind(**values)
+
+
+def _read(hint: Any, value: Plain, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return _read_union(arguments, value, where)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise SpecError(expected="one of the choices", got=repr(value), where=where, fix=nearest(str(value), map(str, arguments)))
+    if origin is tuple:
+        items = value.split("+") if isinstance(value, str) else value
+        if isinstance(items, list | tuple):
+            return tuple(_read(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(items))
+    elif origin is not None and isinstance(value, Mapping):
+        return {key: _read(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    elif dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return from_dict(typing.cast(type, hint), value, where)
+    elif hint in _SCALARS:
+        return _read_scalar(hint, value, where)
+    raise SpecError(expected=_spell(hint), got=repr(value), where=where, fix="See docs/design.md for its form.")
+
+
+def _read_union(choices: tuple[Any, ...], value: Plain, where: str) -> Any:
+    if type(None) in choices and (value is None or value == "none"):
+        return None
+    error: SpecError | None = None
+    for choice in choices:
+        if choice is type(None):
+            continue
+        try:
+            return _read(choice, value, where)
+        except SpecError as caught:
+            error = caught
+    raise error or SpecError(expected="a value", got=repr(value), where=where, fix="")
+
+
+_SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def _spell(hint: Any) -> str:
+    return _SCALARS.get(hint, str(hint)) if isinstance(hint, type) else str(hint)
+
+
+def _read_scalar(hint: type, value: Plain, where: str) -> Any:
+    fix = "Write the value in that form."
+    refused = SpecError(expected=_SCALARS[hint], got=repr(value), where=where, fix=fix)
+    if hint is bool:
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+    elif isinstance(value, bool):
+        raise refused
+    elif hint in (int, float) and isinstance(value, str | int | float):
+        try:
+            number = hint(value)
+        except (ValueError, OverflowError):
+            raise refused from None
+        if hint is int and isinstance(value, float) and number != value:
+            raise refused
+        return number
+    if isinstance(value, hint):
+        return value
+    raise refused

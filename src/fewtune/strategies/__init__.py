@@ -1,0 +1,8 @@
+"""The table of strategies."""
+
+from fewtune.registry import Table
+from fewtune.strategies.strategy import Strategy
+from fewtune.strategies.supervised import Supervised
+from fewtune.strategies.zeroshot import ZeroShot
+
+STRATEGIES: Table[Strategy] = Table("strategy", {"zeroshot": ZeroShot, "supervised": Supervised})

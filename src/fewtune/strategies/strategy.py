@@ -1,0 +1,19 @@
+"""The contract of a strategy: a recipe, a split and a backbone in, a tuned model out. Knows everything below, no files, no HTTP."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from fewtune.backbone.backbone import Backbone
+from fewtune.data.example import Split
+from fewtune.model import TunedModel
+from fewtune.recipe import Recipe
+from fewtune.train.fit import Session
+
+
+class Strategy(Protocol):
+    """A frozen dataclass with one verb."""
+
+    def run(self, recipe: Recipe, split: Split, backbone: Backbone, *, session: Session) -> TunedModel:
+        """Make a model; the deltas that were installed stay in `backbone` until `TunedModel.remove`."""
+        ...

@@ -1,0 +1,236 @@
+"""The only optimisation loop: weights, batches and a loss in; trained weights out. Knows no text, no model and no file but its
+own checkpoint.
+
+Everything random is a function of (seed, step), so a run that is killed and started again ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fewtune.data.sampling import derive
+from fewtune.errors import BackboneError, Interrupted, SpecError
+
+B = TypeVar("B")
+Progress = Callable[[str, int, int, float], None]
+"""Called after each step with (what is being done, steps done, steps in all, loss)."""
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How to optimise. `None` leaves the number of steps and the learning rate to the strategy and the deltas.
+
+    `warmup` is the share of the steps in which the learning rate rises; after that it falls linearly to zero.
+    """
+
+    steps: int | None = None
+    learning_rate: float | None = None
+    batch_size: int = 8
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, holds in {
+            "steps": self.steps is None or self.steps >= 0,
+            "learning_rate": self.learning_rate is None or self.learning_rate > 0,
+            "batch_size": self.batch_size >= 1,
+            "warmup": 0 <= self.warmup <= 1,
+            "weight_decay": self.weight_decay >= 0,
+            "clip": self.clip > 0,
+        }.items():
+            if not holds:
+                raise SpecError(expected="a value in range", got=repr(getattr(self, name)), where=f"fit.{name}", fix="Change the value.")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Weights that share a learning rate."""
+
+    weights: Mapping[str, nn.Parameter]
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Session:
+    """Where a fit keeps its checkpoint (nowhere if `folder` is None) and whom it tells.
+
+    `key` names the job's inputs: a checkpoint with another key is not gone on with. `label` tells several fits of a job apart.
+    """
+
+    folder: Path | None = None
+    key: str = ""
+    label: str = "fit"
+    progress: Progress = lambda what, done, steps, loss: None
+    say: Callable[[str], None] = lambda line: None
+    every_seconds: float = 10.0
+
+    def child(self, label: str) -> Session:
+        """The session of a fit that is a part of this one."""
+        return Session(self.folder, self.key, f"{self.label}.{label}", self.progress, self.say, self.every_seconds)
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The file of this fit's checkpoint."""
+        return None if self.folder is None else self.folder / f"{self.label}.safetensors"
+
+
+@dataclass
+class _State:
+    optimizer: torch.optim.AdamW
+    weights: dict[str, nn.Parameter]
+    losses: list[float] = field(default_factory=list)
+
+
+def fit(
+    groups: Sequence[Group],
+    batches: Callable[[int], B],
+    loss: Callable[[B], Tensor],
+    *,
+    steps: int,
+    options: FitOptions,
+    seed: int,
+    session: Session | None = None,
+) -> list[float]:
+    """Minimise `loss` over the batches of steps 0 … `steps` - 1 with AdamW; gives the loss of each step.
+
+    `batches` must be a pure function of the step. Raises `Interrupted` after Ctrl-C, with what is done kept, and
+    `BackboneError` when the loss is no longer finite.
+    """
+    session = session or Session()
+    state = _start(groups, options, seed)
+    done = _resume(state, session, steps)
+    saved = time.monotonic()
+    with _interruptible() as stopped:
+        for step in range(done, steps):
+            state.losses.append(_step(state, batches, loss, step, steps=steps, options=options, seed=seed))
+            session.progress(session.label, step + 1, steps, state.losses[-1])
+            if stopped.is_set():
+                _save(state, session)
+                raise _interrupted(session, step + 1, steps)
+            if session.checkpoint and (step + 1 == steps or time.monotonic() - saved > session.every_seconds):
+                _save(state, session)
+                saved = time.monotonic()
+    return state.losses
+
+
+def _start(groups: Sequence[Group], options: FitOptions, seed: int) -> _State:
+    weights = {name: weight for group in groups for name, weight in group.weights.items()}
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    parts = [{"params": list(group.weights.values()), "lr": group.learning_rate, "peak": group.learning_rate} for group in groups]
+    return _State(torch.optim.AdamW(parts, weight_decay=options.weight_decay), weights)
+
+
+def _step(
+    state: _State, batches: Callable[[int], B], loss: Callable[[B], Tensor], step: int, *, steps: int, options: FitOptions, seed: int
+) -> float:
+    for group in state.optimizer.param_groups:
+        group["lr"] = group["peak"] * schedule(step, steps=steps, warmup=options.warmup)
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(seed, "dropout", step))
+        value = loss(batches(step))
+        value.backward()  # type: ignore[no-untyped-call]
+    if not bool(value.isfinite()):
+        raise BackboneError(
+            expected="a finite loss",
+            got=str(value.item()),
+            where=f"step {step + 1}",
+            fix="Lower --learning-rate or use --precision float32.",
+        )
+    torch.nn.utils.clip_grad_norm_(state.weights.values(), options.clip)
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    return float(value.item())
+
+
+def schedule(step: int, *, steps: int, warmup: float) -> float:
+    """The share of the peak learning rate at `step`: a linear rise over the first `warmup` of the steps, then a linear fall.
+
+    >>> [round(schedule(step, steps=4, warmup=0.5), 2) for step in range(4)]
+    [0.5, 1.0, 1.0, 0.5]
+    """
+    rising = max(1, round(steps * warmup))
+    if step < rising:
+        return (step + 1) / rising
+    return (steps - step) / max(1, steps - rising)
+
+
+def _resume(state: _State, session: Session, steps: int) -> int:
+    path = session.checkpoint
+    if path is None or not path.exists():
+        return 0
+    with safe_open(path, "pt") as file:
+        about = file.metadata() or {}
+        if about.get("key") != session.key or about.get("steps_done") is None or int(about["steps_done"]) > steps:
+            return 0
+        for name, weight in state.weights.items():
+            with torch.no_grad():
+                weight.copy_(file.get_tensor(f"weight/{name}"))
+            if f"step/{name}" in file.keys():  # noqa: SIM118 - the handle has no __contains__
+                moments = {kind: file.get_tensor(f"{kind}/{name}").to(weight.device) for kind in ("exp_avg", "exp_avg_sq")}
+                state.optimizer.state[weight] = {"step": file.get_tensor(f"step/{name}"), **moments}
+        state.losses = file.get_tensor("losses").tolist()
+    session.say(f"Going on with {session.label} after step {about['steps_done']} of {steps}.")
+    return int(about["steps_done"])
+
+
+def _save(state: _State, session: Session) -> None:
+    path = session.checkpoint
+    if path is None:
+        return
+    tensors = {"losses": torch.tensor(state.losses, dtype=torch.float64)}
+    for name, weight in state.weights.items():
+        tensors[f"weight/{name}"] = weight.detach().contiguous()
+        for kind, moment in state.optimizer.state.get(weight, {}).items():  # nothing yet for a weight that no loss has reached
+            tensors[f"{kind}/{name}"] = moment.contiguous()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    save_file(tensors, temporary, metadata={"key": session.key, "steps_done": str(len(state.losses))})
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event, so that a step is never cut in two; a second Ctrl-C stops at once."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handle(number: int, frame: object) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupted(session: Session, done: int, steps: int) -> Interrupted:
+    kept = session.checkpoint is not None
+    return Interrupted(
+        expected=f"{steps} steps",
+        got=f"Ctrl-C after {done}",
+        where=session.label,
+        fix="What is done is kept: type the same command again to go on." if kept else "Nothing was to be kept (no --out).",
+    )

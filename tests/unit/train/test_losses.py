@@ -1,0 +1,44 @@
+"""The losses against their formulas and torch's own."""
+
+import pytest
+import torch
+
+from fewtune.train.losses import cross_entropy
+
+
+def test_hard_targets_by_formula_and_torch():
+    scores = torch.tensor([[1.0, 2.0, 0.5], [0.0, -1.0, 3.0]])
+    targets = torch.tensor([1, 0])
+    formula = -(scores.exp()[torch.arange(2), targets] / scores.exp().sum(1)).log().mean()
+    assert cross_entropy(scores, targets).item() == pytest.approx(formula.item(), abs=1e-6)
+    assert torch.equal(cross_entropy(scores, targets), torch.nn.functional.cross_entropy(scores, targets))
+
+
+def test_soft_targets_by_formula_and_torch():
+    generator = torch.Generator().manual_seed(0)
+    scores, targets = torch.randn(5, 4, generator=generator), torch.rand(5, 4, generator=generator).softmax(1)
+    formula = -(targets * scores.log_softmax(1)).sum(1).mean()
+    assert cross_entropy(scores, targets).item() == pytest.approx(formula.item(), abs=1e-6)
+    assert torch.equal(cross_entropy(scores, targets), torch.nn.functional.cross_entropy(scores, targets))
+
+
+def test_soft_targets_that_are_sure_are_hard_targets():
+    scores, targets = torch.randn(6, 3, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 2, 1, 0])
+    torch.testing.assert_close(cross_entropy(scores, torch.eye(3)[targets]), cross_entropy(scores, targets))
+
+
+def test_gradient_is_probability_minus_target_over_rows():
+    scores = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    targets = torch.tensor([[0.2, 0.3, 0.5]] * 4)
+    cross_entropy(scores, targets).backward()
+    torch.testing.assert_close(scores.grad, (scores.detach().softmax(1) - targets.double()) / 4)
+
+
+@pytest.mark.parametrize(
+    ("given", "computed"), [(torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float64, torch.float64)]
+)
+def test_half_precision_is_raised_to_float32_and_no_precision_is_lost(given, computed):
+    scores = torch.tensor([[1.0, 2.0], [0.0, -1.0]], dtype=given)
+    loss = cross_entropy(scores, torch.tensor([1, 0], dtype=torch.int32))
+    assert loss.dtype == computed
+    assert torch.equal(loss, torch.nn.functional.cross_entropy(scores.to(computed), torch.tensor([1, 0])))
