@@ -29,7 +29,7 @@ from fewtune.deltas.delta import Delta
 from fewtune.deltas.lora import LoRA
 from fewtune.deltas.subset import Subset
 from fewtune.errors import FewtuneError
-from fewtune.evaluate import evaluate
+from fewtune.evaluation import evaluate
 from fewtune.model import TunedModel
 from fewtune.readout.calibration import Calibration, Contextual, Temperature, Uncalibrated
 from fewtune.readout.cloze import Cloze

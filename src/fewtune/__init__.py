@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fewtune.deltas.lora import LoRA as LoRA
     from fewtune.deltas.subset import Subset as Subset
     from fewtune.errors import FewtuneError as FewtuneError
-    from fewtune.evaluate import evaluate as evaluate
+    from fewtune.evaluation import evaluate as evaluate
     from fewtune.job import fit as fit
     from fewtune.job import zeroshot as zeroshot
     from fewtune.model import TunedModel as TunedModel
@@ -45,7 +45,7 @@ _PUBLIC = {
     "Temperature": "fewtune.readout.calibration:Temperature",
     "TunedModel": "fewtune.model:TunedModel",
     "Uncalibrated": "fewtune.readout.calibration:Uncalibrated",
-    "evaluate": "fewtune.evaluate:evaluate",
+    "evaluate": "fewtune.evaluation:evaluate",
     "fit": "fewtune.job:fit",
     "load": "fewtune.artifact:load",
     "load_backbone": "fewtune.backbone.backbone:load",

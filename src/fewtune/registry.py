@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
@@ -142,17 +142,31 @@ def _read(hint: Any, value: Plain, where: str) -> Any:
         if value in arguments:
             return value
         raise SpecError(expected="one of the choices", got=repr(value), where=where, fix=nearest(str(value), map(str, arguments)))
+    read = _reader(hint, value)
+    if read is None:
+        raise SpecError(expected=_spell(hint), got=repr(value), where=where, fix="See docs/design.md for its form.")
+    return read(hint, value, where)
+
+
+def _reader(hint: Any, value: Plain) -> Callable[[Any, Plain, str], Any] | None:
+    """The function that reads `value` as `hint`, if the two go together."""
+    origin = typing.get_origin(hint)
     if origin is tuple:
-        items = value.split("+") if isinstance(value, str) else value
-        if isinstance(items, list | tuple):
-            return tuple(_read(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(items))
-    elif origin is not None and isinstance(value, Mapping):
-        return {key: _read(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    elif dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        return from_dict(typing.cast(type, hint), value, where)
-    elif hint in _SCALARS:
-        return _read_scalar(hint, value, where)
-    raise SpecError(expected=_spell(hint), got=repr(value), where=where, fix="See docs/design.md for its form.")
+        return _read_tuple if isinstance(value, str | list | tuple) else None
+    if origin is not None:
+        return _read_mapping if isinstance(value, Mapping) else None
+    if dataclasses.is_dataclass(hint):
+        return from_dict if isinstance(value, Mapping) else None
+    return _read_scalar if hint in _SCALARS else None
+
+
+def _read_tuple(hint: Any, value: Plain, where: str) -> tuple[Any, ...]:
+    items = value.split("+") if isinstance(value, str) else value
+    return tuple(_read(typing.get_args(hint)[0], item, f"{where}[{index}]") for index, item in enumerate(items))
+
+
+def _read_mapping(hint: Any, value: Plain, where: str) -> dict[str, Any]:
+    return {key: _read(typing.get_args(hint)[1], item, f"{where}.{key}") for key, item in value.items()}
 
 
 def _read_union(choices: tuple[Any, ...], value: Plain, where: str) -> Any:

@@ -1,0 +1,416 @@
+"""The command line: arguments → one call each. Holds no logic beyond reading flags and printing results.
+
+Nothing heavy is imported before a command runs, so that `fewtune --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+
+from fewtune.errors import FewtuneError, InputError, SpecError
+
+if TYPE_CHECKING:
+    from fewtune.evaluation import Evaluation
+    from fewtune.job import Source
+    from fewtune.tasks.task import Task
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Tune pre-trained language models with few labels and few parameters.",
+)
+backbones = typer.Typer(no_args_is_help=True, help="The catalogue of PLMs that need no hub.")
+app.add_typer(backbones, name="backbones")
+
+Text = Annotated[list[str] | None, typer.Option("--text", help="Column of the text; repeat for a pair.")]
+Label = Annotated[str | None, typer.Option("--label", help="Column of the label.")]
+Labels = Annotated[str | None, typer.Option("--labels", help="The labels, separated by commas.")]
+Template = Annotated[
+    list[str] | None,
+    typer.Option("--template", help=r'"Review: {text}\nSentiment: {slot}"; \n is a new line. Repeat to average several.'),
+]
+Words = Annotated[str | None, typer.Option("--words", help="Label words: positive=great|good,negative=terrible.")]
+TaskFile = Annotated[Path | None, typer.Option("--task", help="A task file (TOML).")]
+BackboneName = Annotated[str, typer.Option("--backbone", help="A name of the catalogue, a model folder, or a hub id.")]
+Calibration = Annotated[str | None, typer.Option("--calibration", help="none, contextual or temperature; by default what helps.")]
+Seed = Annotated[int, typer.Option("--seed")]
+MaxLength = Annotated[int, typer.Option("--max-length", min=8, help="Tokens; longer texts are shortened, templates never.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 …")]
+Precision = Annotated[Literal["auto", "float32", "bfloat16"], typer.Option("--precision")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands at the target.")]
+SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Drop rows that cannot be used, and count them.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@app.command()
+def fit(
+    train: Annotated[Path, typer.Argument(help="Labelled rows: csv, tsv, jsonl or parquet, also .gz.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder to write.")],
+    text: Text = None,
+    label: Label = None,
+    labels: Labels = None,
+    unlabeled: Annotated[Path | None, typer.Option("--unlabeled", help="Rows without labels.")] = None,
+    test: Annotated[Path | None, typer.Option("--test", help="Labelled rows that only measure.")] = None,
+    task: TaskFile = None,
+    template: Template = None,
+    words: Words = None,
+    backbone: BackboneName = "smollm2-135m",
+    strategy: Annotated[str, typer.Option("--strategy", help="supervised or zeroshot.")] = "supervised",
+    delta: Annotated[list[str] | None, typer.Option("--delta", help="lora, lora:rank=4,sites=ffn_in+ffn_out, subset:part=norms …")] = None,
+    readout: Annotated[str | None, typer.Option("--readout", help="cloze or head; by default cloze where there is an LM head.")] = None,
+    calibration: Calibration = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=0)] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate")] = None,
+    batch_size: BatchSize = 8,
+    max_length: MaxLength = 256,
+    precision: Precision = "auto",
+    device: Device = None,
+    seed: Seed = 42,
+    skip_bad_rows: SkipBadRows = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Tune a model on a few labelled rows and write it to a folder."""
+    from fewtune import job
+    from fewtune.deltas import DELTAS
+    from fewtune.readout import READOUTS
+    from fewtune.train.fit import FitOptions
+
+    settings = job.Settings(
+        backbone=backbone,
+        strategy=strategy,
+        deltas=None if delta is None else tuple(DELTAS.from_text(item, "--delta") for item in delta),
+        readout=None if readout is None else READOUTS.from_text(readout, "--readout"),
+        calibration=_calibration(calibration),
+        fit=FitOptions(steps=steps, learning_rate=learning_rate, batch_size=batch_size),
+        max_length=max_length,
+        precision=precision,
+        device=device,
+        seed=seed,
+    )
+    with _progress() as progress:
+        fitted = job.fit_files(
+            _source(train, text, label, skip_bad_rows),
+            out,
+            task=_task(task),
+            settings=settings,
+            labels=_list(labels),
+            templates=_templates(template),
+            words=_words(words),
+            unlabeled=None if unlabeled is None else _source(unlabeled, text, None, skip_bad_rows),
+            test=None if test is None else _source(test, text, label, skip_bad_rows),
+            overwrite=overwrite,
+            say=_say,
+            progress=progress,
+        )
+    result = fitted.to_dict()
+    if as_json:
+        _print_json(result)
+        return
+    _print_lines(
+        {
+            "method": result["method"],
+            "trained parameters": f"{result['trained_parameters']:,}"
+            f" ({result['trained_parameters'] / result['backbone_parameters']:.3%} of {result['backbone_parameters']:,})",
+            "seconds": ", ".join(f"{name} {value:.1f}" for name, value in fitted.seconds.items()),
+            "model": f"{out} ({result['bytes']['model']:,} bytes; its card is {out}/README.md)",
+        }
+    )
+    if fitted.evaluation:
+        _print_evaluation(fitted.evaluation)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="A folder that `fewtune fit` wrote.")],
+    file: Annotated[Path, typer.Argument(help="Rows to answer: csv, tsv, jsonl or parquet, also .gz.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="csv, tsv or jsonl, also .gz; standard output if left out.")] = None,
+    text: Text = None,
+    form: Annotated[str | None, typer.Option("--format", help="csv, tsv or jsonl, for standard output.")] = None,
+    batch_size: BatchSize = 32,
+    device: Device = None,
+    skip_bad_rows: SkipBadRows = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Answer every row: the input's columns, then label, probability and exit_layer; rows stream, in order."""
+    from fewtune import artifact, job
+
+    artifact.read_manifest(model)
+    source = _source(file, text, None, skip_bad_rows)
+    job.check_source(source)
+    loaded = artifact.load(model, device=device)
+    with _counter("rows") as advance:
+        tally = job.predict_files(
+            loaded,
+            source,
+            out or sys.stdout,
+            form=form,
+            overwrite=overwrite,
+            batch_size=batch_size,
+            say=_say,
+            progress=advance,
+        )
+    note = job.shortened_note(tally, loaded.max_length)
+    if note:
+        _say(note)
+    if out:
+        _say(f"{tally.rows} rows → {out}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A folder that `fewtune fit` wrote.")],
+    test: Annotated[Path, typer.Argument(help="Labelled rows.")],
+    text: Text = None,
+    label: Label = None,
+    batch_size: BatchSize = 32,
+    device: Device = None,
+    skip_bad_rows: SkipBadRows = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model on labelled rows: metrics with 95 % intervals, calibration error, confusion, seconds."""
+    from fewtune import job
+
+    source = _source(test, text, label, skip_bad_rows)
+    _, found, seconds = job.evaluate_files(model, source, batch_size=batch_size, device=device, say=_say)
+    if as_json:
+        _print_json({"model": str(model), "seconds": seconds, **found.to_dict()})
+        return
+    _print_evaluation(found)
+    _print_lines({"seconds": ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())})
+
+
+@app.command()
+def zeroshot(
+    file: Annotated[Path, typer.Argument(help="Texts: csv, tsv, jsonl or parquet, also .gz.")],
+    labels: Labels = None,
+    template: Template = None,
+    words: Words = None,
+    task: TaskFile = None,
+    text: Text = None,
+    label: Label = None,
+    backbone: BackboneName = "smollm2-135m",
+    calibration: Annotated[str, typer.Option("--calibration", help="contextual or none.")] = "contextual",
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Where answers go; standard output if left out.")] = None,
+    form: Annotated[str | None, typer.Option("--format", help="csv, tsv or jsonl, for standard output.")] = None,
+    batch_size: BatchSize = 32,
+    max_length: MaxLength = 256,
+    precision: Precision = "auto",
+    device: Device = None,
+    skip_bad_rows: SkipBadRows = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Answer without training. Where the file has a label column, --json measures the answers instead of writing them."""
+    from fewtune import job
+
+    settings = job.Settings(
+        backbone=backbone,
+        strategy="zeroshot",
+        calibration=_calibration(calibration),
+        max_length=max_length,
+        precision=precision,
+        device=device,
+    )
+    source = _source(file, text, label, skip_bad_rows)
+    model, seconds = job.zeroshot_model(
+        source, task=_task(task), settings=settings, labels=_list(labels), templates=_templates(template), words=_words(words), say=_say
+    )
+    if out or not as_json:
+        with _counter("rows") as advance:
+            job.predict_files(
+                model,
+                source,
+                out or sys.stdout,
+                form=form,
+                overwrite=overwrite,
+                batch_size=batch_size,
+                say=_say,
+                progress=advance,
+            )
+    if as_json:
+        _print_json(job.measured(model, source, seconds, batch_size=batch_size, say=_say))
+
+
+@backbones.command("list")
+def list_backbones() -> None:
+    """The names that `--backbone` takes without a hub."""
+    from fewtune.backbone import catalogue
+
+    for entry, folder in catalogue.describe():
+        typer.echo(f"{entry.name:14} {entry.title}; {entry.licence}; {folder or 'not pulled yet'}")
+
+
+@backbones.command("pull")
+def pull_backbone(name: str, as_json: AsJson = False) -> None:
+    """Fetch a PLM of the catalogue, check its hash and convert it once; prints the model folder."""
+    from fewtune.backbone import catalogue
+
+    path = catalogue.pull(name, say=_say)
+    if as_json:
+        _print_json({"name": name, "path": str(path)})
+    else:
+        typer.echo(path)
+
+
+@backbones.command("show")
+def show_backbone(name: str) -> None:
+    """What is known of a PLM: family, size, sites, fingerprint. Loads it."""
+    from fewtune.backbone.backbone import load
+
+    loaded = load(name, say=_say)
+    _print_lines(
+        {
+            "name": loaded.name,
+            "family": loaded.model.config.model_type,
+            "reads": "from left to right" if loaded.causal else "both ways",
+            "LM head": "yes" if loaded.has_lm_head else "no",
+            "parameters": f"{loaded.parameters:,}",
+            "blocks": f"{loaded.depth} of width {loaded.width}",
+            "longest input": f"{loaded.max_length} tokens",
+            "sites": ", ".join(loaded.family.sites),
+            "weights": loaded.fingerprint,
+            "tokenizer": loaded.tokenizer_fingerprint,
+        }
+    )
+
+
+def main() -> None:
+    """Run the command line; exit codes: 0 done, 2 the user's input is wrong, 1 anything else."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except InputError as error:
+        _fail(str(error), 2)
+    except FewtuneError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("Stopped.", 1)
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`); Python would complain again while shutting down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _print_json(data: Mapping[str, Any]) -> None:
+    print(json.dumps(data, ensure_ascii=False))
+
+
+def _print_lines(facts: Mapping[str, object]) -> None:
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:{width}}  {value}")
+
+
+def _print_evaluation(found: Evaluation) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    measures = found.measures
+    metrics = Table("metric", "value", "95 % interval", title=f"{measures.rows} rows")
+    for name, metric in measures.metrics.items():
+        metrics.add_row(name, f"{metric.value:.3f}", f"{metric.low:.3f} – {metric.high:.3f}")
+    classes = Table("label", "precision", "recall", "f1", "rows", *(f"→ {label}" for label in measures.labels[:10]))
+    for row, confusion in zip(measures.classes, measures.confusion, strict=True):
+        scores = (f"{row.precision:.3f}", f"{row.recall:.3f}", f"{row.f1:.3f}")
+        classes.add_row(row.label, *scores, str(row.support), *map(str, confusion[:10]))
+    console = Console()
+    console.print(metrics)
+    console.print(classes)
+    if found.shortened:
+        console.print(f"{found.shortened} of {measures.rows} rows were shortened to fit.")
+
+
+def _source(path: Path, text: list[str] | None, label: str | None, skip_bad_rows: bool) -> Source:
+    from fewtune.job import Source
+
+    return Source(path, tuple(text or ()), label, skip_bad_rows)
+
+
+def _task(path: Path | None) -> Task | None:
+    from fewtune.tasks.task import Task
+
+    return None if path is None else Task.load(path)
+
+
+def _list(text: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()
+
+
+def _templates(given: list[str] | None) -> tuple[str, ...]:
+    """A shell hands over a backslash and an n where a new line is meant."""
+    return tuple(text.replace("\\n", "\n").replace("\\t", "\t") for text in given or ())
+
+
+def _words(text: str | None) -> dict[str, tuple[str, ...]]:
+    words: dict[str, tuple[str, ...]] = {}
+    for part in (text or "").split(",") if text else ():
+        label, equals, listed = part.partition("=")
+        if not equals or not label.strip():
+            raise SpecError(
+                expected="label=word|word", got=f'"{part}"', where="--words", fix="For example positive=great|good,negative=terrible."
+            )
+        words[label.strip()] = tuple(word.strip() for word in listed.split("|"))
+    return words
+
+
+def _calibration(name: str | None) -> Any:
+    from fewtune.readout import CALIBRATIONS
+
+    return None if name is None or name == "auto" else CALIBRATIONS.from_text(name, "--calibration")
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, int, int, float], None]]:
+    """A bar with time left on a terminal, nothing in a pipe."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def progress(what: str, done: int, steps: int, loss: float) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=steps)
+            bar.update(tasks[what], completed=done, description=f"{what} (loss {loss:.3f})")
+
+        yield progress
+
+
+@contextlib.contextmanager
+def _counter(what: str) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    # Answers on the same terminal would be torn by a bar.
+    disable = not console.is_terminal or sys.stdout.isatty()
+    with Progress(*columns, console=console, disable=disable, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda rows: bar.advance(task, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,376 @@
+"""The main job as a straight line: data → task → recipe → strategy → artifact. Knows every part and computes nothing itself.
+
+The command line and the Python interface both call it; it prints nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, TextIO
+
+import torch
+
+from fewtune import artifact, registry
+from fewtune.backbone.backbone import Backbone
+from fewtune.backbone.backbone import load as load_backbone
+from fewtune.data import readers
+from fewtune.data.example import Example, Split
+from fewtune.data.writers import open_writer
+from fewtune.deltas import DELTAS
+from fewtune.deltas.delta import Delta
+from fewtune.deltas.lora import LoRA
+from fewtune.errors import DataError
+from fewtune.evaluation import Evaluation, evaluate
+from fewtune.model import DEFAULT_LENGTH, Tally, TunedModel
+from fewtune.readout.calibration import Calibration, Contextual
+from fewtune.readout.cloze import Cloze
+from fewtune.readout.head import Head
+from fewtune.readout.readout import Readout
+from fewtune.recipe import DEFAULT_BACKBONE, Recipe
+from fewtune.strategies import STRATEGIES
+from fewtune.tasks.task import Task
+from fewtune.train.fit import FitOptions, Progress, Session
+
+Say = Callable[[str], None]
+DEFAULT_DELTAS: tuple[Delta, ...] = (LoRA(top=1 / 3),)
+
+
+def _silent(line: str) -> None:
+    """Say nothing."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to tune, where the user may leave everything open; `None` stands for the default."""
+
+    backbone: str = DEFAULT_BACKBONE
+    strategy: str = "supervised"
+    deltas: tuple[Delta, ...] | None = None
+    readout: Readout | None = None
+    calibration: Calibration | None = None
+    fit: FitOptions = field(default_factory=FitOptions)
+    max_length: int = DEFAULT_LENGTH
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: str | None = None
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where examples come from, and which columns of it are read (guessed where nothing is named)."""
+
+    data: object
+    text: tuple[str, ...] = ()
+    label: str | None = None
+    skip_bad_rows: bool = False
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fit's results: the model, what was measured on the test rows if there were any, seconds by part, and the folder."""
+
+    model: TunedModel
+    seconds: Mapping[str, float]
+    evaluation: Evaluation | None = None
+    folder: Path | None = None
+
+    def to_dict(self) -> dict[str, registry.Plain]:
+        """Plain data for JSON."""
+        size = sum(path.stat().st_size for path in self.folder.iterdir()) if self.folder else None
+        return {
+            "model": None if self.folder is None else str(self.folder),
+            "method": self.model.about["method"],
+            "trained_parameters": self.model.trained_parameters,
+            "backbone_parameters": self.model.backbone.parameters,
+            "estimate": None,
+            "seconds": dict(self.seconds),
+            "bytes": {"model": size},
+            **({} if self.evaluation is None else self.evaluation.to_dict()),
+        }
+
+
+def fit(
+    task: Task,
+    train: object,
+    *,
+    unlabeled: object = None,
+    backbone: str | Backbone = DEFAULT_BACKBONE,
+    strategy: str = "supervised",
+    deltas: Sequence[Delta] | None = None,
+    readout: Readout | None = None,
+    calibration: Calibration | None = None,
+    options: FitOptions | None = None,
+    max_length: int = DEFAULT_LENGTH,
+    seed: int = 42,
+) -> TunedModel:
+    """Tune a model on labelled examples: a list, a frame, a data set or a path.
+
+    Raises `fewtune.errors.InputError` for data, a task or settings that do not fit together.
+    """
+    settings = Settings(
+        strategy=strategy,
+        deltas=None if deltas is None else tuple(deltas),
+        readout=readout,
+        calibration=calibration,
+        fit=options or FitOptions(),
+        max_length=max_length,
+        seed=seed,
+    )
+    loaded = load_backbone(backbone) if isinstance(backbone, str) else backbone
+    rows = readers.read(train, text=task.fields, labeled=True, known=task.labels).examples
+    pool = () if unlabeled is None else readers.read(unlabeled, text=task.fields, labeled=False).examples
+    return tune(task, Split(train=rows, unlabeled=pool), loaded, settings, session=Session())
+
+
+def zeroshot(task: Task, *, backbone: str | Backbone = DEFAULT_BACKBONE, calibration: Calibration | None = None) -> TunedModel:
+    """A model that answers without any labelled example; calibrated with content-free inputs unless told otherwise."""
+    loaded = load_backbone(backbone) if isinstance(backbone, str) else backbone
+    settings = Settings(strategy="zeroshot", calibration=calibration or Contextual())
+    return tune(task, Split(), loaded, settings, session=Session())
+
+
+def tune(task: Task, split: Split, backbone: Backbone, settings: Settings, *, session: Session) -> TunedModel:
+    """Settle the recipe and run its strategy; the model knows how it was made (`about`)."""
+    recipe = recipe_of(task, backbone, settings)
+    model = STRATEGIES.member(settings.strategy, "--strategy")().run(recipe, split, backbone, session=session)
+    about = {
+        "method": method(recipe, settings.strategy),
+        "rows": len(split.train),
+        "strategy": settings.strategy,
+        "recipe": recipe.to_dict(),
+    }
+    return replace(model, about=about)
+
+
+def recipe_of(task: Task, backbone: Backbone, settings: Settings) -> Recipe:
+    """Defaults for what the user left open: the cloze readout where there is an LM head, LoRA in the top third of the blocks."""
+    readout = settings.readout or (Cloze() if backbone.has_lm_head else Head())
+    deltas = settings.deltas if settings.deltas is not None else (() if settings.strategy == "zeroshot" else DEFAULT_DELTAS)
+    return Recipe(
+        task=task,
+        backbone=backbone.name,
+        deltas=deltas,
+        readout=readout,
+        calibration=settings.calibration,
+        fit=settings.fit,
+        max_length=settings.max_length,
+        precision=settings.precision,
+        seed=settings.seed,
+    )
+
+
+def method(recipe: Recipe, strategy: str) -> str:
+    """The method in a few words.
+
+    >>> method(Recipe(Task(labels=("a", "b"))), "zeroshot")
+    'zeroshot, cloze'
+    """
+    parts = [strategy, "cloze" if recipe.readout.needs_slot else "head", *(DELTAS.name_of(delta) for delta in recipe.deltas)]
+    return ", ".join(parts)
+
+
+def task_of(reading: readers.Reading, *, labels: Sequence[str], templates: Sequence[str], words: Mapping[str, tuple[str, ...]]) -> Task:
+    """A task from what the data shows: the columns' names and the labels that occur."""
+    seen = tuple(sorted({example.label for example in reading.examples if example.label is not None}))
+    return Task(
+        labels=tuple(labels) or seen,
+        fields=reading.columns.text,
+        templates=tuple(templates),
+        words=words,
+        label_name=reading.columns.label or "label",
+    )
+
+
+def read(source: Source, *, labeled: bool, task: Task | None, say: Say = _silent) -> readers.Reading:
+    """Examples of a source, with the task's fields where a task is given."""
+    text = source.text or (task.fields if task else ())
+    known = task.labels if task and labeled else None
+    reading = readers.read(source.data, text=text, label=source.label, labeled=labeled, known=known, skip_bad_rows=source.skip_bad_rows)
+    for note in reading.notes:
+        say(note)
+    if task is None or reading.columns.text == task.fields:
+        return reading
+    return replace(reading, examples=tuple(_renamed(example, reading.columns.text, task.fields) for example in reading.examples))
+
+
+def _renamed(example: Example, columns: Sequence[str], fields: Sequence[str]) -> Example:
+    """Columns that --text names stand for the task's fields, in order."""
+    if len(columns) != len(fields):
+        raise DataError(
+            expected=f"{len(fields)} columns for {', '.join(fields)}", got=", ".join(columns), where="--text", fix="Name as many columns."
+        )
+    return replace(example, fields={name: example.fields[column] for name, column in zip(fields, columns, strict=True)})
+
+
+def fit_files(
+    train: Source,
+    out: Path,
+    *,
+    task: Task | None,
+    settings: Settings,
+    labels: Sequence[str] = (),
+    templates: Sequence[str] = (),
+    words: Mapping[str, tuple[str, ...]] | None = None,
+    unlabeled: Source | None = None,
+    test: Source | None = None,
+    overwrite: bool = False,
+    say: Say = _silent,
+    progress: Progress = lambda what, done, steps, loss: None,
+) -> Fitted:
+    """`fewtune fit`: read, tune, save to `out`, measure on the test rows. A fit that was killed goes on where it was."""
+    artifact.check_target(out, overwrite=overwrite)
+    reading = read(train, labeled=True, task=task, say=say)
+    task = task or task_of(reading, labels=labels, templates=templates, words=words or {})
+    # Everything that can be wrong with the input is found before the first minute of work.
+    tested = read(test, labeled=True, task=task, say=say).examples if test else ()
+    pool = read(unlabeled, labeled=False, task=task, say=say).examples if unlabeled else ()
+    start = time.perf_counter()
+    backbone = load_backbone(settings.backbone, device=settings.device, say=say)
+    split = Split(train=reading.examples, unlabeled=pool)
+    loaded = time.perf_counter()
+    work = out.with_name(f".{out.name}.work")
+    session = Session(work, _key(task, split, backbone, settings), progress=progress, say=say)
+    model = tune(task, split, backbone, settings, session=session)
+    fitted = time.perf_counter()
+    artifact.save(model, out, overwrite=overwrite)
+    shutil.rmtree(work, ignore_errors=True)
+    evaluation = evaluate(model, tested) if tested else None
+    seconds = {"load": loaded - start, "fit": fitted - loaded}
+    if evaluation:
+        seconds["predict"] = evaluation.seconds
+    return Fitted(model, seconds, evaluation, out)
+
+
+def _key(task: Task, split: Split, backbone: Backbone, settings: Settings) -> str:
+    """Names everything that decides the result, so that no other job's checkpoint is gone on with."""
+    rows = [[dict(example.fields), example.label] for example in (*split.train, *split.unlabeled)]
+    plain = [
+        recipe_of(task, backbone, settings).to_dict(),
+        settings.strategy,
+        rows,
+        backbone.fingerprint,
+        torch.__version__,
+        torch.get_num_threads(),
+        str(backbone.device),
+    ]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def evaluate_files(
+    folder: Path, test: Source, *, batch_size: int = 32, device: str | None = None, say: Say = _silent
+) -> tuple[TunedModel, Evaluation, dict[str, float]]:
+    """`fewtune evaluate`: the model, what was measured, and seconds to load and to predict."""
+    artifact.read_manifest(folder)
+    start = time.perf_counter()
+    model = artifact.load(folder, device=device)
+    loaded = time.perf_counter() - start
+    reading = read(test, labeled=True, task=model.task, say=say)
+    evaluation = evaluate(model, reading.examples, batch_size=batch_size)
+    return model, evaluation, {"load": loaded, "predict": evaluation.seconds}
+
+
+def predict_files(
+    model: TunedModel,
+    source: Source,
+    target: Path | TextIO,
+    *,
+    form: str | None = None,
+    overwrite: bool = False,
+    batch_size: int = 32,
+    say: Say = _silent,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> Tally:
+    """`fewtune predict`: one answer a row, in order, streamed; memory does not grow with the file."""
+    path = Path(str(source.data))
+    columns = readers.columns_of(path)
+    head = list(itertools.islice(readers.rows(path, skip_bad_rows=True), 50))
+    wanted = source.text or (model.task.fields if set(model.task.fields) <= set(columns) else ())
+    chosen, notes = readers.guess(columns, head, text=wanted, label=None, labeled=False, where=str(path))
+    for note in notes:
+        say(note)
+    tally, skipped = Tally(), [0]
+    rows, again = itertools.tee(_usable(path, chosen, model.task, source.skip_bad_rows, skipped))
+    examples = (example for _, example in rows)
+    with open_writer(target, columns=columns, form=form, overwrite=overwrite) as write:
+        for (row, _), answer in zip(again, model.stream(examples, batch_size=batch_size, tally=tally), strict=True):
+            write(row.values, answer)
+            progress(1)
+    if skipped[0]:
+        say(f"Skipped {skipped[0]} bad rows.")
+    return tally
+
+
+def _usable(
+    path: Path, columns: readers.Columns, task: Task, skip_bad_rows: bool, skipped: list[int]
+) -> Iterator[tuple[readers.Row, Example]]:
+    def count(error: DataError) -> None:
+        skipped[0] += 1
+
+    for row in readers.rows(path, skip_bad_rows=skip_bad_rows, on_skip=count):
+        try:
+            yield row, _renamed(readers.example_of(row, columns, labeled=False), columns.text, task.fields)
+        except DataError as error:
+            if not skip_bad_rows:
+                raise
+            count(error)
+
+
+def shortened_note(tally: Tally, max_length: int) -> str | None:
+    """A sentence about the rows that were too long, if there were any."""
+    if not tally.shortened:
+        return None
+    return f"{tally.shortened} of {tally.rows} rows were shortened to fit {max_length} tokens (--max-length); templates never are."
+
+
+def zeroshot_model(
+    source: Source,
+    *,
+    task: Task | None,
+    settings: Settings,
+    labels: Sequence[str] = (),
+    templates: Sequence[str] = (),
+    words: Mapping[str, tuple[str, ...]] | None = None,
+    say: Say = _silent,
+) -> tuple[TunedModel, dict[str, float]]:
+    """`fewtune zeroshot`: a calibrated model from a template alone, and seconds to load it. The data's labels are not looked at."""
+    if task is None:
+        reading = readers.read(source.data, text=source.text, labeled=False, skip_bad_rows=source.skip_bad_rows)
+        task = task_of(reading, labels=labels, templates=templates, words=words or {})
+    start = time.perf_counter()
+    backbone = load_backbone(settings.backbone, device=settings.device, say=say)
+    model = tune(task, Split(), backbone, settings, session=Session(say=say))
+    return model, {"load": time.perf_counter() - start}
+
+
+def measured(
+    model: TunedModel, source: Source, seconds: Mapping[str, float], *, batch_size: int = 32, say: Say = _silent
+) -> dict[str, registry.Plain]:
+    """What `fewtune zeroshot --json` prints: metrics where the source has a label column, the answers where it has none."""
+    try:
+        reading = read(source, labeled=True, task=model.task, say=say)
+    except DataError:
+        if source.label is not None or "label" in readers.columns_of(Path(str(source.data))):
+            raise
+    else:
+        found = evaluate(model, reading.examples, batch_size=batch_size)
+        return {"method": model.about["method"], "seconds": {**seconds, "predict": found.seconds}, **found.to_dict()}
+    examples, start = read(source, labeled=False, task=model.task, say=say).examples, time.perf_counter()
+    answers = [{"label": answer.label, "probability": answer.probability} for answer in model.predict(examples, batch_size=batch_size)]
+    return {
+        "method": model.about["method"],
+        "seconds": {**seconds, "predict": time.perf_counter() - start},
+        "rows": len(answers),
+        "answers": answers,
+    }
+
+
+def check_source(source: Source) -> None:
+    """Raise `DataError` at once for a file that is not there or cannot be read, before a model is loaded for it."""
+    readers.columns_of(Path(str(source.data)))

@@ -1,0 +1,258 @@
+"""One PLM: what it says of itself, its precision, its fingerprints, and what loading refuses."""
+
+import json
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel
+
+from fewtune.backbone import tiny
+from fewtune.backbone.backbone import Backbone, default_device, fingerprint_of, load
+from fewtune.errors import BackboneError
+
+
+def made(family="bert", **shape):
+    model, tokenizer = tiny.model(family, **shape)
+    return Backbone(model, tokenizer, name=f"tiny {family}")
+
+
+def ids():
+    ids_BT = torch.randint(10, 120, (2, 5), generator=torch.Generator().manual_seed(0))
+    return ids_BT, torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+
+
+# What it says of itself
+
+
+def test_is_frozen_and_in_evaluation_mode():
+    model, tokenizer = tiny.model("bert")
+    model.train()
+    backbone = Backbone(model, tokenizer, name="b")
+    assert not any(weight.requires_grad for weight in backbone.model.parameters())
+    assert not any(module.training for module in backbone.model.modules())
+    assert not backbone.forward(*ids()).hidden_BTD.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("family", "causal", "longest"), [("bert", False, 512), ("roberta", False, 512), ("llama", True, 512), ("gpt2", True, 512)]
+)
+def test_sizes(family, causal, longest):
+    backbone = made(family, blocks=5, width=16)
+    assert (backbone.depth, backbone.width, backbone.causal, backbone.max_length) == (5, 16, causal, longest)
+    assert backbone.parameters == sum(weight.numel() for weight in set(backbone.model.parameters()))
+    assert backbone.device == torch.device("cpu") and backbone.has_lm_head
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "llama", "gpt2"])
+def test_the_longest_text_it_takes_is_taken(family):
+    backbone = made(family, blocks=1, width=16)
+    ids_BT = torch.full((1, backbone.max_length), 20)
+    with torch.no_grad():
+        assert backbone.forward(ids_BT, torch.ones_like(ids_BT)).hidden_BTD.shape == (1, backbone.max_length, 16)
+
+
+@pytest.mark.parametrize(("top", "first"), [(1.0, 0), (2 / 3, 2), (0.5, 3), (1 / 3, 4), (0.1, 5), (1e-9, 5)])
+def test_the_upper_share_of_the_blocks_is_at_least_one(top, first):
+    backbone = made(blocks=6)
+    assert backbone.first_block(top) == first
+    assert sorted({site.block for site in backbone.sites("query", top=top)}) == list(range(first, 6))
+
+
+def test_an_unknown_site_is_refused_with_the_nearest():
+    with pytest.raises(BackboneError, match='expected the name of a site, got "ffn-in". Did you mean "ffn_in"'):
+        made().sites("ffn-in")
+
+
+def test_the_walk_leaves_the_model_as_it_was():
+    backbone = made()
+    before = dict(backbone.model.named_modules())
+    list(backbone.layers(*ids()))
+    with pytest.raises(IndexError):
+        list(backbone.layers(torch.full((1, 3), 10_000), torch.ones(1, 3)))  # the embeddings fail with the blocks taken out
+    after = dict(backbone.model.named_modules())
+    assert before.keys() == after.keys() and all(before[name] is after[name] for name in before)
+
+
+def test_the_walk_computes_no_more_blocks_than_are_asked_for():
+    backbone, ran = made(blocks=4), []
+    for number, block in enumerate(backbone.blocks):
+        block.register_forward_hook(lambda *_, number=number: ran.append(number))
+    with torch.no_grad():
+        below_BTD = backbone.below(*ids(), None, start=2)
+        assert ran == [0, 1]
+        ran.clear()
+        backbone.forward(*ids(), start=2, below_BTD=below_BTD)
+    assert ran == [2, 3]
+
+
+# Precision
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_bfloat16_is_near_float32_and_given_as_float32(family):
+    backbone = made(family)
+    with torch.no_grad():
+        exact_BTD = backbone.forward(*ids()).hidden_BTD
+        with backbone.as_precision("bfloat16"):
+            rough_BTD = backbone.forward(*ids()).hidden_BTD
+            logits_NK = backbone.lm_logits(rough_BTD[:, 0], torch.arange(5))
+            walked_BTD = backbone.forward(*ids(), start=1, below_BTD=backbone.below(*ids(), None, start=1)).hidden_BTD
+        again_BTD = backbone.forward(*ids()).hidden_BTD
+    assert rough_BTD.dtype == logits_NK.dtype == walked_BTD.dtype == torch.float32
+    assert not torch.equal(rough_BTD, exact_BTD) and torch.nn.functional.cosine_similarity(rough_BTD, exact_BTD, dim=-1).min() > 0.98
+    assert torch.equal(walked_BTD[0], rough_BTD[0])
+    assert torch.equal(again_BTD, exact_BTD)
+
+
+def test_the_precision_comes_back_after_an_error():
+    backbone = made()
+    with pytest.raises(RuntimeError), backbone.as_precision("bfloat16"):
+        raise RuntimeError
+    assert backbone.precision == "float32"
+
+
+# Fingerprints
+
+
+def test_one_bit_makes_another_fingerprint():
+    backbone = made()
+    assert backbone.fingerprint == made().fingerprint == fingerprint_of(backbone.model)
+    weight = next(iter(backbone.model.parameters()))
+    with torch.no_grad():
+        weight.view(-1)[5].view(torch.int32).bitwise_xor_(1)
+    assert fingerprint_of(backbone.model) != backbone.fingerprint
+    with torch.no_grad():
+        weight.view(-1)[5].view(torch.int32).bitwise_xor_(1)
+    assert fingerprint_of(backbone.model) == backbone.fingerprint
+
+
+def test_names_shapes_and_types_count():
+    def fingerprint(**tensors):
+        module = torch.nn.Module()
+        for name, tensor in tensors.items():
+            module.register_buffer(name, tensor)
+        return fingerprint_of(module)
+
+    ones = torch.zeros(2, 3)
+    assert fingerprint(a=ones) == fingerprint(a=ones.clone())
+    others = [fingerprint(b=ones), fingerprint(a=torch.zeros(3, 2)), fingerprint(a=torch.zeros(2, 3, dtype=torch.int32))]
+    assert len({fingerprint(a=ones), *others}) == 4
+    one, two = torch.ones(2), torch.zeros(2)
+    assert fingerprint(a=one, b=two) == fingerprint(b=two, a=one) != fingerprint(a=two, b=one)
+
+
+def test_settings_of_the_last_call_are_no_part_of_the_tokenizers_fingerprint():
+    model, tokenizer = tiny.model("bert")
+    before = Backbone(model, tokenizer, name="b").tokenizer_fingerprint
+    tokenizer(["a", "a b c"], padding=True, truncation=True, max_length=2)
+    assert Backbone(model, tokenizer, name="b").tokenizer_fingerprint == before
+    tokenizer.add_tokens(["fewtune"])
+    assert Backbone(model, tokenizer, name="b").tokenizer_fingerprint != before
+
+
+# Loading
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_on_disk_is_float32_in_memory_and_has_its_own_fingerprint(tmp_path, dtype):
+    model, tokenizer = tiny.model("llama")
+    model.to(dtype).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    backbone = load(str(tmp_path))
+    assert {weight.dtype for weight in backbone.model.parameters()} == {torch.float32}
+    assert backbone.fingerprint == fingerprint_of(model) != made("llama").fingerprint
+    assert (backbone.name, backbone.device.type) == (str(tmp_path), default_device())
+
+
+def encoder_folder(folder, *, pooler=True):
+    """A sentence encoder: no LM head."""
+    model, tokenizer = tiny.model("bert")
+    encoder = AutoModel.from_config(model.config, add_pooling_layer=True)
+    encoder.load_state_dict(model.base_model.state_dict(), strict=False)
+    encoder.config.architectures = ["BertModel"]
+    state = {name: tensor for name, tensor in encoder.state_dict().items() if pooler or not name.startswith("pooler.")}
+    encoder.save_pretrained(folder, state_dict=state)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("pooler", [True, False])
+def test_an_encoder_without_an_lm_head_walks_but_fills_no_slot(tmp_path, pooler):
+    backbone, whole = load(encoder_folder(tmp_path, pooler=pooler)), made()
+    assert not backbone.has_lm_head
+    with torch.no_grad():
+        assert torch.equal(backbone.forward(*ids()).hidden_BTD, whole.forward(*ids()).hidden_BTD)
+        assert all(torch.equal(one, other) for one, other in zip(backbone.layers(*ids()), whole.layers(*ids()), strict=True))
+    for site in backbone.sites("query"):
+        assert backbone.model.get_submodule(site.path) is backbone.blocks[site.block].attention.self.query
+    with pytest.raises(BackboneError, match="expected a PLM with a language-modelling head, got .*Use --readout head"):
+        backbone.lm_logits(torch.zeros(1, 32), torch.tensor([1]))
+
+
+def refused(name, match):
+    with pytest.raises(BackboneError, match=match) as caught:
+        load(str(name))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path):
+    refused(tmp_path, "expected a PLM of the catalogue, a model folder or a hub id")
+    (tmp_path / "config.json").write_text("{ not json")
+    refused(tmp_path, "expected")
+
+
+def test_a_family_that_is_not_in_the_table_is_refused(tmp_path):
+    AutoConfig.for_model("t5").save_pretrained(tmp_path)
+    refused(tmp_path, 'expected a PLM of a family in the table, got model type "t5". Families: bert, roberta, llama, gpt2')
+    model, tokenizer = tiny.model("bert")
+    model.config.model_type = "t5"
+    with pytest.raises(BackboneError, match='got model type "t5"'):
+        Backbone(model, tokenizer, name="b")
+
+
+def test_no_weights_is_refused(tmp_path):
+    tiny.save("bert", tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    refused(tmp_path, "expected")
+
+
+def rewrite(folder, change):
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    change(state)
+    save_file(state, path, metadata={"format": "pt"})
+
+
+def test_a_missing_weight_is_refused_by_name(tmp_path):
+    tiny.save("llama", tmp_path)
+    rewrite(tmp_path, lambda state: state.pop("model.layers.1.mlp.up_proj.weight"))
+    refused(tmp_path, r"expected weights for the whole model, got none that fit for model\.layers\.1\.mlp\.up_proj\.weight")
+
+
+def test_a_weight_of_another_shape_is_refused(tmp_path):
+    tiny.save("gpt2", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "n_embd": 16}))
+    refused(tmp_path, "expected")
+
+
+def test_damaged_weights_are_refused(tmp_path):
+    tiny.save("bert", tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    refused(tmp_path, "expected")
+
+
+def test_an_unknown_name_is_refused_without_a_hub():
+    refused("no-such-plm", "expected")
+
+
+def test_loading_is_silent(tmp_path, capfd):
+    folder = tiny.save("bert", tmp_path)
+    capfd.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(str(folder))
+    assert capfd.readouterr() == ("", "")

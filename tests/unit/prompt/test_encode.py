@@ -1,0 +1,263 @@
+"""Prompts → ids: as plain text where it fits, shortened in the fields alone where not; and rows → batches."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fewtune.backbone import tiny
+from fewtune.errors import TaskError
+from fewtune.prompt.encode import Encoder, Row, bucketed_order, buckets, collate, level
+from fewtune.prompt.template import Template, literal
+from fewtune.prompt.verbalizer import WordIds
+
+MASKED = {"wordpiece": tiny.tokenizer("wordpiece"), "unigram": tiny.tokenizer("unigram"), "roberta": tiny.model("roberta")[1]}
+CAUSAL = {"bpe": tiny.tokenizer("bpe"), "unigram causal": MASKED["unigram"]}
+KINDS = [*MASKED, *CAUSAL]
+LONG = 10_000
+
+words = st.lists(
+    st.sampled_from(["good", "a", "dull", "Joy!", "é", "日本", "x", "\n", "mess.", "[MASK]", "</s>", "<|endoftext|>"]), max_size=7
+)
+texts = words.map(" ".join)
+pieces = st.one_of(st.sampled_from(["Review: ", " It was", "\n", "{{ok}} ", "no"]), st.sampled_from(["{one}", "{two}"]))
+
+
+def encoder(kind, max_length=LONG):
+    return Encoder({**MASKED, **CAUSAL}[kind], causal=kind in CAUSAL, max_length=max_length)
+
+
+def encode(kind, template, fields, max_length=LONG):
+    (row,) = encoder(kind, max_length).encode([Template.parse(template).render(fields)])
+    return row
+
+
+def shown(kind, row):
+    return " ".join(encoder(kind).tokenizer.convert_ids_to_tokens(list(row.ids)))
+
+
+@st.composite
+def templates(draw, kind):
+    """The text of a template with at least one field; the slot is last for an autoregressive model."""
+    items = draw(st.lists(pieces, max_size=4))
+    items.insert(draw(st.integers(0, len(items))), "{one}")
+    if draw(st.booleans()):
+        items.insert(draw(st.integers(0, len(items))), "{sep}")
+    if draw(st.booleans()):
+        items.insert(len(items) if kind in CAUSAL else draw(st.integers(0, len(items))), " {slot}")
+    return "".join(items)
+
+
+# What fits
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=40, deadline=None)
+@given(text=texts.filter(lambda text: "[" not in text and "<" not in text))
+def test_a_text_alone_is_what_the_tokenizer_makes_of_it(kind, text):
+    row = encode(kind, "{text}", {"text": text})
+    expected = encoder(kind).tokenizer(text.strip())["input_ids"]
+    if kind in CAUSAL:
+        end = encoder(kind).tokenizer.sep_token_id
+        expected = [token for token in expected if token != end]
+        expected = expected or encoder(kind).tokenizer("\n")["input_ids"]  # something must be read
+    assert row == Row(tuple(expected), (0,) * len(expected), len(expected) - 1 if kind in CAUSAL else 0)
+
+
+@pytest.mark.parametrize("kind", list(MASKED))
+@settings(max_examples=40, deadline=None)
+@given(text=texts.filter(lambda text: "[" not in text and "<" not in text))
+def test_a_masked_prompt_is_plain_tokenisation_of_the_text_with_the_mask_written_in(kind, text):
+    tokenizer = MASKED[kind]
+    row = encode(kind, "Review: {text} It was {slot}.", {"text": text})
+    expected = tokenizer(f"Review: {text.strip()} It was{tokenizer.mask_token}.")["input_ids"]
+    assert list(row.ids) == expected and row.slot == expected.index(tokenizer.mask_token_id) and not row.shortened
+
+
+@settings(max_examples=40, deadline=None)
+@given(text=texts.filter(lambda text: "<" not in text))
+def test_an_autoregressive_prompt_is_plain_tokenisation_of_the_text_up_to_the_slot(text):
+    row = encode("bpe", "Review: {text}\nSentiment: {slot}", {"text": text})
+    expected = CAUSAL["bpe"](f"Review: {text.strip()}\nSentiment:")["input_ids"]
+    assert list(row.ids) == expected and row.slot == len(expected) - 1
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
+def test_a_pair_is_what_the_tokenizer_makes_of_two_texts(kind):
+    row = encode(kind, "{one}{sep}{two}", {"one": "good fun", "two": "a mess"})
+    plain = MASKED[kind]("good fun", "a mess", return_token_type_ids=True)
+    assert list(row.ids) == plain["input_ids"]
+    # Hugging Face counts the separator to the first text, as BERT does.
+    assert list(row.types) == plain["token_type_ids"] if kind == "wordpiece" else set(row.types) == {0, 1}
+
+
+def test_a_pair_for_roberta_and_for_an_autoregressive_model():
+    tokenizer = MASKED["roberta"]
+    assert list(encode("roberta", "{one}{sep}{two}", {"one": "good", "two": "a"}).ids) == tokenizer("good", "a")["input_ids"]
+    row = encode("bpe", "{one}{sep}{two}", {"one": "good", "two": "a"})
+    assert CAUSAL["bpe"].decode(list(row.ids)) == "good\na"
+
+
+@pytest.mark.parametrize("kind", list(MASKED))
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_exactly_one_mask_and_no_special_token_that_is_not_the_templates(kind, data):
+    template = data.draw(templates(kind))
+    row = encode(kind, template, {"one": data.draw(texts), "two": data.draw(texts)}, data.draw(st.integers(60, 90)))
+    tokenizer = MASKED[kind]
+    special = [token for token in row.ids if token in tokenizer.all_special_ids and token != tokenizer.unk_token_id]
+    slots, seps = template.count("{slot}"), template.count("{sep}")
+    assert special.count(tokenizer.mask_token_id) == slots
+    assert len(special) == slots + 2 + seps * (2 if kind == "roberta" else 1)
+    assert row.slot == (row.ids.index(tokenizer.mask_token_id) if slots else 0)
+    assert len(row.types) == len(row.ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_is_never_empty(kind):
+    for template in ("{text}", "{text} {slot}", "{text}{sep}{text}"):
+        row = encode(kind, template, {"text": ""})
+        assert len(row.ids) == len(row.types) >= 1 and 0 <= row.slot < len(row.ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_is_its_prompts_one_by_one(kind):
+    template = Template.parse("Review: {text} It was {slot}")
+    prompts = [template.render({"text": text}) for text in ("good", "", "a dull mess " * 9, "日本 [MASK]")]
+    encode_all = encoder(kind, 40).encode
+    assert encode_all(prompts) == [row for prompt in prompts for row in encode_all([prompt])]
+    assert encode_all([]) == []
+
+
+def test_text_after_an_autoregressive_slot_is_refused():
+    for template in ("{one} {slot}.", "{slot} {one}", "{one} {slot}{sep}"):
+        with pytest.raises(TaskError, match=r"expected \{slot\} at the end, got text after it"):
+            encode("bpe", template, {"one": "good"})
+
+
+def test_a_slot_needs_a_mask():
+    with pytest.raises(TaskError, match="expected a tokenizer with a mask token, got one without. Use --readout head"):
+        Encoder(CAUSAL["bpe"], causal=False, max_length=9).encode([Template.parse("{one} {slot}").render({"one": "a"})])
+
+
+# What does not fit
+
+
+def beginnings(text):
+    """Every text that shortening from the end may leave, white space at the cut taken off."""
+    return sorted({text[:length].rstrip() for length in range(len(text) + 1)} | {text}, key=len)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_only_fields_are_shortened_and_the_row_fits(kind, data):
+    """A shortened row is, to the token, the whole encoding of the same template with beginnings of the fields in it."""
+    template = Template.parse(data.draw(templates(kind)))
+    fields = {name: data.draw(texts).strip() for name in ("one", "two")}
+    whole = encoder(kind).encode([template.render(fields)])[0]
+    least = encoder(kind).encode([template.render({"one": "", "two": ""})])[0]
+    limit = data.draw(st.integers(max(1, len(least.ids)), max(1, len(least.ids), len(whole.ids))))
+    row = encoder(kind, limit).encode([template.render(fields)])[0]
+    assert len(row.ids) <= limit
+    assert row.shortened == (len(whole.ids) > limit)
+    if not row.shortened:
+        assert row == whole
+        return
+    used = [fields[name] for name in template.names]
+    left = itertools.product(*map(beginnings, used))
+    prompts = (template.render({"one": "", "two": "", **dict(zip(template.names, texts, strict=True))}) for texts in left)
+    candidates = encoder(kind).encode(list(prompts))
+    assert dataclasses.replace(row, shortened=False) in candidates
+
+
+@pytest.mark.parametrize("limit", range(14, 40, 5))
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "roberta"])
+def test_no_more_is_cut_than_must_be(kind, limit):
+    row = encode(kind, "Review: {text} It was {slot}", {"text": "good " * 50}, limit)
+    assert len(row.ids) in (limit, limit - 1)  # a word may be two tokens with its space
+
+
+def test_the_longest_field_is_cut_first_from_its_end():
+    row = encode("wordpiece", "{one}{sep}{two}?", {"one": "good fun", "two": "a b c d e f g h"}, 10)
+    assert shown("wordpiece", row) == "[CLS] good fun [SEP] a b c d ? [SEP]" and row.shortened
+    row = encode("wordpiece", "{one}{sep}{two}?", {"one": "x b c d e f g h", "two": "a b c d e f g h"}, 10)
+    assert shown("wordpiece", row) == "[CLS] x b c [SEP] a b c ? [SEP]"
+
+
+def test_a_template_that_alone_is_too_long_is_refused():
+    least = len(encode("wordpiece", "Review: {text} It was {slot}.", {"text": ""}).ids)
+    assert encode("wordpiece", "Review: {text} It was {slot}.", {"text": "good"}, least).shortened
+    with pytest.raises(TaskError, match=rf"expected a template of at most {least - 1} tokens, got {least} tokens without any field"):
+        encode("wordpiece", "Review: {text} It was {slot}.", {"text": "good"}, least - 1)
+    with pytest.raises(TaskError, match="Shorten the template or raise --max-length"):
+        encode("bpe", literal("{x}") + " a b c {slot}", {}, 3)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 40), max_size=5), st.integers(0, 120))
+def test_level_is_the_greatest_that_fits(lengths, room):
+    best = level(lengths, room)
+    assert sum(min(length, best) for length in lengths) <= room
+    if best < max(lengths, default=0):
+        assert sum(min(length, best + 1) for length in lengths) > room
+
+
+# Batches
+
+
+def test_collate_by_hand():
+    rows = [Row((5, 6, 7), (0, 0, 0), 1), Row((8,), (0,), 0)]
+    batch = collate(rows, pad=9, words=((3,), (4, 5)))
+    assert batch.ids_BT.tolist() == [[5, 6, 7], [8, 9, 9]] and batch.mask_BT.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch.types_BT is None and batch.slot_B.tolist() == [1, 0] and batch.words == ((3,), (4, 5)) and len(batch) == 2
+    assert {tensor.dtype for tensor in (batch.ids_BT, batch.mask_BT, batch.slot_B)} == {torch.int64}
+
+
+def test_collate_numbers_segments_only_where_there_are_some():
+    batch = collate([Row((5, 6), (0, 1), 0), Row((7,), (0,), 0)], pad=0, words=WordIds(((1,), (2,)), ("note",)))
+    assert batch.types_BT.tolist() == [[0, 1], [0, 0]] and batch.words == ((1,), (2,))
+    moved = batch.to("cpu")
+    assert torch.equal(moved.types_BT, batch.types_BT) and moved.words == batch.words
+    assert collate([Row((7,), (0,), 0)], pad=0).to("cpu").types_BT is None
+
+
+lengths = st.lists(st.integers(1, 60), max_size=80)
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths, st.integers(1, 9))
+def test_buckets_are_a_partition_from_short_to_long(given_lengths, size):
+    found = buckets(given_lengths, size=size)
+    flat = [index for batch in found for index in batch]
+    assert sorted(flat) == list(range(len(given_lengths)))
+    assert [given_lengths[index] for index in flat] == sorted(given_lengths)
+    assert all(len(batch) == size for batch in found[:-1]) and all(1 <= len(batch) <= size for batch in found)
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths, st.integers(1, 9), st.integers(0, 2**62))
+def test_an_epoch_is_a_partition_and_a_function_of_its_arguments(given_lengths, size, seed):
+    found = bucketed_order(given_lengths, size=size, seed=seed)
+    assert sorted(index for batch in found for index in batch) == list(range(len(given_lengths)))
+    assert all(1 <= len(batch) <= size for batch in found)
+    assert len(found) == -(-len(given_lengths) // size)
+    assert found == bucketed_order(given_lengths, size=size, seed=seed)
+
+
+def test_an_epoch_is_drawn_anew_for_each_seed_and_pads_little():
+    given_lengths = [(index * 37) % 50 + 1 for index in range(200)]
+    epochs = [bucketed_order(given_lengths, size=8, seed=seed) for seed in range(3)]
+    assert epochs[0] != epochs[1] != epochs[2]
+
+    def padded(batches):
+        return sum(max(given_lengths[index] for index in batch) * len(batch) for batch in batches)
+
+    at_random = [list(range(start, min(start + 8, 200))) for start in range(0, 200, 8)]
+    assert all(padded(epoch) < 0.75 * padded(at_random) for epoch in epochs)
+    # The order of the batches does not follow length, or training would.
+    first_lengths = [given_lengths[batch[0]] for batch in epochs[0]]
+    assert first_lengths != sorted(first_lengths)
