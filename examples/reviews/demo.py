@@ -57,9 +57,7 @@ def main() -> None:
     start = time.perf_counter()
     with Progress(console=console, transient=True) as bar:
         shown = bar.add_task("tuning", total=None)
-        session = Session(
-            say=console.print, progress=lambda what, done, steps, loss: bar.update(shown, completed=done, total=steps)
-        )
+        session = Session(say=console.print, progress=lambda what, done, steps, loss: bar.update(shown, completed=done, total=steps))
         model = job.tune(task, Split(train=train), backbone, job.Settings(), session=session)
     seconds = time.perf_counter() - start
     model.save(OUT, overwrite=True)

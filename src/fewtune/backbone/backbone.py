@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -254,7 +254,8 @@ class _Recorder(nn.Module):
 def load(name: str, *, device: str | None = None, say: Callable[[str], None] = lambda line: None) -> Backbone:
     """The PLM called `name`: an entry of the catalogue (fetched once), a local folder, or a hub id.
 
-    Raises `BackboneError` for an unknown name, a family that is not in the table, or weights that do not fill the model.
+    Raises `BackboneError` for an unknown name, a family that is not in the table, a folder that transformers cannot read, weights that
+    do not fill the model, or no tokenizer.
     """
     source = str(catalogue.locate(name, say=say))
     with quiet():
@@ -277,24 +278,49 @@ def _load(source: str, name: str) -> tuple[Any, Any]:
             raise _unsupported(config.model_type, name)
         by_objective = {"masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM}
         kind = by_objective[FAMILIES[config.model_type].objective] if _has_lm_head(config) else AutoModel
-        model, report = kind.from_pretrained(source, dtype="auto", output_loading_info=True)
+        # Weights of another shape are ignored here to be named below.
+        model, report = kind.from_pretrained(source, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True)
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise BackboneError(
-            expected="a PLM of the catalogue, a model folder or a hub id",
-            got=str(error).strip().split("\n")[0],
-            where=f'backbone "{name}"',
-            fix="`fewtune backbones list` shows the names that need no hub.",
-        ) from error
+    except (BackboneError, MemoryError):
+        raise
+    except Exception as error:  # of a damaged folder transformers raises whatever it trips over
+        raise _unreadable(name, error) from error
+    _check_weights(report, name)
+    _check_tokenizer(tokenizer, name)
+    return model, tokenizer
+
+
+def _unreadable(name: str, error: Exception) -> BackboneError:
+    kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+    return BackboneError(
+        expected="a PLM of the catalogue, a model folder or a hub id",
+        got=kind + str(error).strip().split("\n")[0].rstrip("."),
+        where=f'backbone "{name}"',
+        fix="`fewtune backbones list` shows the names that need no hub.",
+    )
+
+
+def _check_weights(report: Mapping[str, Any], name: str) -> None:
     absent = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
-    if absent or report["mismatched_keys"]:
+    unfit = sorted([*absent, *(key for key, *_ in report["mismatched_keys"])])
+    if unfit:
         raise BackboneError(
             expected="weights for the whole model",
-            got=f"none that fit for {[*absent, *report['mismatched_keys']][0]}",
+            got=f"none that fit for {unfit[0]}",
             where=f'backbone "{name}"',
             fix="The folder is damaged or not what its config.json says.",
         )
-    return model, tokenizer
+
+
+def _check_tokenizer(tokenizer: Any, name: str) -> None:
+    # Without its files transformers makes a tokenizer up that knows no text.
+    if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):
+        raise BackboneError(
+            expected="the tokenizer of the PLM",
+            got="none",
+            where=f'backbone "{name}"',
+            fix="Put tokenizer.json and tokenizer_config.json into the folder.",
+        )
 
 
 def _has_lm_head(config: Any) -> bool:

@@ -5,6 +5,7 @@ Dimensions: N examples, B rows, C candidates.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -95,19 +96,34 @@ def _tune(model: TunedModel, recipe: Recipe, train: tuple[Example, ...], session
     groups = _groups(tuned, recipe)
     if not groups or steps == 0:
         return tuned
-    session.say(
-        f"Tuning {tuned.trained_parameters:,} of {model.backbone.parameters:,} weights "
-        f"on {len(train)} rows: {steps} steps of {recipe.fit.batch_size}."
-    )
     try:
+        rows = [tuned.rows(train, template) for template in range(len(tuned.asked.templates))]
+        session.say(
+            f"Tuning {tuned.trained_parameters:,} of {model.backbone.parameters:,} weights on {len(train)} rows: "
+            f"{steps} steps of {recipe.fit.batch_size}, about {_forecast(tuned, rows, recipe, steps):.0f} s."
+        )
         with tuned.training():
-            rows = [tuned.rows(train, template) for template in range(len(tuned.asked.templates))]
             batches, loss = _batches(rows, tuned, recipe), _loss(tuned, train, _fill(tuned, rows, recipe, steps))
             fit(groups, batches, loss, steps=steps, options=recipe.fit, seed=recipe.seed, session=session)
     except BaseException:
         tuned.remove()
         raise
     return tuned
+
+
+def _forecast(model: TunedModel, rows: Sequence[Sequence[Row]], recipe: Recipe, steps: int) -> float:
+    """Seconds that the steps will take, from one forward: going back through a block costs about as much again, and once more
+    for its weights' own gradients where the whole block is trained; what lies below the first trained block is computed once."""
+    batch = model.collate(rows[0][: recipe.fit.batch_size], 0)
+    with torch.inference_mode():
+        model.batch_scores(batch)
+        start = time.perf_counter()
+        model.batch_scores(batch)
+        forward = time.perf_counter() - start
+    trained = 1 - model.first_block / model.backbone.depth
+    backward = 2 if model.trained_parameters > model.backbone.parameters / 10 else 1
+    once = sum(map(len, rows)) / len(batch) * (1 - trained)
+    return forward * (once + steps * trained * (1 + backward))
 
 
 def _groups(model: TunedModel, recipe: Recipe) -> list[Group]:

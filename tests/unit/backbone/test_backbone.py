@@ -198,9 +198,36 @@ def refused(name, match):
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path):
-    refused(tmp_path, "expected a PLM of the catalogue, a model folder or a hub id")
+    refused(tmp_path, "a folder without config.json")
     (tmp_path / "config.json").write_text("{ not json")
-    refused(tmp_path, "expected")
+    refused(tmp_path, "not a valid JSON file")
+    (tmp_path / "config.json").write_text("{}")
+    refused(tmp_path, "model_type")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "match"),
+    [("num_hidden_layers", "x", "num_hidden_layers"), ("num_attention_heads", 7, "not a multiple"), ("dtype", "blub", "blub")],
+)
+def test_a_config_that_makes_no_model_is_refused(tmp_path, field, value, match):
+    tiny.save("bert", tmp_path)
+    reconfigure(tmp_path, field, value)
+    refused(tmp_path, match)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "llama", "gpt2"])
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path, family):
+    tiny.save(family, tmp_path)
+    for file in tmp_path.glob("token*"):
+        file.unlink()
+    refused(tmp_path, "tokenizer")
+
+
+@pytest.mark.parametrize("text", ["{ no", "{}"])
+def test_a_damaged_tokenizer_is_refused(tmp_path, text):
+    tiny.save("bert", tmp_path)
+    (tmp_path / "tokenizer.json").write_text(text)
+    refused(tmp_path, "expected a PLM")
 
 
 def test_a_family_that_is_not_in_the_table_is_refused(tmp_path):
@@ -215,7 +242,12 @@ def test_a_family_that_is_not_in_the_table_is_refused(tmp_path):
 def test_no_weights_is_refused(tmp_path):
     tiny.save("bert", tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    refused(tmp_path, "expected")
+    refused(tmp_path, "model.safetensors")
+
+
+def reconfigure(folder, field, value):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
 
 
 def rewrite(folder, change):
@@ -233,20 +265,20 @@ def test_a_missing_weight_is_refused_by_name(tmp_path):
 
 def test_a_weight_of_another_shape_is_refused(tmp_path):
     tiny.save("gpt2", tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "n_embd": 16}))
-    refused(tmp_path, "expected")
+    reconfigure(tmp_path, "n_embd", 16)
+    refused(tmp_path, r"expected weights for the whole model, got none that fit for transformer\.h\.0\.attn\.c_attn\.bias")
 
 
 def test_damaged_weights_are_refused(tmp_path):
     tiny.save("bert", tmp_path)
     path = tmp_path / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:1000])
-    refused(tmp_path, "expected")
+    for size in (1000, 0):
+        path.write_bytes(path.read_bytes()[:size])
+        refused(tmp_path, "got SafetensorError")
 
 
 def test_an_unknown_name_is_refused_without_a_hub():
-    refused("no-such-plm", "expected")
+    refused("no-such-plm", 'backbone "no-such-plm": expected .* backbones list')
 
 
 def test_loading_is_silent(tmp_path, capfd):
