@@ -33,7 +33,7 @@ class LoRA:
     sites: tuple[str, ...] = ("query", "value")
     top: float = 1.0
 
-    learning_rate: ClassVar[float] = 5e-4
+    learning_rate: ClassVar[float] = 1e-3
 
     def __post_init__(self) -> None:
         _in_range(self.rank >= 1, "rank", "at least 1", self.rank)

