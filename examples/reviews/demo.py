@@ -17,6 +17,7 @@ from fewtune.train.fit import Session
 
 HERE = Path(__file__).parent
 OUT = Path("demo-model")
+CAPTION = "95 %: interval of the accuracy; trained: parameters, and their share of the model; bytes: of the artifact on disk"
 SENTENCES = (
     "a tender, funny and beautifully acted little film .",
     "two hours of my life that i will never get back .",
@@ -33,21 +34,21 @@ def main() -> None:
     backbone = load(job.DEFAULT_BACKBONE, say=console.print)
     console.print(f"{backbone.name}: {backbone.parameters:,} weights, frozen. {len(train)} labelled reviews, {len(test)} to test on.")
 
-    table = Table("method", "accuracy", "95 % interval", "seconds", "trained parameters", "share", "bytes on disk")
+    table = Table("method", "accuracy", "95 %", "seconds", "trained", "share", "bytes", title="300 test reviews", caption=CAPTION)
 
     def row(name: str, model: ft.TunedModel, seconds: float, size: int) -> None:
         accuracy = evaluate(model, test).measures.metrics["accuracy"]
         table.add_row(
             name,
             f"{accuracy.value:.1%}",
-            f"{accuracy.low:.1%} – {accuracy.high:.1%}",
-            f"{seconds:.1f}",
+            f"{accuracy.low:.1%}–{accuracy.high:.1%}",
+            f"{seconds:.0f}",
             f"{model.trained_parameters:,}",
             f"{model.trained_parameters / backbone.parameters:.3%}",
             f"{size:,}",
         )
 
-    for name, calibration in (("zero-shot", ft.Uncalibrated()), ("zero-shot, calibrated", ft.Contextual())):
+    for name, calibration in (("zero-shot", ft.Uncalibrated()), ("… calibrated", ft.Contextual())):
         console.print(f"{name} …")
         start = time.perf_counter()
         model = ft.zeroshot(task, backbone=backbone, calibration=calibration)
@@ -61,7 +62,7 @@ def main() -> None:
         model = job.tune(task, Split(train=train), backbone, job.Settings(), session=session)
     seconds = time.perf_counter() - start
     model.save(OUT, overwrite=True)
-    row("prompt-tuned, LoRA", model, seconds, sum(path.stat().st_size for path in OUT.iterdir()))
+    row("LoRA-tuned", model, seconds, sum(path.stat().st_size for path in OUT.iterdir()))
     model.remove()
 
     console.print(table)

@@ -59,6 +59,8 @@ class Backbone:
         self.fingerprint = fingerprint or fingerprint_of(model)
         self.tokenizer_fingerprint = _tokenizer_fingerprint(tokenizer)
         self.stack: nn.Module = model.base_model
+        # Counted before any delta adds its own; tied weights count once.
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
         surgery.freeze(model)
         model.eval()
 
@@ -88,11 +90,6 @@ class Backbone:
     def width(self) -> int:
         """The size D of a hidden state."""
         return int(self.model.config.hidden_size)
-
-    @property
-    def parameters(self) -> int:
-        """The number of weights, tied ones counted once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
 
     @property
     def device(self) -> torch.device:
