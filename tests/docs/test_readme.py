@@ -1,0 +1,57 @@
+"""What the README shows runs: its Python example and its commands, in order, with a tiny PLM in the place of the default one."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from fewtune import cli, job
+from fewtune.backbone import tiny
+from fewtune.backbone.backbone import load
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [shlex.split(line) for line in README.splitlines() if line.startswith("fewtune ")]
+WORDS = ("--words", "positive=great,negative=terrible")
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    tiny.save("llama", tmp_path / "plm")
+    rows = ["great fun and joy,positive", "a dull mess,negative"] * 3
+    for name, column in {"reviews": "review", "test": "review", "new": "review", "texts": "text"}.items():
+        (tmp_path / f"{name}.csv").write_text("\n".join([f"{column},sentiment", *rows]) + "\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_commands_run(work, monkeypatch, capsys):
+    assert len(COMMANDS) == 5
+    for command in COMMANDS:
+        more = {"fit": ["--backbone", "plm", "--steps", "2", *WORDS], "zeroshot": ["--backbone", "plm", *WORDS]}.get(command[1], [])
+        monkeypatch.setattr(sys, "argv", [*command, *more])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert not caught.value.code, capsys.readouterr().err
+    assert (work / "model" / "manifest.json").exists() and (work / "answers.csv").exists()
+
+
+def test_the_python_example_runs(work, monkeypatch):
+    (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    monkeypatch.setattr(job, "load_backbone", lambda name: load("plm"))
+    exec(compile(block, "README.md", "exec"), {})
+    assert (work / "model" / "manifest.json").exists()
+
+
+def test_the_tree_names_what_is_there():
+    tree = README[README.index("src/fewtune/\n") :]
+    names = re.findall(r"[├└]── (\S+)", tree)
+    assert len(names) > 12
+    assert all((ROOT / "src" / "fewtune" / name).exists() for name in names)
+
+
+def test_the_make_targets_are_there():
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert {"setup", "demo", "test", "check"} <= set(targets)

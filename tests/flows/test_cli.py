@@ -1,0 +1,199 @@
+"""The command line as a user types it, on a tiny model folder: results, files, exit codes and one-line messages."""
+
+import csv
+import json
+import sys
+
+import pytest
+
+from fewtune import cli
+from fewtune.backbone import tiny
+
+TRAIN = """review,sentiment
+great fun and joy,positive
+a dull mess,negative
+good and great,positive
+"terrible, lifeless",negative
+"""
+WORDS = ("--words", "positive=great|good,negative=terrible")
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return str(tiny.save("llama", tmp_path_factory.mktemp("plm") / "llama"))
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.csv").write_text(TRAIN)
+    (tmp_path / "pairs.csv").write_text("a,b,label\ngreat fun,good,yes\na mess,great,no\ngood,great joy,yes\ndull,joy,no\n")
+    return tmp_path
+
+
+def run(capsys, monkeypatch, *arguments):
+    """(exit code, standard output, standard error) of one command."""
+    monkeypatch.setattr(sys, "argv", ["fewtune", *map(str, arguments)])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    captured = capsys.readouterr()
+    return caught.value.code or 0, captured.out, captured.err
+
+
+@pytest.fixture
+def fewtune(capsys, monkeypatch):
+    return lambda *arguments: run(capsys, monkeypatch, *arguments)
+
+
+def fit(fewtune, llama, *more):
+    return fewtune("fit", "train.csv", "--out", "model", "--backbone", llama, "--steps", "3", *WORDS, *more)
+
+
+def test_fit_predict_evaluate(work, fewtune, llama):
+    code, out, err = fit(fewtune, llama, "--test", "train.csv", "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["model"] == "model" and result["trained_parameters"] > 0 and "estimate" in result
+    assert set(result["seconds"]) == {"load", "fit", "predict"} and result["bytes"]["model"] > 0
+    accuracy = result["metrics"]["accuracy"]
+    assert 0 <= accuracy["low"] <= accuracy["value"] <= accuracy["high"] <= 1
+    assert sorted(path.name for path in work.iterdir()) == ["model", "pairs.csv", "train.csv"]
+
+    code, out, err = fewtune("evaluate", "model", "train.csv", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["metrics"] == result["metrics"] and set(found["seconds"]) == {"load", "predict"}
+    assert set(found["metrics"]) == {"accuracy", "macro_f1", "mcc", "ece"}
+
+    code, out, err = fewtune("predict", "model", "train.csv", "-o", "answers.csv")
+    assert code == 0, err
+    with open("answers.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["review"] for row in rows] == ["great fun and joy", "a dull mess", "good and great", "terrible, lifeless"]
+    assert list(rows[0]) == ["review", "sentiment", "label", "probability", "exit_layer"]
+    assert all(row["label"] in ("positive", "negative") and 0.5 <= float(row["probability"]) <= 1 for row in rows)
+
+    code, out, _ = fewtune("predict", "model", "train.csv", "--format", "jsonl")
+    assert code == 0
+    assert [json.loads(line)["label"] for line in out.splitlines()] == [row["label"] for row in rows]
+
+
+def test_many_rows_keep_their_order(work, fewtune, llama):
+    assert fit(fewtune, llama)[0] == 0
+    with open("many.jsonl", "w") as file:
+        for number in range(1300):
+            file.write(json.dumps({"id": number, "review": "great " * (number % 7 + 1), "label": "x"}) + "\n")
+    code, _, err = fewtune("predict", "model", "many.jsonl", "-o", "out.jsonl")
+    assert code == 0, err
+    with open("out.jsonl") as file:
+        rows = [json.loads(line) for line in file]
+    assert [int(row["id"]) for row in rows] == list(range(1300))
+    assert rows[0]["input_label"] == "x" and rows[0]["label"] in ("positive", "negative")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--delta", "lora:rank=4,sites=ffn_in+ffn_out", "--delta", "subset:part=norms"),
+        ("--readout", "head", "--delta", "subset:part=none"),
+        ("--readout", "head:pool=first"),
+        ("--template", r"{review}\nIt was {slot}", "--template", "Review: {review} {slot}"),
+        ("--calibration", "temperature"),
+        ("--strategy", "zeroshot"),
+        ("--labels", "negative,positive", "--learning-rate", "0.01", "--batch-size", "2"),
+    ],
+)
+def test_flags(work, fewtune, llama, more):
+    code, out, err = fit(fewtune, llama, "--json", *more)
+    assert code == 0, err
+    assert fewtune("evaluate", "model", "train.csv")[0] == 0
+
+
+def test_a_template_from_the_shell_has_its_new_line(work, fewtune, llama):
+    assert fit(fewtune, llama, "--template", r"{review}\nIt was {slot}")[0] == 0
+    assert json.loads((work / "model/manifest.json").read_text())["templates"] == ["{review}\nIt was {slot}"]
+
+
+def test_pairs_and_a_task_file(work, fewtune, llama):
+    more = ("--backbone", llama, "--steps", "2", "--out", "pair-model")
+    code, _, err = fewtune("fit", "pairs.csv", "--text", "a", "--text", "b", "--label", "label", *more)
+    assert code == 0, err
+    assert fewtune("predict", "pair-model", "pairs.csv")[0] == 0
+    (work / "task.toml").write_text(
+        'labels = ["no", "yes"]\nfields = ["a", "b"]\ntemplate = "{a}? {slot}"\nwords = {no = ["terrible"], yes = ["great"]}\n'
+    )
+    code, _, err = fewtune("fit", "pairs.csv", "--task", "task.toml", *more, "--overwrite")
+    assert code == 0, err
+
+
+def test_zeroshot(work, fewtune, llama):
+    options = ("--template", "Review: {review} It was {slot}", "--backbone", llama)
+    code, out, err = fewtune("zeroshot", "train.csv", "--labels", "positive,negative", "--label", "sentiment", *options, *WORDS, "--json")
+    assert code == 0, err
+    assert json.loads(out)["metrics"]["accuracy"]["value"] in (0, 0.25, 0.5, 0.75, 1)
+    (work / "texts.csv").write_text("review\ngreat fun\na mess\n")
+    code, out, err = fewtune("zeroshot", "texts.csv", "--labels", "positive,negative", *options, *WORDS, "--json")
+    assert code == 0, err
+    assert len(json.loads(out)["answers"]) == 2
+    code, out, err = fewtune("zeroshot", "texts.csv", "--labels", "positive,negative", *options, *WORDS)
+    assert code == 0 and out.splitlines()[0] == "review,label,probability,exit_layer"
+
+
+WRONG = {
+    "no file": (("nofile.csv",), "nofile.csv"),
+    "no column": (("train.csv", "--text", "revew"), '"review"'),
+    "unknown delta": (("train.csv", "--delta", "lorra"), 'Did you mean "lora"?'),
+    "unknown field of a delta": (("train.csv", "--delta", "lora:rnk=2"), 'Did you mean "rank"?'),
+    "unknown strategy": (("train.csv", "--strategy", "supervized"), 'Did you mean "supervised"?'),
+    "unknown readout": (("train.csv", "--readout", "clozze"), 'Did you mean "cloze"?'),
+    "unknown calibration": (("train.csv", "--calibration", "ctx"), "Known: none, contextual"),
+    "unknown backbone": (("train.csv", "--backbone", "smolm2-135m"), 'Did you mean "smollm2-135m"?'),
+    "no slot": (("train.csv", "--template", "Review: {review}"), "{slot}"),
+    "unknown field": (("train.csv", "--template", "{revew} {slot}"), 'Did you mean "review"?'),
+    "unknown label": (("train.csv", "--labels", "negative,neutral"), "train.csv:2"),
+    "single label": (("single.csv",), "at least two labels"),
+    "broken row": (("broken.csv",), "broken.csv:3"),
+    "empty text": (("empty.csv",), "empty.csv:3"),
+    "words": (("train.csv", "--words", "positive"), "--words"),
+    "clash": (("train.csv", "--words", "positive=great,negative=great"), "great"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_is_one_line_and_exit_code_2(work, fewtune, llama, name):
+    (work / "single.csv").write_text("review,sentiment\ngreat,positive\ngood,positive\n")
+    (work / "broken.csv").write_text("review,sentiment\ngreat,positive\ngood,positive,x\nmess,negative\n")
+    (work / "empty.csv").write_text("review,sentiment\ngreat,positive\n  ,negative\n")
+    arguments, message = WRONG[name]
+    more = () if "--backbone" in arguments else ("--backbone", llama)
+    code, out, err = fewtune("fit", *arguments, "--out", "model", *more)
+    assert code == 2 and out == ""
+    assert message in err.splitlines()[-1], err
+    assert "Traceback" not in err
+    assert not (work / "model").exists()
+
+
+def test_bad_rows_can_be_skipped(work, fewtune, llama):
+    (work / "train.csv").write_text(TRAIN + "too,many,cells\n")
+    assert fit(fewtune, llama)[0] == 2
+    code, _, err = fit(fewtune, llama, "--skip-bad-rows")
+    assert code == 0 and "Skipped 1 bad row" in err
+
+
+def test_an_existing_model_is_refused(work, fewtune, llama):
+    assert fit(fewtune, llama)[0] == 0
+    code, _, err = fit(fewtune, llama)
+    assert code == 2 and "--overwrite" in err
+    assert fit(fewtune, llama, "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize("command", [(), ("fit",), ("predict",), ("evaluate",), ("zeroshot",), ("backbones",), ("backbones", "pull")])
+def test_help(fewtune, command):
+    code, out, _ = fewtune(*command, "--help")
+    assert code == 0 and "Usage" in out
+
+
+def test_the_catalogue(fewtune):
+    code, out, _ = fewtune("backbones", "list")
+    assert code == 0 and "smollm2-135m" in out and "minilm-l6" in out

@@ -1,0 +1,97 @@
+"""A fit that is killed and started again ends with the same bytes as one that was left alone."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fewtune.backbone import tiny
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from fewtune import cli
+from fewtune.train import fit
+every, slow = float(sys.argv[1]), float(sys.argv[2])
+fit.Session.__dataclass_fields__["every_seconds"].default = every
+fit.Session.__init__.__defaults__ = (*fit.Session.__init__.__defaults__[:-1], every)
+step = fit._step
+def slowly(*arguments, **options):
+    import time
+    time.sleep(slow)
+    return step(*arguments, **options)
+fit._step = slowly
+sys.argv = ["fewtune", *sys.argv[3:]]
+cli.main()
+"""
+
+
+@pytest.fixture
+def work(tmp_path):
+    tiny.save("llama", tmp_path / "plm")
+    rows = ["great fun,positive", "a dull mess,negative", "good and great,positive", "terrible lifeless,negative"]
+    (tmp_path / "train.csv").write_text("text,label\n" + "\n".join(rows * 3) + "\n")
+    return tmp_path
+
+
+def start(work, out, *, slow=0.0):
+    options = ["--backbone", "plm", "--words", "positive=great,negative=terrible", "--steps", "40", "--delta", "lora:dropout=0.2"]
+    command = [sys.executable, "-c", SCRIPT, "0", str(slow), "fit", "train.csv", "--out", out, *options]
+    return subprocess.Popen(command, cwd=work, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def finish(process):
+    _, err = process.communicate(timeout=120)
+    return process.returncode, err
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def wait_for(path, seconds=60):
+    until = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < until, "no checkpoint came"
+        time.sleep(0.01)
+
+
+def test_killed_and_started_again(work):
+    assert finish(start(work, "alone"))[0] == 0
+    for pause in (0.0, 0.3, 0.7):
+        process = start(work, "killed", slow=0.05)
+        wait_for(work / ".killed.work" / "fit.safetensors")
+        time.sleep(pause)
+        process.kill()
+        assert finish(process)[0] == -signal.SIGKILL
+        assert not (work / "killed").exists()
+    code, err = finish(start(work, "killed"))
+    assert code == 0 and "Going on with fit after step" in err
+    assert content(work / "killed") == content(work / "alone")
+    assert not (work / ".killed.work").exists()
+
+
+def test_interrupted_and_started_again(work):
+    assert finish(start(work, "alone"))[0] == 0
+    process = start(work, "stopped", slow=0.05)
+    wait_for(work / ".stopped.work" / "fit.safetensors")
+    process.send_signal(signal.SIGINT)
+    code, err = finish(process)
+    assert code == 1 and "type the same command again" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert finish(start(work, "stopped"))[0] == 0
+    assert content(work / "stopped") == content(work / "alone")
+
+
+def test_another_job_does_not_go_on_with_a_checkpoint(work):
+    process = start(work, "model", slow=0.05)
+    wait_for(work / ".model.work" / "fit.safetensors")
+    process.kill()
+    finish(process)
+    (work / "train.csv").write_text((work / "train.csv").read_text().replace("good and great", "good"))
+    code, err = finish(start(work, "model"))
+    assert code == 0 and "Going on" not in err
