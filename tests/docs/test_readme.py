@@ -13,7 +13,8 @@ from fewtune.backbone.backbone import load
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [shlex.split(line) for line in README.splitlines() if line.startswith("fewtune ")]
+CONSOLE = "".join(re.findall(r"```console\n(.*?)```", README, flags=re.DOTALL))
+COMMANDS = [shlex.split(line) for line in CONSOLE.splitlines() if line.startswith("fewtune ")]
 WORDS = ("--words", "positive=great,negative=terrible")
 
 
