@@ -21,7 +21,10 @@ def backbone(family, seed=0):
     return Backbone(*tiny.model(family, seed=seed), name=family)
 
 
-def tuned(base, readout=None, deltas=(ft.LoRA(rank=2),)):
+LORA = (ft.LoRA(rank=2),)
+
+
+def tuned(base, readout=None, deltas=LORA):
     task = ft.Task.classification(["negative", "positive"], template="Review: {text}\nSentiment: {slot}", words=WORDS)
     return ft.fit(task, ROWS, backbone=base, deltas=deltas, readout=readout, options=ft.FitOptions(steps=4))
 
