@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -170,22 +170,33 @@ def schedule(step: int, *, steps: int, warmup: float) -> float:
 
 
 def _resume(state: _State, session: Session, steps: int) -> int:
+    """Take over what an earlier run of the same job has done; the number of its steps."""
+    about, tensors = _read(session)
+    done = int(about.get("steps_done", 0))
+    if about.get("key") != session.key or not 0 < done <= steps:
+        return 0
+    for name, weight in state.weights.items():
+        with torch.no_grad():
+            weight.copy_(tensors[f"weight/{name}"])
+        if f"step/{name}" in tensors:
+            moments = {kind: tensors[f"{kind}/{name}"].to(weight.device) for kind in ("exp_avg", "exp_avg_sq")}
+            state.optimizer.state[weight] = {"step": tensors[f"step/{name}"], **moments}
+    state.losses = tensors["losses"].tolist()
+    session.say(f"Going on with {session.label} after step {done} of {steps}.")
+    return done
+
+
+def _read(session: Session) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """What the checkpoint says of itself, and its tensors; nothing where there is none."""
     path = session.checkpoint
     if path is None or not path.exists():
-        return 0
-    with safe_open(path, "pt") as file:
-        about = file.metadata() or {}
-        if about.get("key") != session.key or about.get("steps_done") is None or int(about["steps_done"]) > steps:
-            return 0
-        for name, weight in state.weights.items():
-            with torch.no_grad():
-                weight.copy_(file.get_tensor(f"weight/{name}"))
-            if f"step/{name}" in file.keys():  # noqa: SIM118 - the handle has no __contains__
-                moments = {kind: file.get_tensor(f"{kind}/{name}").to(weight.device) for kind in ("exp_avg", "exp_avg_sq")}
-                state.optimizer.state[weight] = {"step": file.get_tensor(f"step/{name}"), **moments}
-        state.losses = file.get_tensor("losses").tolist()
-    session.say(f"Going on with {session.label} after step {about['steps_done']} of {steps}.")
-    return int(about["steps_done"])
+        return {}, {}
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError):
+        session.say(f"The checkpoint {path} cannot be read; starting {session.label} anew.")
+        return {}, {}
 
 
 def _save(state: _State, session: Session) -> None:

@@ -223,6 +223,16 @@ def test_a_checkpoint_with_more_steps_than_asked_for_is_not_gone_on_with(tmp_pat
     assert_same(run(steps=10, session=Session(tmp_path, "job")), run(steps=10))
 
 
+def test_a_damaged_checkpoint_is_said_and_not_gone_on_with(tmp_path):
+    run(session=Session(tmp_path, "job"), seed=8)
+    path = Session(tmp_path, "job").checkpoint
+    said = []
+    for size in (len(path.read_bytes()) - 1, 20, 0):
+        path.write_bytes(path.read_bytes()[:size])
+        assert_same(run(session=Session(tmp_path, "job", say=said.append)), run())
+    assert len(said) == 3 and all("starting fit anew" in line for line in said)
+
+
 def test_labels_keep_the_fits_of_one_job_apart(tmp_path):
     session = Session(tmp_path / "new", "job")
     run(session=session.child("a"), seed=1)
