@@ -99,7 +99,7 @@ class TunedModel:
 
     def rows(self, examples: Sequence[Example], template: int) -> list[Row]:
         """Each example rendered through template number `template` and encoded."""
-        encoder = Encoder(self.backbone.tokenizer, causal=self.backbone.causal, max_length=self.max_length)
+        encoder = Encoder(self.backbone.tokenizer, causal=self.backbone.causal, max_length=min(self.max_length, self.backbone.room))
         chosen = self.asked.templates[template]
         return encoder.encode([chosen.render(example.fields) for example in examples])
 

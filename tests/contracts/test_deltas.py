@@ -9,7 +9,10 @@ from fewtune.backbone import tiny
 from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.families import FAMILIES
 from fewtune.deltas import DELTAS
+from fewtune.deltas.adapter import Adapter
 from fewtune.deltas.lora import LoRA
+from fewtune.deltas.scaling import IA3
+from fewtune.deltas.soft_prompt import SoftPrompt
 from fewtune.deltas.subset import Subset
 from fewtune.errors import ArtifactError, BackboneError
 
@@ -18,6 +21,14 @@ SETTINGS = (
     LoRA(rank=2),
     LoRA(rank=3, alpha=1.5, sites=LINEAR),
     LoRA(rank=1, dropout=0.5, sites=("key", "ffn_out"), top=1 / 3),
+    LoRA(ranks=(1, 3), sites=("attention_in", "ffn_in"), rslora=True, init="gaussian"),
+    LoRA(rank=2, sites=("attention_in", "ffn_out"), dora=True),
+    Adapter(size=4, at=("attention", "ffn")),
+    Adapter(size=3, at=("attention", "ffn"), parallel=True, scale=4.0, learned_scale=True),
+    Adapter(size=5, activation="gelu", top=1 / 3),
+    IA3(),
+    IA3(outputs=("query", "attention_out"), inputs=("ffn_in",), top=1 / 3),
+    SoftPrompt(length=3),
     Subset("all"),
     Subset("biases"),
     Subset("norms"),
@@ -33,7 +44,7 @@ CASES = [
 
 
 def test_every_delta_and_family_is_seen():
-    assert len(DELTAS) == 2 and {DELTAS.name_of(delta) for delta in SETTINGS} == set(DELTAS)
+    assert len(DELTAS) == 5 and {DELTAS.name_of(delta) for delta in SETTINGS} == set(DELTAS)
     assert len(FAMILIES) == 4 and len(CASES) == 4 * len(SETTINGS) - 1
 
 

@@ -1,7 +1,7 @@
 """One pre-trained language model and its tokenizer: load, forward, layer by layer. The one place that talks to transformers'
 models; knows no task, no label and no delta.
 
-Dimensions: B rows, T tokens, D width, V vocabulary, N vectors, K chosen rows of the vocabulary.
+Dimensions: B rows, T tokens, P positions in front of them, D width, V vocabulary, N vectors, K chosen rows of the vocabulary.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from fewtune import registry
-from fewtune.backbone import catalogue, surgery
+from fewtune.backbone import bank, catalogue, surgery
+from fewtune.backbone.bank import Edit, Routing
 from fewtune.backbone.families import FAMILIES, SITES, Family
+from fewtune.backbone.front import Fronts, Packed
 from fewtune.backbone.quiet import quiet
 from fewtune.errors import BackboneError
 
@@ -42,9 +44,13 @@ class Site:
 
 @dataclass(frozen=True)
 class Output:
-    """What a forward gives: the stack's last states, after the final norm, float32; `hidden_BTD`."""
+    """What a forward gives: the stack's last states, after the final norm, float32; `hidden_BTD`.
+
+    `first_BD` are those of the very first position, which is a trained vector's where there are such in front of the tokens.
+    """
 
     hidden_BTD: Tensor
+    first_BD: Tensor | None = None
 
 
 class Backbone:
@@ -59,6 +65,8 @@ class Backbone:
         self.fingerprint = fingerprint or fingerprint_of(model)
         self.tokenizer_fingerprint = _tokenizer_fingerprint(tokenizer)
         self.stack: nn.Module = model.base_model
+        self.entry = 0
+        self.routing, self.fronts = Routing(), Fronts()
         # Counted before any delta adds its own; tied weights count once.
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         surgery.freeze(model)
@@ -81,10 +89,17 @@ class Backbone:
         assert isinstance(blocks, nn.ModuleList)
         return blocks
 
+    @cached_property
+    def order(self) -> tuple[int, ...]:
+        """The number of the block that each step of the stack runs; one block may stand for several steps (ALBERT)."""
+        distinct = len(self.blocks)
+        steps = int(self.model.config.num_hidden_layers) if self.family.shared else distinct
+        return tuple(step * distinct // steps for step in range(steps))
+
     @property
     def depth(self) -> int:
-        """The number of blocks."""
-        return len(self.blocks)
+        """The number of steps of the stack; each runs a block."""
+        return len(self.order)
 
     @property
     def width(self) -> int:
@@ -102,20 +117,29 @@ class Backbone:
         """The most tokens that the model takes."""
         config = self.model.config
         positions = int(getattr(config, "max_position_embeddings", 0) or 512)
-        # RoBERTa counts its positions from the padding index on.
-        offset = config.pad_token_id + 1 if config.model_type == "roberta" else 0
+        # RoBERTa and its kin count positions from the padding index on.
+        offset = config.pad_token_id + 1 if self.family.counts_from_padding else 0
         return positions - offset
+
+    @property
+    def room(self) -> int:
+        """How many tokens are left beside the trained vectors in front of them."""
+        return self.max_length - self.fronts.length(self.entry)
 
     def sites(self, name: str, *, top: float = 1.0) -> tuple[Site, ...]:
         """Every place called `name`, from the bottom, in the upper share `top` of the blocks."""
         if name not in self.family.sites:
             raise BackboneError(expected="the name of a site", got=f'"{name}"', where="sites", fix=registry.nearest(name, SITES))
-        first = self.first_block(top)
-        return tuple(site for block in range(first, self.depth) for site in self._sites(name, block))
+        return tuple(site for block in self.upper(top) for site in self._sites(name, block))
+
+    def upper(self, top: float) -> tuple[int, ...]:
+        """The numbers of the blocks that the upper share `top` of the steps runs; at least one."""
+        first = self.depth - max(1, round(self.depth * top))
+        return tuple(sorted(set(self.order[first:])))
 
     def first_block(self, top: float) -> int:
-        """The lowest block of the upper share `top`; at least one block is in it."""
-        return self.depth - max(1, round(self.depth * top))
+        """The lowest step that runs a block of the upper share `top`."""
+        return self.order.index(self.upper(top)[0])
 
     def _sites(self, name: str, block: int) -> Iterator[Site]:
         for place in self.family.sites[name]:
@@ -133,50 +157,109 @@ class Backbone:
         """The mixed precision that was chosen for this backbone."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
 
+    # Deltas
+
+    def edit(self, path: str, edit: Edit) -> surgery.Undo:
+        """Let `edit` change what the module at `path` does, for the rows of the current entry."""
+        return bank.put(self.model, path, edit, routing=self.routing, entry=self.entry)
+
+    def put_in_front(self, vectors: nn.Parameter) -> surgery.Undo:
+        """Let `vectors` (P, D) stand in front of the tokens' embeddings, for the rows of the current entry."""
+        return self.fronts.put(vectors, entry=self.entry)
+
+    @contextmanager
+    def installing(self, entry: int) -> Iterator[None]:
+        """Within it, deltas are installed for the rows that are routed to `entry` (0 for all that are not routed)."""
+        before, self.entry = self.entry, entry
+        try:
+            yield
+        finally:
+            self.entry = before
+
+    def embed(self, ids_BT: Tensor) -> Tensor:
+        """The tokens' own vectors, before positions and norms."""
+        embedded: Tensor = self.model.get_input_embeddings()(ids_BT)
+        return embedded
+
+    # Forward
+
     def forward(
-        self, ids_BT: Tensor, mask_BT: Tensor, types_BT: Tensor | None = None, *, start: int = 0, below_BTD: Tensor | None = None
+        self,
+        ids_BT: Tensor,
+        mask_BT: Tensor,
+        types_BT: Tensor | None = None,
+        *,
+        start: int = 0,
+        below_BTD: Tensor | None = None,
+        route_B: Tensor | None = None,
     ) -> Output:
         """Run the stack without the LM head; `mask_BT` is 1 at real tokens, which stand on the left.
 
-        With `below_BTD`, the states that `below` gave for block `start`, only the blocks from there on are computed.
+        With `below_BTD`, the states that `below` gave for step `start`, only the steps from there on are computed. Row b goes
+        through the deltas of entry `route_B[b]`: those of entry 0 where it is None, and none where it is negative.
         """
-        if below_BTD is None:
-            with self.autocast():
-                hidden_BTD = self.stack(**self._inputs(ids_BT, mask_BT, types_BT)).last_hidden_state
-            return Output(hidden_BTD.float())
-        for hidden_BTD in self._walk(ids_BT, mask_BT, types_BT, start=start, below_BTD=below_BTD):
-            below_BTD = hidden_BTD
-        return Output(self.norm(below_BTD))
+        with self.routing.of(route_B):
+            packed = self._pack(ids_BT, mask_BT, types_BT)
+            if below_BTD is None:
+                with self.autocast():
+                    hidden_BTD = self.stack(**self._inputs(packed)).last_hidden_state.float()
+            else:
+                for hidden_BTD in self._walk(packed, start=start, below_BTD=below_BTD):
+                    below_BTD = hidden_BTD
+                hidden_BTD = self.norm(below_BTD)
+            return Output(packed.unpack(hidden_BTD), hidden_BTD[:, 0])
 
     def below(self, ids_BT: Tensor, mask_BT: Tensor, types_BT: Tensor | None, *, start: int) -> Tensor:
-        """The states hidden_BTD that block number `start` would be given."""
+        """The states hidden_BTD that step number `start` would be given."""
         return next(itertools.islice(self.layers(ids_BT, mask_BT, types_BT), start, None))
 
-    def _inputs(self, ids_BT: Tensor, mask_BT: Tensor, types_BT: Tensor | None) -> dict[str, Any]:
-        inputs: dict[str, Any] = {"input_ids": ids_BT, "attention_mask": mask_BT}
-        if types_BT is not None:
-            inputs["token_type_ids"] = types_BT
-        if self.causal:
-            inputs["use_cache"] = False
-        return inputs
-
-    def layers(self, ids_BT: Tensor, mask_BT: Tensor, types_BT: Tensor | None = None) -> Iterator[Tensor]:
-        """Walk the stack: yields the embeddings, then each block's output `hidden_BTD`, before the final norm.
+    def layers(self, ids_BT: Tensor, mask_BT: Tensor, types_BT: Tensor | None = None, *, route_B: Tensor | None = None) -> Iterator[Tensor]:
+        """Walk the stack: yields the embeddings, then each step's output `hidden_BTD`, before the final norm.
 
         The arguments of each block are what the model's own forward hands to it (masks, positions), recorded with the blocks
         left out; so the walk is the model's own computation in every family.
         """
-        return self._walk(ids_BT, mask_BT, types_BT, start=0, below_BTD=None)
+        with self.routing.of(route_B):
+            packed = self._pack(ids_BT, mask_BT, types_BT)
+            for hidden_BTD in self._walk(packed, start=0, below_BTD=None):
+                yield packed.unpack(hidden_BTD)
 
-    def _walk(self, ids_BT: Tensor, mask_BT: Tensor, types_BT: Tensor | None, *, start: int, below_BTD: Tensor | None) -> Iterator[Tensor]:
+    def _pack(self, ids_BT: Tensor, mask_BT: Tensor, types_BT: Tensor | None) -> Packed:
+        return self.fronts.pack(ids_BT, mask_BT, types_BT, routing=self.routing, embed=self.embed)
+
+    def _inputs(self, packed: Packed) -> dict[str, Any]:
+        inputs: dict[str, Any] = {"attention_mask": packed.mask_BT}
+        inputs |= {"input_ids": packed.ids_BT} if packed.vectors_BTD is None else {"inputs_embeds": packed.vectors_BTD}
+        if packed.types_BT is not None:
+            inputs["token_type_ids"] = packed.types_BT
+        if self.causal:
+            inputs["use_cache"] = False
+        return inputs
+
+    def _walk(self, packed: Packed, *, start: int, below_BTD: Tensor | None) -> Iterator[Tensor]:
         with self.autocast():
-            calls = self._calls(ids_BT, mask_BT, types_BT)
-        hidden_BTD: Tensor = calls[0][0][0] if below_BTD is None else below_BTD
+            calls = self._calls(packed)
+            carried = self._carried(calls) if start else None
+        hidden_BTD: Tensor = calls[0].arguments[0] if below_BTD is None else below_BTD
         yield hidden_BTD
-        for block, (arguments, options) in zip(self.blocks[start:], calls[start:], strict=True):
+        for call in calls[start:]:
             with self.autocast():
-                hidden_BTD = block(hidden_BTD, *arguments[1:], **options)
+                hidden_BTD, carried = self._run(call, hidden_BTD, carried)
             yield hidden_BTD
+
+    def _run(self, call: _Call, hidden_BTD: Tensor, carried: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(the block's states, what it hands to the next block beside them)."""
+        arguments = [hidden_BTD, *call.arguments[1:]]
+        if self.family.carries is not None and carried is not None:
+            arguments[self.family.carries] = carried
+        output = self.blocks[call.block](*arguments, **call.options)
+        if isinstance(output, Tensor):
+            return output, None
+        return output[0], output[1] if self.family.carries is not None else None
+
+    def _carried(self, calls: list[_Call]) -> Tensor | None:
+        """What the first block hands on beside its states (T5's position bias, which depends on the length alone)."""
+        return None if self.family.carries is None else self._run(calls[0], calls[0].arguments[0], None)[1]
 
     def norm(self, hidden_BTD: Tensor) -> Tensor:
         """The stack's final norm, where the family has one, in float32."""
@@ -186,12 +269,12 @@ class Backbone:
             normed: Tensor = self.stack.get_submodule(self.family.final_norm)(hidden_BTD)
         return normed.float()
 
-    def _calls(self, *tensors: Tensor | None) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        stand_ins = nn.ModuleList([_Recorder(calls) for _ in self.blocks])
-        undo = surgery.replace(self.stack, self.family.blocks, stand_ins)
+    def _calls(self, packed: Packed) -> list[_Call]:
+        calls: list[_Call] = []
+        recorders = nn.ModuleList([_Recorder(calls, block, self.family.outputs) for block in range(len(self.blocks))])
+        undo = surgery.replace(self.stack, self.family.blocks, recorders)
         try:
-            self.stack(**self._inputs(*tensors))  # type: ignore[arg-type]
+            self.stack(**self._inputs(packed))
         finally:
             undo()
         return calls
@@ -236,16 +319,25 @@ class Backbone:
             self.precision = before
 
 
+@dataclass(frozen=True)
+class _Call:
+    """What the model's own forward hands to a block."""
+
+    block: int
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+
 class _Recorder(nn.Module):
     """Stands in for a block: writes down its arguments and hands the hidden states on."""
 
-    def __init__(self, calls: list[Any]) -> None:
+    def __init__(self, calls: list[_Call], block: int, outputs: int) -> None:
         super().__init__()
-        self.calls = calls
+        self.calls, self.block, self.outputs = calls, block, outputs
 
-    def forward(self, hidden_BTD: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        self.calls.append(((hidden_BTD, *arguments), options))
-        return hidden_BTD
+    def forward(self, hidden_BTD: Tensor, *arguments: Any, **options: Any) -> Any:
+        self.calls.append(_Call(self.block, (hidden_BTD, *arguments), options))
+        return hidden_BTD if self.outputs == 1 else (hidden_BTD, *[None] * (self.outputs - 1))
 
 
 def load(name: str, *, device: str | None = None, say: Callable[[str], None] = lambda line: None) -> Backbone:

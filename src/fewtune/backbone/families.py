@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-SITES = ("query", "key", "value", "attention_out", "ffn_in", "ffn_out", "norms")
-"""Names for the places that every block of every family has."""
+SITES = ("query", "key", "value", "attention_in", "attention_out", "ffn_in", "ffn_out", "norms")
+"""Names for the places that every block of every family has. `attention_in` are the projections of query, key and value as they
+stand, which is one for all three in some families."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class Family:
     `sites` at a block, those of `transform` and `decoder` at the whole model.
 
     `transform` is what the LM head does before its last projection `decoder`: module paths, or `act:NAME` for an activation.
+    `attention` is the module of a block that computes attention through transformers' interface, or None where it has its own.
+    `shared`: one block may stand for several steps of the stack. `outputs`: how many values a block gives. `carries`: the
+    argument of a block that takes the second value of the block before. `counts_from_padding`: positions do not start at 0.
     """
 
     objective: Literal["masked", "causal"]
@@ -34,6 +38,11 @@ class Family:
     sites: Mapping[str, tuple[Place, ...]]
     transform: tuple[str, ...]
     decoder: str
+    attention: str | None = None
+    shared: bool = False
+    outputs: int = 1
+    carries: int | None = None
+    counts_from_padding: bool = False
 
 
 def _places(sites: Mapping[str, str]) -> dict[str, tuple[Place, ...]]:
@@ -45,6 +54,7 @@ _BERT_SITES = _places(
         "query": "attention.self.query",
         "key": "attention.self.key",
         "value": "attention.self.value",
+        "attention_in": "attention.self.query attention.self.key attention.self.value",
         "attention_out": "attention.output.dense",
         "ffn_in": "intermediate.dense",
         "ffn_out": "output.dense",
@@ -57,6 +67,7 @@ _LLAMA_SITES = _places(
         "query": "self_attn.q_proj",
         "key": "self_attn.k_proj",
         "value": "self_attn.v_proj",
+        "attention_in": "self_attn.q_proj self_attn.k_proj self_attn.v_proj",
         "attention_out": "self_attn.o_proj",
         "ffn_in": "mlp.gate_proj mlp.up_proj",
         "ffn_out": "mlp.down_proj",
@@ -65,7 +76,9 @@ _LLAMA_SITES = _places(
 )
 
 _GPT2_SITES = {
-    **_places({"attention_out": "attn.c_proj", "ffn_in": "mlp.c_fc", "ffn_out": "mlp.c_proj", "norms": "ln_1 ln_2"}),
+    **_places(
+        {"attention_in": "attn.c_attn", "attention_out": "attn.c_proj", "ffn_in": "mlp.c_fc", "ffn_out": "mlp.c_proj", "norms": "ln_1 ln_2"}
+    ),
     "query": (Place("attn.c_attn", 0, 3),),
     "key": (Place("attn.c_attn", 1, 3),),
     "value": (Place("attn.c_attn", 2, 3),),
@@ -89,6 +102,7 @@ FAMILIES: Mapping[str, Family] = {
         sites=_BERT_SITES,
         transform=("lm_head.dense", "act:gelu", "lm_head.layer_norm"),
         decoder="lm_head.decoder",
+        counts_from_padding=True,
     ),
     "llama": Family(
         objective="causal",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 from torch import nn
@@ -53,3 +54,11 @@ def freeze(root: nn.Module) -> Undo:
             parameter.requires_grad_(setting)
 
     return undo
+
+
+def shallow_copy(module: nn.Module) -> nn.Module:
+    """Another module of the same kind that shares every parameter, buffer and child with `module`."""
+    copied = copy.copy(module)
+    for kind in ("_parameters", "_buffers", "_modules"):
+        setattr(copied, kind, dict(getattr(module, kind)))
+    return copied

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from fewtune.backbone import surgery
 from fewtune.backbone.backbone import Backbone
+from fewtune.backbone.bank import Bank, Edit
 from fewtune.backbone.surgery import Undo
-from fewtune.errors import ArtifactError
+from fewtune.errors import ArtifactError, BackboneError, SpecError
 
 
 class Delta(Protocol):
@@ -28,20 +30,37 @@ class Delta(Protocol):
 class Installed:
     """New weights in a backbone, and the way back.
 
-    `weights` maps stable names to the parameters that are trained and saved; `train_mode` holds the modules whose dropout is on
-    while training; `undo` is run in reverse order by `remove`; no block below `first_block` was changed.
+    `weights` maps stable names to the parameters that are trained. `edits` are the changes at modules, by path; `undo` is what
+    else was done, run in reverse order by `remove`. `train_mode` holds the modules whose dropout is on while training; no
+    block below `first_block` was changed. `stored` gives what is saved where that is not `weights` (a prefix's keys and values,
+    not the network that makes them), and `restore` takes it back.
     """
 
     delta: Delta
+    backbone: Backbone
     weights: Mapping[str, nn.Parameter]
+    edits: Sequence[tuple[str, Edit]] = ()
     undo: Sequence[Undo] = ()
     train_mode: Sequence[nn.Module] = field(default_factory=tuple)
     first_block: int = 0
+    stored: Callable[[], dict[str, Tensor]] | None = None
+    restore: Callable[[Mapping[str, Tensor], str], None] | None = None
+
+    def __post_init__(self) -> None:
+        edited: list[Undo] = []
+        for path, edit in self.edits:
+            edited.append(self.backbone.edit(path, edit))
+        self.undo = (*self.undo, *edited)
 
     @property
     def trained_parameters(self) -> int:
         """How many numbers are trained."""
         return sum(weight.numel() for weight in self.weights.values())
+
+    @property
+    def stored_parameters(self) -> int:
+        """How many numbers a saved delta holds."""
+        return sum(tensor.numel() for tensor in self.state_dict().values())
 
     def remove(self) -> None:
         """Leave the backbone as it was before, to the bit."""
@@ -49,13 +68,74 @@ class Installed:
             step()
         self.undo = ()
 
+    def merge(self) -> Undo:
+        """Write what has been learned into the frozen weights, so that it costs nothing more; undo puts the very weights back.
+
+        Computed in float32. Raises `BackboneError` for a delta that is not a change of weights, or that others share a place with.
+        """
+        if not self.edits:
+            raise self._unmergeable("merge")
+        undo: list[Undo] = []
+        for path, edits in self._by_path().items():
+            bank = self._own_bank(path, edits)
+            module = bank.base
+            for edit in edits:
+                module = self._with(module, edit, path)
+            undo.append(surgery.replace(self.backbone.model, path, module))
+
+        def unmerge() -> None:
+            for step in reversed(undo):
+                step()
+
+        return unmerge
+
+    def _by_path(self) -> dict[str, list[Edit]]:
+        found: dict[str, list[Edit]] = {}
+        for path, edit in self.edits:
+            found.setdefault(path, []).append(edit)
+        return found
+
+    def _own_bank(self, path: str, edits: Sequence[Edit]) -> Bank:
+        bank = self.backbone.model.get_submodule(path)
+        if not isinstance(bank, Bank):
+            raise BackboneError(expected="a delta that is not merged yet", got="one that is", where=path, fix="Unmerge it first.")
+        if len(bank.entries) > len(edits):
+            fix = "Merge where one delta is alone; unmerged ones give the same answers."
+            raise BackboneError(expected="no other delta at the place", got="several", where=path, fix=fix)
+        return bank
+
+    def _with(self, module: nn.Module, edit: Edit, path: str) -> nn.Module:
+        """A copy of `module` that does by itself what it does with `edit`, and shares the rest."""
+        merged = edit.merged(module)
+        if merged is None:
+            raise self._unmergeable(path)
+        copied = surgery.shallow_copy(module)
+        for name, tensor in merged.items():
+            copied._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+        return copied
+
+    def _unmergeable(self, where: str) -> BackboneError:
+        fix = "Leave it as it is."
+        return BackboneError(expected="a delta that is a change of weights", got=type(self.delta).__name__, where=where, fix=fix)
+
     def state_dict(self) -> dict[str, Tensor]:
         """What has been learned, by name."""
+        if self.stored is not None:
+            return self.stored()
         return {name: weight.detach().clone() for name, weight in self.weights.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor], where: str = "delta") -> None:
         """Take weights that `state_dict` gave; a missing, extra or mismatched one is refused."""
-        load_strictly(self.weights, state, where)
+        if self.restore is not None:
+            self.restore(state, where)
+        else:
+            load_strictly(self.weights, state, where)
+
+
+def require(holds: bool, *, where: str, expected: str, got: object) -> None:
+    """Raise `SpecError` for a hyper-parameter out of range."""
+    if not holds:
+        raise SpecError(expected=expected, got=repr(got), where=where, fix="Change the value.")
 
 
 def load_strictly(weights: Mapping[str, nn.Parameter], state: Mapping[str, Tensor], where: str) -> None:

@@ -1,9 +1,12 @@
-"""LoRA: a low-rank update beside a frozen linear map. Knows site names, no architecture.
+"""LoRA: a low-rank update beside a frozen linear map, as it is or with its directions' lengths apart (DoRA). Knows site names,
+no architecture.
 
     x ──► W (frozen) ────────────► + ──► y
-    └──► dropout ► A ► B ► α/r ────┘          y = W x + (α / r) B A x
+    └──► dropout ► A ► B ► scale ──┘          y = W x + scale · B A x,   scale = α / r, or α / √r (rsLoRA)
 
-Hu et al. 2021, section 4.1: A is random, B is zero, so that the model starts unchanged.
+Hu et al. 2021, section 4.1: A is random, B is zero, so that the model starts unchanged. Kalajdzievski 2023, theorem 3.2: the root.
+Liu et al. 2024, equation 5 (DoRA): y = m · (W + scale · B A) x / ‖W + scale · B A‖, the norm of each output's weights taken as
+a constant where gradients are taken (section 4.3).
 
 Dimensions: I inputs, O outputs, R rank.
 """
@@ -11,77 +14,156 @@ Dimensions: I inputs, O outputs, R rank.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fewtune.backbone import surgery
 from fewtune.backbone.backbone import Backbone, Site
-from fewtune.deltas.delta import Installed
-from fewtune.errors import SpecError
+from fewtune.backbone.bank import Edit
+from fewtune.deltas.delta import Installed, require
 
 
 @dataclass(frozen=True)
 class LoRA:
-    """Low-rank updates of `sites` in the upper share `top` of the blocks, scaled by `alpha` / `rank`."""
+    """Low-rank updates of `sites` in the upper share `top` of the blocks.
+
+    `ranks` gives each site a rank of its own, in the order of `sites`. `init` draws A as loralib and PEFT do ("kaiming": uniform,
+    a = √5) or as the paper says ("gaussian": N(0, 1/r)).
+    """
 
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.0
     sites: tuple[str, ...] = ("query", "value")
     top: float = 1.0
+    ranks: tuple[int, ...] = ()
+    rslora: bool = False
+    dora: bool = False
+    init: Literal["kaiming", "gaussian"] = "kaiming"
 
     learning_rate: ClassVar[float] = 1e-3
 
     def __post_init__(self) -> None:
-        _in_range(self.rank >= 1, "rank", "at least 1", self.rank)
-        _in_range(0 <= self.dropout < 1, "dropout", "at least 0 and below 1", self.dropout)
-        _in_range(0 < self.top <= 1, "top", "above 0 and at most 1", self.top)
-        _in_range(len(self.sites) > 0, "sites", "at least one site", self.sites)
+        require(self.rank >= 1 and all(rank >= 1 for rank in self.ranks), where="lora.rank", expected="at least 1", got=self.rank)
+        require(0 <= self.dropout < 1, where="lora.dropout", expected="at least 0 and below 1", got=self.dropout)
+        require(0 < self.top <= 1, where="lora.top", expected="above 0 and at most 1", got=self.top)
+        require(len(self.sites) > 0, where="lora.sites", expected="at least one site", got=self.sites)
+        each = len(self.ranks) in (0, len(self.sites))
+        require(each, where="lora.ranks", expected=f"one rank for each of {len(self.sites)} sites", got=self.ranks)
 
     def install(self, backbone: Backbone, *, generator: torch.Generator) -> Installed:
-        """Wrap each site; A is drawn as PEFT and loralib draw it (Kaiming uniform, a = √5), B is zero."""
-        weights: dict[str, nn.Parameter] = {}
-        undo: list[surgery.Undo] = []
-        dropouts: list[nn.Module] = []
-        for site in (site for name in self.sites for site in backbone.sites(name, top=self.top)):
-            layer = self._layer(backbone, site, generator)
-            undo.append(surgery.replace(backbone.model, site.path, layer))
-            weights[f"{site.path}.{site.name}.lora_A"] = layer.A_RI
-            weights[f"{site.path}.{site.name}.lora_B"] = layer.B_OR
-            dropouts.append(layer.dropout)
-        return Installed(self, weights, undo, train_mode=dropouts, first_block=backbone.first_block(self.top))
+        """An update at each site; raises `BackboneError` for a site that the family does not have."""
+        ranks = self.ranks or (self.rank,) * len(self.sites)
+        placed = [(site, rank) for name, rank in zip(self.sites, ranks, strict=True) for site in backbone.sites(name, top=self.top)]
+        edits = [(site, self._edit(backbone, site, rank, generator)) for site, rank in placed]
+        weights = {f"{site.path}.{site.name}.{name}": weight for site, edit in edits for name, weight in edit.weights.items()}
+        return Installed(
+            self,
+            backbone,
+            weights,
+            edits=[(site.path, edit) for site, edit in edits],
+            train_mode=[edit.dropout for _, edit in edits],
+            first_block=backbone.first_block(self.top),
+        )
 
-    def _layer(self, backbone: Backbone, site: Site, generator: torch.Generator) -> LowRank:
-        bound = 1 / math.sqrt(site.inputs)
-        A_RI = (torch.rand(self.rank, site.inputs, generator=generator) * 2 - 1) * bound
-        B_OR = torch.zeros(site.stop - site.start, self.rank)
-        base = backbone.model.get_submodule(site.path)
-        return LowRank(base, site, A_RI.to(backbone.device), B_OR.to(backbone.device), self.alpha / self.rank, self.dropout)
+    def _edit(self, backbone: Backbone, site: Site, rank: int, generator: torch.Generator) -> LowRank:
+        A_RI = self._drawn(rank, site.inputs, generator).to(backbone.device)
+        B_OR = torch.zeros(site.stop - site.start, rank, device=backbone.device)
+        scale = self.alpha / (math.sqrt(rank) if self.rslora else rank)
+        base = surgery.unwrapped(backbone.model.get_submodule(site.path))
+        return (Directed if self.dora else LowRank)(base, site, A_RI, B_OR, scale, self.dropout)
+
+    def _drawn(self, rank: int, inputs: int, generator: torch.Generator) -> Tensor:
+        if self.init == "gaussian":
+            return torch.randn(rank, inputs, generator=generator) / math.sqrt(rank)
+        return (torch.rand(rank, inputs, generator=generator) * 2 - 1) / math.sqrt(inputs)
 
 
-class LowRank(nn.Module):
-    """A linear map with a low-rank update of its outputs from `site.start` to `site.stop`."""
+class LowRank(Edit):
+    """Adds `scale · B A x` to a linear map's outputs from `site.start` to `site.stop`."""
 
     def __init__(self, base: nn.Module, site: Site, A_RI: Tensor, B_OR: Tensor, scale: float, dropout: float) -> None:
         super().__init__()
-        self.base, self.scale = base, scale
+        self.scale, self.rows = scale, slice(site.start, site.stop)
+        self.transposed = not isinstance(base, nn.Linear)  # GPT-2's Conv1D
         self.A_RI, self.B_OR = nn.Parameter(A_RI), nn.Parameter(B_OR)
         self.dropout = nn.Dropout(dropout).eval()
         self.padding = (site.start, site.outputs - site.stop)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """`inputs` (…, I) → (…, O)."""
-        low = nn.functional.linear(self.dropout(inputs), self.A_RI)
-        update = nn.functional.linear(low, self.B_OR) * self.scale
-        if any(self.padding):
-            update = nn.functional.pad(update, self.padding)
-        outputs: Tensor = self.base(inputs) + update
-        return outputs
+    @property
+    def weights(self) -> Mapping[str, nn.Parameter]:
+        """What is trained, by name."""
+        return {"lora_A": self.A_RI, "lora_B": self.B_OR}
+
+    def low(self, inputs: Tensor) -> Tensor:
+        """`scale · B A x`."""
+        return nn.functional.linear(nn.functional.linear(self.dropout(inputs), self.A_RI), self.B_OR) * self.scale
+
+    def after(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """The outputs with the update."""
+        update = self.low(inputs)
+        return outputs + (nn.functional.pad(update, self.padding) if any(self.padding) else update)
+
+    def change_OI(self) -> Tensor:
+        """The change of the weight, `scale · B A`."""
+        return self.scale * self.B_OR.float() @ self.A_RI.float()
+
+    def weight_OI(self, base: nn.Module) -> Tensor:
+        """The frozen weight of the site's outputs."""
+        weight: Tensor = base.weight  # type: ignore[assignment]
+        return (weight.detach().T if self.transposed else weight.detach())[self.rows].float()
+
+    def merged(self, base: nn.Module) -> Mapping[str, Tensor]:
+        """The weight with the update in it."""
+        with torch.no_grad():
+            return {"weight": self._placed(base, self.weight_OI(base) + self.change_OI())}
+
+    def _placed(self, base: nn.Module, changed_OI: Tensor) -> Tensor:
+        weight: Tensor = base.weight.detach().clone()  # type: ignore[operator]
+        (weight.T if self.transposed else weight)[self.rows] = changed_OI.to(weight.dtype)
+        return weight
 
 
-def _in_range(holds: bool, name: str, expected: str, got: object) -> None:
-    if not holds:
-        raise SpecError(expected=expected, got=repr(got), where=f"lora.{name}", fix="Change the value.")
+class Directed(LowRank):
+    """DoRA: the direction of each output's weights is updated by a low rank, its length by a number of its own."""
+
+    def __init__(self, base: nn.Module, site: Site, A_RI: Tensor, B_OR: Tensor, scale: float, dropout: float) -> None:
+        super().__init__(base, site, A_RI, B_OR, scale, dropout)
+        self.frozen_OI = self.weight_OI(base)
+        bias: Tensor | None = getattr(base, "bias", None)
+        self.bias_O = None if bias is None else bias.detach()[self.rows]
+        self.magnitude_O = nn.Parameter(self.frozen_OI.norm(dim=1))
+
+    @property
+    def weights(self) -> Mapping[str, nn.Parameter]:
+        """What is trained, by name."""
+        return {**super().weights, "magnitude": self.magnitude_O}
+
+    def after(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """The outputs with new directions and lengths; the bias stays as it is."""
+        factor_O = self._factor_O().to(outputs.dtype)
+        mine = outputs[..., self.rows]
+        straight = mine if self.bias_O is None else mine - self.bias_O
+        low = self.low(inputs)
+        if self.dropout.training and self.dropout.p:  # the frozen part sees the same dropped inputs, as in the reference
+            straight = nn.functional.linear(self.dropout(inputs), self.frozen_OI)
+        changed = factor_O * (straight + low)
+        changed = changed if self.bias_O is None else changed + self.bias_O
+        if not any(self.padding):
+            return changed
+        return torch.cat([outputs[..., : self.rows.start], changed, outputs[..., self.rows.stop :]], -1)
+
+    def _factor_O(self) -> Tensor:
+        length_O = (self.frozen_OI + self.change_OI()).norm(dim=1).detach()
+        factor_O: Tensor = self.magnitude_O / length_O
+        return factor_O
+
+    def merged(self, base: nn.Module) -> Mapping[str, Tensor]:
+        """The weight with new directions and lengths."""
+        with torch.no_grad():
+            changed_OI = self._factor_O()[:, None] * (self.weight_OI(base) + self.change_OI())
+            return {"weight": self._placed(base, changed_OI)}

@@ -5,15 +5,16 @@ Knows no architecture beyond parameter names' endings and the backbone's own blo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fewtune.backbone import surgery
 from fewtune.backbone.backbone import Backbone
+from fewtune.backbone.bank import Bank, Edit
 from fewtune.deltas.delta import Installed
 from fewtune.errors import BackboneError, SpecError
 
@@ -37,7 +38,7 @@ class Subset:
             raise SpecError(expected="at least 1", got=repr(self.blocks), where="subset.blocks", fix="Change the value.")
 
     def install(self, backbone: Backbone, *, generator: torch.Generator) -> Installed:
-        """Put trainable copies in the place of the weights, so that the frozen ones stay untouched for others and for undo."""
+        """Let trainable copies stand in for the weights, so that the frozen ones stay untouched for others and for undo."""
         del generator  # nothing is drawn: training starts at the pre-trained values
         chosen = dict(self._choose(backbone))
         if not chosen and self.part != "none":
@@ -47,18 +48,23 @@ class Subset:
                 where="--delta subset",
                 fix="Choose another part: all, norms, last.",
             )
-        weights: dict[str, nn.Parameter] = {}
-        undo: list[surgery.Undo] = []
-        for name, parameter in chosen.items():
-            weights[name] = nn.Parameter(parameter.detach().clone())
-            undo.append(surgery.replace_parameter(backbone.model, parameter, weights[name]))
-        return Installed(self, weights, undo, train_mode=self._train_mode(backbone), first_block=self._first_block(backbone))
+        weights = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in chosen.items()}
+        mine = {id(chosen[name]): weight for name, weight in weights.items()}
+        return Installed(
+            self,
+            backbone,
+            weights,
+            edits=[(path, Own(held)) for path, held in _owners(backbone.model, mine).items()],
+            train_mode=self._train_mode(backbone),
+            first_block=self._first_block(backbone),
+        )
 
     def _choose(self, backbone: Backbone) -> Iterable[tuple[str, nn.Parameter]]:
-        """The backbone itself is frozen: what takes gradients already is an earlier delta's, which goes on training it."""
-        wanted = self._wanted(backbone)
-        named = backbone.model.named_parameters()
-        return ((name, parameter) for name, parameter in named if id(parameter) in wanted and not parameter.requires_grad)
+        """Frozen weights only: what an earlier delta trains, or lets its own stand in for, it goes on training."""
+        wanted, taken = self._wanted(backbone), _taken(backbone)
+        for name, parameter in backbone.model.named_parameters():
+            if id(parameter) in wanted - taken and not parameter.requires_grad:
+                yield name.replace(".base.", "."), parameter
 
     def _wanted(self, backbone: Backbone) -> set[int]:
         named = list(backbone.model.named_parameters())
@@ -75,20 +81,60 @@ class Subset:
         return {id(parameter) for parameter in chosen}
 
     def _last(self, backbone: Backbone) -> list[nn.Module]:
-        if self.blocks > backbone.depth:
+        if self.blocks > len(backbone.blocks):
             raise BackboneError(
-                expected=f"at most {backbone.depth} blocks", got=str(self.blocks), where="subset.blocks", fix="Change the value."
+                expected=f"at most {len(backbone.blocks)} blocks", got=str(self.blocks), where="subset.blocks", fix="Change the value."
             )
         return list(backbone.blocks)[-self.blocks :]
 
     def _first_block(self, backbone: Backbone) -> int:
-        return {"none": backbone.depth, "last": backbone.depth - self.blocks}.get(self.part, 0)
+        last = backbone.order.index(len(backbone.blocks) - self.blocks)
+        return {"none": backbone.depth, "last": last}.get(self.part, 0)
 
     def _train_mode(self, backbone: Backbone) -> list[nn.Module]:
         """Dropout belongs to fine-tuning whole blocks; beside a few trained vectors it would only change the frozen rest."""
         if self.part == "all":
             return [backbone.stack]
         return self._last(backbone) if self.part == "last" else []
+
+
+class Own(Edit):
+    """Parameters that stand in for a module's own."""
+
+    def __init__(self, held: Mapping[str, nn.Parameter]) -> None:
+        super().__init__()
+        self.held = nn.ParameterDict(held)
+
+    def instead(self) -> Mapping[str, Tensor]:
+        """The copies."""
+        return dict(self.held.items())
+
+    def merged(self, base: nn.Module) -> Mapping[str, Tensor]:
+        """The copies as they are."""
+        del base
+        return {name: weight.detach() for name, weight in self.held.items()}
+
+
+def _taken(backbone: Backbone) -> set[int]:
+    """The weights for which the current entry has others already."""
+    banks = [module for module in backbone.model.modules() if isinstance(module, Bank)]
+    return {id(bank.base.get_parameter(name)) for bank in banks for edit in bank.of(backbone.entry) for name in edit.instead()}
+
+
+def _owners(root: nn.Module, mine: Mapping[int, nn.Parameter]) -> dict[str, dict[str, nn.Parameter]]:
+    """Path of each module that computes with one of the parameters → its names for them; tied weights have several.
+
+    An LM head's own name for the bias of its projection is left out, for nothing is computed there.
+    """
+    owners: dict[str, dict[str, nn.Parameter]] = {}
+    for path, module in root.named_modules():
+        base = surgery.unwrapped(module)
+        if any(True for _ in base.children()) or path.endswith(".base"):
+            continue
+        held = {name: mine[id(parameter)] for name, parameter in base.named_parameters() if id(parameter) in mine}
+        if held:
+            owners[path] = held
+    return owners
 
 
 def _norms(backbone: Backbone) -> list[nn.Module]:

@@ -1,0 +1,184 @@
+"""Banks: several deltas side by side at one module, each for its own rows of a batch. Knows no method, no family and no task.
+
+    rows of entry 1 ──► before ─┐                 ┌─► after ──►
+    rows of entry 2 ──► before ─┼──► base module ─┼─► after ──►
+    rows of none   ─────────────┘                 └───────────►
+
+The frozen module sees all rows at once; only what an entry adds is computed for its own rows alone.
+Dimensions: B rows of a batch, N rows of one entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewtune.backbone import surgery
+from fewtune.errors import BackboneError
+
+NOBODY = -1
+"""The entry of rows that the backbone treats as it is."""
+
+
+class Edit(nn.Module):
+    """What a delta does at one module: to its inputs, to its outputs, or to its own parameters. Each row for itself."""
+
+    def before(self, inputs: Tensor) -> Tensor:
+        """What the module is given instead of `inputs`."""
+        return inputs
+
+    def after(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """What goes on instead of `outputs`, which the module made of `inputs`."""
+        del inputs
+        return outputs
+
+    def instead(self) -> Mapping[str, Tensor]:
+        """Parameters, by name, that stand in for the module's own."""
+        return {}
+
+    def merged(self, base: nn.Module) -> Mapping[str, Tensor] | None:
+        """Parameters with which `base` alone gives the same, or None where there are none such."""
+        del base
+        return None
+
+
+class Routing:
+    """Which entry each row of the running batch uses; shared by all banks of one backbone.
+
+    `rows` maps the entries of the batch to their rows; None stands for all of them.
+    """
+
+    def __init__(self) -> None:
+        self.rows: Mapping[int, Tensor | None] = {0: None}
+        self.size: int | None = None
+
+    @contextmanager
+    def of(self, route_B: Tensor | None) -> Iterator[None]:
+        """Within it, row number b uses entry `route_B[b]`; entry 0 for all of them where nothing is said."""
+        before = self.rows, self.size
+        if route_B is not None:
+            entries = sorted(set(route_B.tolist()))
+            alone = len(entries) == 1
+            self.rows = {entry: None if alone else (route_B == entry).nonzero()[:, 0] for entry in entries}
+            self.size = len(route_B)
+        try:
+            yield
+        finally:
+            self.rows, self.size = before
+
+
+class Bank(nn.Module):
+    """Stands where `base` stood and gives each row what its entry makes of it."""
+
+    def __init__(self, base: nn.Module, routing: Routing) -> None:
+        super().__init__()
+        self.base: nn.Module = base
+        self.routing = routing
+        self.edits = nn.ModuleList()
+        self.entries: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever is asked of the module, such as its `weight`, is the entry's own or the base's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            for entry, rows in self.routing.rows.items():
+                for edit in reversed(self.of(entry)):
+                    if name in (instead := edit.instead()):
+                        return self._alone(instead[name], rows)
+            return getattr(super().__getattr__("base"), name)
+
+    @staticmethod
+    def _alone(weight: Tensor, rows: Tensor | None) -> Tensor:
+        if rows is None:
+            return weight
+        raise BackboneError(
+            expected="rows of one entry",
+            got="rows of several, where the model reads a weight that one of them has for itself",
+            where="a mixed batch",
+            fix="Give the rows of this model a batch of their own.",
+        )
+
+    def of(self, entry: int) -> list[Edit]:
+        """The edits of one entry, in the order in which they were put in."""
+        edits: list[Any] = list(self.edits)
+        return [edit for edit, owner in zip(edits, self.entries, strict=True) if owner == entry]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """What the base makes of `inputs`, whose rows come first, with each row's own edits."""
+        groups = [(rows, edits) for entry, rows in self.routing.rows.items() if (edits := self.of(entry))]
+        if not groups:
+            outputs: Tensor = self.base(inputs)
+            return outputs
+        rows, edits = groups[0]
+        if rows is None:
+            inputs = _before(edits, inputs)
+            return _after(edits, inputs, run(self.base, _instead(edits), inputs))
+        return self._mixed([(rows, edits) for rows, edits in groups if rows is not None], inputs)
+
+    def _mixed(self, groups: Sequence[tuple[Tensor, list[Edit]]], inputs: Tensor) -> Tensor:
+        size = self.routing.size
+        if size is not None and len(inputs) != size:  # one row of positions stands for all
+            inputs = inputs.expand(size, *inputs.shape[1:])
+        for rows_N, edits in groups:
+            if any(type(edit).before is not Edit.before for edit in edits):
+                inputs = inputs.index_copy(0, rows_N, _before(edits, inputs[rows_N]))
+        outputs: Tensor = self.base(inputs)
+        for rows_N, edits in groups:
+            mine, instead = inputs[rows_N], _instead(edits)
+            made = run(self.base, instead, mine) if instead else outputs[rows_N]
+            outputs = outputs.index_copy(0, rows_N, _after(edits, mine, made).to(outputs.dtype))
+        return outputs
+
+
+def _before(edits: Sequence[Edit], inputs: Tensor) -> Tensor:
+    for edit in edits:
+        inputs = edit.before(inputs)
+    return inputs
+
+
+def _after(edits: Sequence[Edit], inputs: Tensor, outputs: Tensor) -> Tensor:
+    for edit in edits:
+        outputs = edit.after(inputs, outputs)
+    return outputs
+
+
+def _instead(edits: Sequence[Edit]) -> dict[str, Tensor]:
+    return {name: weight for edit in edits for name, weight in edit.instead().items()}
+
+
+def run(module: nn.Module, instead: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    """`module(inputs)` with other parameters; the plain cases without the cost of a general call."""
+    if not instead:
+        outputs: Tensor = module(inputs)
+        return outputs
+    if isinstance(module, nn.Linear):
+        return nn.functional.linear(inputs, instead.get("weight", module.weight), instead.get("bias", module.bias))
+    if isinstance(module, nn.LayerNorm):
+        weight, bias = instead.get("weight", module.weight), instead.get("bias", module.bias)
+        return nn.functional.layer_norm(inputs, module.normalized_shape, weight, bias, module.eps)
+    outputs = torch.func.functional_call(module, dict(instead), (inputs,))
+    return outputs
+
+
+def put(root: nn.Module, path: str, edit: Edit, *, routing: Routing, entry: int) -> surgery.Undo:
+    """Add `edit` to the bank at `path`, which is made for the first edit and goes with the last."""
+    module = root.get_submodule(path)
+    bank = module if isinstance(module, Bank) else Bank(module, routing)
+    if bank is not module:
+        surgery.replace(root, path, bank)
+    bank.edits.append(edit)
+    bank.entries.append(entry)
+
+    def undo() -> None:
+        number = next(number for number, held in enumerate(bank.edits) if held is edit)
+        del bank.edits[number]
+        del bank.entries[number]
+        if not bank.entries:
+            surgery.replace(root, path, bank.base)
+
+    return undo

@@ -1,0 +1,68 @@
+"""Soft prompts: trained vectors in front of the tokens' embeddings, at the input only. Knows no architecture.
+
+Lester et al. 2021, section 2: drawn from the vocabulary, or the vectors of a text (section 3.2), which starts the model where
+that text in front of every input would leave it.
+
+Dimensions: P vectors, D width of the embeddings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fewtune.backbone.backbone import Backbone
+from fewtune.deltas.delta import Installed, require
+from fewtune.errors import SpecError
+
+_FREQUENT = 5000
+"""Lester et al. draw from so many of the most frequent tokens, which stand first in most vocabularies."""
+
+
+@dataclass(frozen=True)
+class SoftPrompt:
+    """`length` trained vectors in front of the input.
+
+    With `text`, they start as the vectors of its tokens, repeated or cut to `length` (label words, or a hard prompt to go on from);
+    `length` 0 takes as many as the text has. Otherwise they are drawn from the vocabulary, or with `random` from U(-0.5, 0.5).
+    """
+
+    length: int = 20
+    text: str = ""
+    random: bool = False
+
+    learning_rate: ClassVar[float] = 1e-2
+
+    def __post_init__(self) -> None:
+        holds = self.length >= 1 or (self.length == 0 and bool(self.text))
+        require(holds, where="soft-prompt.length", expected="at least 1, or a text", got=self.length)
+        require(not (self.random and self.text), where="soft-prompt.random", expected="no text beside it", got=self.text)
+
+    def install(self, backbone: Backbone, *, generator: torch.Generator) -> Installed:
+        """Put the vectors in front; raises `BackboneError` for a family that takes no vectors."""
+        vectors = nn.Parameter(self._start(backbone, generator).to(backbone.device))
+        return Installed(self, backbone, {"soft_prompt": vectors}, undo=(backbone.put_in_front(vectors),), first_block=0)
+
+    def _start(self, backbone: Backbone, generator: torch.Generator) -> Tensor:
+        if self.random:
+            width = backbone.embed(torch.zeros(1, 1, dtype=torch.long, device=backbone.device)).shape[-1]
+            return torch.rand(self.length, width, generator=generator) - 0.5
+        ids = self._text_ids(backbone) if self.text else self._drawn_ids(backbone, generator)
+        with torch.no_grad():
+            return backbone.embed(torch.tensor([ids], device=backbone.device))[0].detach().float().clone()
+
+    def _text_ids(self, backbone: Backbone) -> list[int]:
+        ids: list[int] = backbone.tokenizer(self.text, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise SpecError(expected="a text with tokens", got=repr(self.text), where="soft-prompt.text", fix="Write some words.")
+        length = self.length or len(ids)
+        return (ids * (length // len(ids) + 1))[:length]
+
+    def _drawn_ids(self, backbone: Backbone, generator: torch.Generator) -> list[int]:
+        special = set(backbone.tokenizer.all_special_ids)
+        known = [token for token in range(min(_FREQUENT + len(special), len(backbone.tokenizer))) if token not in special]
+        chosen = torch.randint(len(known), (self.length,), generator=generator)
+        return [known[number] for number in chosen.tolist()]
