@@ -116,6 +116,15 @@ class TestSmolLM2:
         assert len(tokenizer("word " * 500).input_ids) > 500
 
 
+def likeness(folder: Path) -> list[float]:
+    """How like a text of the same sense, and one of another, are to a first one."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    texts = ["A man is eating food.", "Someone has a meal.", "The stock market fell sharply."]
+    with torch.no_grad():
+        states = [model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0) for text in texts]
+    return [torch.cosine_similarity(states[0], state, dim=0).item() for state in states[1:]]
+
+
 @pytest.fixture(scope="module")
 def minilm(cache: Path) -> Path:
     return catalogue.pull("minilm-l6")
@@ -139,9 +148,28 @@ class TestMiniLM:
         assert len(tokenizer("word " * 300).input_ids) == 302
 
     def test_puts_like_with_like(self, minilm: Path) -> None:
-        tokenizer, model = AutoTokenizer.from_pretrained(minilm), AutoModel.from_pretrained(minilm).eval()
-        texts = ["A man is eating food.", "Someone has a meal.", "The stock market fell sharply."]
-        with torch.no_grad():
-            states = [model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0) for text in texts]
-        meal, other = (torch.cosine_similarity(states[0], state, dim=0) for state in states[1:])
+        meal, other = likeness(minilm)
+        assert meal > 0.5 > 0.2 > other
+
+
+@pytest.fixture(scope="module")
+def mpnet(cache: Path) -> Path:
+    return catalogue.pull("mpnet-base")
+
+
+class TestMPNet:
+    def test_is_the_model_that_the_catalogue_describes(self, mpnet: Path, cache: Path) -> None:
+        entry, model = catalogue.CATALOGUE["mpnet-base"], AutoModel.from_pretrained(mpnet)
+        assert sum(parameter.numel() for parameter in model.parameters()) == entry.parameters
+        assert (model.config.model_type, model.config.num_hidden_layers, model.config.hidden_size) == (entry.family, 12, 768)
+        assert model.config.architectures == ["MPNetModel"]
+        assert not list((cache / "downloads").iterdir())
+
+    def test_the_tokenizer_neither_shortens_nor_pads(self, mpnet: Path) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(mpnet)
+        assert tokenizer.decode(tokenizer("Good").input_ids) == "<s> good </s>"
+        assert len(tokenizer("word " * 300).input_ids) == 302
+
+    def test_puts_like_with_like(self, mpnet: Path) -> None:
+        meal, other = likeness(mpnet)
         assert meal > 0.5 > 0.2 > other

@@ -86,7 +86,8 @@ def with_peft(family, delta, targets):
     import peft
 
     model, _ = tiny.model(family)
-    config = peft.LoraConfig(r=delta.rank, lora_alpha=delta.alpha, target_modules=targets, lora_dropout=0.0, bias="none")
+    shape = {"use_dora": delta.dora, "use_rslora": delta.rslora, "init_lora_weights": True if delta.init == "kaiming" else delta.init}
+    config = peft.LoraConfig(r=delta.rank, lora_alpha=delta.alpha, target_modules=targets, lora_dropout=0.0, bias="none", **shape)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return peft.get_peft_model(model, config).eval()
@@ -95,7 +96,10 @@ def with_peft(family, delta, targets):
 def halves(model, site):
     """peft's own A and B at the place that fewtune calls `site`."""
     module = model.base_model.model.get_submodule(site.path)
-    return {"lora_A": module.lora_A["default"].weight, "lora_B": module.lora_B["default"].weight}
+    found = {"lora_A": module.lora_A["default"].weight, "lora_B": module.lora_B["default"].weight}
+    if "default" in module.lora_magnitude_vector:
+        found["magnitude"] = module.lora_magnitude_vector["default"].weight
+    return found
 
 
 PEFT_NAMES = {
@@ -118,7 +122,10 @@ PEFT_NAMES = {
 }
 
 
-@pytest.mark.parametrize("delta", [LoRA(rank=2), LoRA(rank=3, alpha=1.5, sites=LINEAR), LoRA(rank=1, sites=("key", "ffn_in"))])
+VARIANTS = [LoRA(rank=4, rslora=True), LoRA(rank=2, dora=True), LoRA(rank=3, alpha=2.0, sites=LINEAR, dora=True, rslora=True)]
+
+
+@pytest.mark.parametrize("delta", [LoRA(rank=2), LoRA(rank=3, alpha=1.5, sites=LINEAR), LoRA(rank=1, sites=("key", "ffn_in")), *VARIANTS])
 @pytest.mark.parametrize("family", list(PEFT_NAMES))
 def test_equals_peft_in_outputs_and_gradients(family, delta):
     # In double precision, for in single the order in which autograd adds up shows at 1e-5 of these gradients.
@@ -133,6 +140,9 @@ def test_equals_peft_in_outputs_and_gradients(family, delta):
         for half, weight in halves(theirs, site).items():
             mine = installed.weights[f"{site.path}.{site.name}.{half}"]
             with torch.no_grad():
+                if half == "magnitude":  # starts as the lengths of the frozen weights, and is moved from there
+                    torch.testing.assert_close(mine, weight, atol=1e-6, rtol=1e-6)
+                    mine *= 1 + torch.rand(len(mine), generator=generator(5)).double()
                 weight.copy_(mine)
             pairs.append((mine, weight))
     assert len(pairs) == len(installed.weights) == sum(weight.requires_grad for weight in theirs.parameters())
@@ -148,14 +158,16 @@ def test_equals_peft_in_outputs_and_gradients(family, delta):
 
 
 @pytest.mark.parametrize("family", list(PEFT_NAMES))
-def test_starts_from_the_distribution_that_peft_draws_from(family):
-    delta = LoRA(rank=64)
+@pytest.mark.parametrize("init", ["kaiming", "gaussian"])
+def test_starts_from_the_distribution_that_peft_draws_from(family, init):
+    delta = LoRA(rank=64, init=init)
     installed = delta.install(backbone := made(family), generator=generator(0))
     theirs = halves(with_peft(family, delta, [PEFT_NAMES[family]["query"]]), backbone.sites("query")[0])
     mine = {half: installed.weights[f"{backbone.sites('query')[0].path}.query.{half}"] for half in theirs}
     assert not bool(mine["lora_B"].any()) and not bool(theirs["lora_B"].any())
-    # Uniform within the same bounds: 2048 draws come near them and have the same spread.
-    for statistic in (torch.Tensor.max, torch.Tensor.min, torch.Tensor.std):
+    # Uniform within the same bounds: 2048 draws come near them and have the same spread; a normal one has no bounds.
+    bounds = (torch.Tensor.max, torch.Tensor.min) if init == "kaiming" else ()
+    for statistic in (*bounds, torch.Tensor.std):
         assert statistic(mine["lora_A"]).item() == pytest.approx(statistic(theirs["lora_A"]).item(), rel=0.05)
 
 

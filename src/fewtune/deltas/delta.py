@@ -21,6 +21,11 @@ class Delta(Protocol):
 
     learning_rate: ClassVar[float]
 
+    @property
+    def unchanged_at_start(self) -> bool:
+        """Whether the model answers, before any training, as it does without this delta."""
+        ...
+
     def install(self, backbone: Backbone, *, generator: torch.Generator) -> Installed:
         """Put new weights into `backbone`, drawn from `generator`; raises `BackboneError` if it cannot carry them."""
         ...
@@ -75,13 +80,12 @@ class Installed:
         """
         if not self.edits:
             raise self._unmergeable("merge")
-        undo: list[Undo] = []
+        merged: dict[str, nn.Module] = {}
         for path, edits in self._by_path().items():
-            bank = self._own_bank(path, edits)
-            module = bank.base
+            merged[path] = self._own_bank(path, edits).base
             for edit in edits:
-                module = self._with(module, edit, path)
-            undo.append(surgery.replace(self.backbone.model, path, module))
+                merged[path] = self._with(merged[path], edit, path)
+        undo = [surgery.replace(self.backbone.model, path, module) for path, module in merged.items()]
 
         def unmerge() -> None:
             for step in reversed(undo):

@@ -32,7 +32,7 @@ class LoRA:
     """Low-rank updates of `sites` in the upper share `top` of the blocks.
 
     `ranks` gives each site a rank of its own, in the order of `sites`. `init` draws A as loralib and PEFT do ("kaiming": uniform,
-    a = √5) or as the paper says ("gaussian": N(0, 1/r)).
+    a = √5) or as the paper says ("gaussian", of deviation 1/r).
     """
 
     rank: int = 8
@@ -54,6 +54,11 @@ class LoRA:
         require(len(self.sites) > 0, where="lora.sites", expected="at least one site", got=self.sites)
         each = len(self.ranks) in (0, len(self.sites))
         require(each, where="lora.ranks", expected=f"one rank for each of {len(self.sites)} sites", got=self.ranks)
+
+    @property
+    def unchanged_at_start(self) -> bool:
+        """Whether the model starts as it is without this delta."""
+        return True
 
     def install(self, backbone: Backbone, *, generator: torch.Generator) -> Installed:
         """An update at each site; raises `BackboneError` for a site that the family does not have."""
@@ -79,7 +84,7 @@ class LoRA:
 
     def _drawn(self, rank: int, inputs: int, generator: torch.Generator) -> Tensor:
         if self.init == "gaussian":
-            return torch.randn(rank, inputs, generator=generator) / math.sqrt(rank)
+            return torch.randn(rank, inputs, generator=generator) / rank
         return (torch.rand(rank, inputs, generator=generator) * 2 - 1) / math.sqrt(inputs)
 
 
@@ -110,12 +115,12 @@ class LowRank(Edit):
 
     def change_OI(self) -> Tensor:
         """The change of the weight, `scale · B A`."""
-        return self.scale * self.B_OR.float() @ self.A_RI.float()
+        return self.scale * _wide(self.B_OR) @ _wide(self.A_RI)
 
     def weight_OI(self, base: nn.Module) -> Tensor:
         """The frozen weight of the site's outputs."""
         weight: Tensor = base.weight  # type: ignore[assignment]
-        return (weight.detach().T if self.transposed else weight.detach())[self.rows].float()
+        return _wide((weight.detach().T if self.transposed else weight.detach())[self.rows])
 
     def merged(self, base: nn.Module) -> Mapping[str, Tensor]:
         """The weight with the update in it."""
@@ -167,3 +172,8 @@ class Directed(LowRank):
         with torch.no_grad():
             changed_OI = self._factor_O()[:, None] * (self.weight_OI(base) + self.change_OI())
             return {"weight": self._placed(base, changed_OI)}
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """At least single precision, so that a small update of a weight in half precision is not lost on the way."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -32,6 +32,11 @@ class IA3:
         require(0 < self.top <= 1, where="ia3.top", expected="above 0 and at most 1", got=self.top)
         require(bool(self.outputs + self.inputs), where="ia3.outputs", expected="at least one site", got=self.outputs)
 
+    @property
+    def unchanged_at_start(self) -> bool:
+        """Whether the model starts as it is without this delta."""
+        return True
+
     def install(self, backbone: Backbone, *, generator: torch.Generator) -> Installed:
         """Ones at each site; nothing is drawn."""
         del generator

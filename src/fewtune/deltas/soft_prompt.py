@@ -41,6 +41,11 @@ class SoftPrompt:
         require(holds, where="soft-prompt.length", expected="at least 1, or a text", got=self.length)
         require(not (self.random and self.text), where="soft-prompt.random", expected="no text beside it", got=self.text)
 
+    @property
+    def unchanged_at_start(self) -> bool:
+        """Whether the model starts as it is without this delta."""
+        return False
+
     def install(self, backbone: Backbone, *, generator: torch.Generator) -> Installed:
         """Put the vectors in front; raises `BackboneError` for a family that takes no vectors."""
         vectors = nn.Parameter(self._start(backbone, generator).to(backbone.device))

