@@ -1,8 +1,10 @@
-"""Decide between float32 and bfloat16 by looking: what the processor has, whether the scores agree, and which is faster."""
+"""Decide between float32 and bfloat16 by looking: what the hardware has, how large the PLM is, and whether the scores agree.
+
+Nothing is timed: the same job on the same machine must take the same way, however busy the machine is.
+"""
 
 from __future__ import annotations
 
-import time
 from typing import Literal
 
 import torch
@@ -15,17 +17,20 @@ from fewtune.model import TunedModel
 Wanted = Literal["auto", "float32", "bfloat16"]
 _PROBES = 16
 _TOLERANCE = 0.1  # the most by which a log-probability may differ
+_LEAST_WIDTH = 256  # in narrower matrices the casts cost more than the products gain
 
 
 def settle_precision(model: TunedModel, wanted: Wanted, split: Split) -> None:
-    """Set the backbone's precision; `auto` takes bfloat16 only where the hardware has it, scores agree and it is faster."""
+    """Set the backbone's precision; `auto` takes bfloat16 only where the hardware has it, the PLM gains by it and scores agree."""
     if wanted != "auto":
         model.backbone.precision = wanted
         return
     model.backbone.precision = "float32"
     probes = (split.train or split.unlabeled or split.test)[:_PROBES]
-    if probes and has_bfloat16(model.backbone.device) and _worthwhile(model, probes):
-        model.backbone.precision = "bfloat16"
+    wide = model.backbone.width >= _LEAST_WIDTH
+    if probes and wide and has_bfloat16(model.backbone.device):
+        full_NC, half_NC = _probe(model, probes, "float32"), _probe(model, probes, "bfloat16")
+        model.backbone.precision = "bfloat16" if agree(full_NC, half_NC) else "float32"
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -41,18 +46,11 @@ def _has_flag() -> bool:
     return bool(probe and probe())
 
 
-def _worthwhile(model: TunedModel, probes: tuple[Example, ...]) -> bool:
-    (full_NC, full_seconds), (half_NC, half_seconds) = (_probe(model, probes, precision) for precision in ("float32", "bfloat16"))
-    return agree(full_NC, half_NC) and half_seconds < full_seconds
-
-
 def agree(full_NC: Tensor, half_NC: Tensor) -> bool:
     """Whether no log-probability differs by more than 0.1."""
     return bool((full_NC.log_softmax(-1) - half_NC.log_softmax(-1)).abs().max() <= _TOLERANCE)
 
 
-def _probe(model: TunedModel, probes: tuple[Example, ...], precision: Precision) -> tuple[Tensor, float]:
+def _probe(model: TunedModel, probes: tuple[Example, ...], precision: Precision) -> Tensor:
     with model.backbone.as_precision(precision):
-        model.raw_scores(probes)
-        start = time.perf_counter()
-        return model.raw_scores(probes), time.perf_counter() - start
+        return model.raw_scores(probes)

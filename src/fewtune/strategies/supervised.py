@@ -5,14 +5,15 @@ Dimensions: N examples, B rows, C candidates.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from fewtune import forecast
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Example, Split
 from fewtune.data.sampling import derive, folds
@@ -100,10 +101,11 @@ def _tune(model: TunedModel, recipe: Recipe, train: tuple[Example, ...], session
         rows = [tuned.rows(train, template) for template in range(len(tuned.asked.templates))]
         session.say(
             f"Tuning {tuned.trained_parameters:,} of {model.backbone.parameters:,} weights on {len(train)} rows: "
-            f"{steps} steps of {recipe.fit.batch_size}, about {_forecast(tuned, rows, recipe, steps):.0f} s."
+            f"{steps} steps of {recipe.fit.batch_size}, about {_forecast(tuned, rows, recipe, steps, session.cache):.0f} s."
         )
         with tuned.training():
-            batches, loss = _batches(rows, tuned, recipe), _loss(tuned, train, _fill(tuned, rows, recipe, steps))
+            batches = _batches(rows, tuned, recipe)
+            loss = _loss(tuned, train, rows, _kept_below(tuned, rows, recipe, steps, session))
             fit(groups, batches, loss, steps=steps, options=recipe.fit, seed=recipe.seed, session=session)
     except BaseException:
         tuned.remove()
@@ -111,19 +113,16 @@ def _tune(model: TunedModel, recipe: Recipe, train: tuple[Example, ...], session
     return tuned
 
 
-def _forecast(model: TunedModel, rows: Sequence[Sequence[Row]], recipe: Recipe, steps: int) -> float:
-    """Seconds that the steps will take, from one forward: going back through a block costs about as much again, and once more
-    for its weights' own gradients where the whole block is trained; what lies below the first trained block is computed once."""
-    batch = model.collate(rows[0][: recipe.fit.batch_size], 0)
-    with torch.inference_mode():
-        model.batch_scores(batch)
-        start = time.perf_counter()
-        model.batch_scores(batch)
-        forward = time.perf_counter() - start
-    trained = 1 - model.first_block / model.backbone.depth
-    backward = 2 if model.trained_parameters > model.backbone.parameters / 10 else 1
-    once = sum(map(len, rows)) / len(batch) * (1 - trained)
-    return forward * (once + steps * trained * (1 + backward))
+def _forecast(model: TunedModel, rows: Sequence[Sequence[Row]], recipe: Recipe, steps: int, cache: StateCache) -> float:
+    """Seconds that the steps will take, each like one on a batch of the middle size, and once those of filling the cache."""
+    epoch = _epoch(rows, recipe, 0)
+    sizes = [len(indices) * max(len(rows[template][index].ids) for index in indices) for template, indices in epoch]
+    middle = statistics.fmean(sizes)
+    size, (template, indices) = min(zip(sizes, epoch, strict=True), key=lambda sized: abs(sized[0] - middle))
+    new = [len(encoded[index].ids) for _, encoded, missing in _uncached(model, rows, cache) for index in missing]
+    cached = _pays(model, recipe, steps, len(new))
+    found = forecast.seconds(model, model.collate([rows[template][index] for index in indices], template), cached=cached)
+    return found.step * steps * middle / size + found.states * sum(new) / size
 
 
 def _groups(model: TunedModel, recipe: Recipe) -> list[Group]:
@@ -170,30 +169,63 @@ def _epoch(rows: Sequence[Sequence[Row]], recipe: Recipe, number: int) -> list[t
     return [batches[index] for index in order.tolist()] if len(rows) > 1 else batches
 
 
-def _loss(model: TunedModel, train: tuple[Example, ...], cache: StateCache) -> Callable[[_Drawn], Tensor]:
+def _loss(
+    model: TunedModel, train: tuple[Example, ...], rows: Sequence[Sequence[Row]], cache: StateCache | None
+) -> Callable[[_Drawn], Tensor]:
     targets_N = targets(model, train).to(model.backbone.device)
     bias_C = torch.tensor(model.calibrator.bias_C, device=model.backbone.device)
 
     def loss(drawn: _Drawn) -> Tensor:
-        below_BTD = cache.get([(drawn.template, index) for index in drawn.indices])
+        keys = [_key(model, rows[drawn.template][index]) for index in drawn.indices] if cache else []
+        below_BTD = cache.get(keys, model.backbone.device) if cache else None
         return cross_entropy(model.batch_scores(drawn.batch, below_BTD) - bias_C, targets_N[drawn.indices])
 
     return loss
 
 
-def _fill(model: TunedModel, rows: Sequence[Sequence[Row]], recipe: Recipe, steps: int) -> StateCache:
-    """The states below the first trained block, which stay the same from epoch to epoch.
+def _key(model: TunedModel, row: Row) -> Hashable:
+    """What a row's states below the first trained block depend on: the frozen weights there, how they compute, and the tokens."""
+    return model.backbone.fingerprint, model.backbone.precision, model.first_block, row.ids, row.types
 
-    Filled before the first step and in an order of its own, so that a run that goes on later has the same bits in it.
+
+def _kept_below(model: TunedModel, rows: Sequence[Sequence[Row]], recipe: Recipe, steps: int, session: Session) -> StateCache | None:
+    """The session's cache with the states below the first trained block, which stay the same from epoch to epoch and from fold to fold.
+
+    None where it would not be faster: nothing is frozen below, or the steps see hardly more rows than would have to be computed.
+    That is counted, not timed, and the cache is filled before the first step in an order of its own, so that a run that goes on
+    later has the same bits in it.
     """
-    cache, start = StateCache(), model.first_block
-    if start == 0 or steps * recipe.fit.batch_size <= sum(map(len, rows)):
-        return cache
-    for template, encoded in enumerate(rows):
-        for indices in buckets([len(row.ids) for row in encoded], size=32):
-            batch = model.collate([encoded[index] for index in indices], template)
-            with torch.no_grad():
-                hidden_BTD = model.backbone.below(batch.ids_BT, batch.mask_BT, batch.types_BT, start=start)
-            if not cache.add([(template, index) for index in indices], batch.mask_BT.sum(1).tolist(), hidden_BTD):
-                return cache
+    cache = session.cache
+    new = _uncached(model, rows, cache)
+    if not _pays(model, recipe, steps, sum(len(indices) for _, _, indices in new)):
+        return None
+    for template, encoded, indices in new:
+        if not _fill(model, [encoded[index] for index in indices], template, cache):
+            session.say("The cache of frozen states is full; the rest is computed anew at each step.")
+            break
+    size = cache.bytes + cache.disk_bytes
+    session.say(f"States below block {model.first_block} of {model.backbone.depth} are computed once and kept: {size / 1e6:.1f} MB.")
     return cache
+
+
+def _uncached(model: TunedModel, rows: Sequence[Sequence[Row]], cache: StateCache) -> list[tuple[int, Sequence[Row], list[int]]]:
+    """For each template, its rows and the indices of those whose states are not kept yet."""
+    return [
+        (template, encoded, [index for index, row in enumerate(encoded) if _key(model, row) not in cache])
+        for template, encoded in enumerate(rows)
+    ]
+
+
+def _pays(model: TunedModel, recipe: Recipe, steps: int, computed: int) -> bool:
+    """Whether the steps see more rows than would have to be computed for the cache."""
+    return model.first_block > 0 and steps * recipe.fit.batch_size > computed
+
+
+def _fill(model: TunedModel, rows: Sequence[Row], template: int, cache: StateCache) -> bool:
+    for indices in buckets([len(row.ids) for row in rows], size=32):
+        batch = model.collate([rows[index] for index in indices], template)
+        with torch.no_grad():
+            hidden_BTD = model.backbone.below(batch.ids_BT, batch.mask_BT, batch.types_BT, start=model.first_block)
+        if not cache.add([_key(model, rows[index]) for index in indices], batch.mask_BT.sum(1).tolist(), hidden_BTD):
+            return False
+    return True

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from fewtune.data.sampling import derive
 from fewtune.errors import BackboneError, Interrupted, SpecError
+from fewtune.train.cache import StateCache
 
 B = TypeVar("B")
 Progress = Callable[[str, int, int, float], None]
@@ -72,6 +73,7 @@ class Session:
     """Where a fit keeps its checkpoint (nowhere if `folder` is None) and whom it tells.
 
     `key` names the job's inputs: a checkpoint with another key is not gone on with. `label` tells several fits of a job apart.
+    `cache` is shared by all of them.
     """
 
     folder: Path | None = None
@@ -80,10 +82,11 @@ class Session:
     progress: Progress = lambda what, done, steps, loss: None
     say: Callable[[str], None] = lambda line: None
     every_seconds: float = 10.0
+    cache: StateCache = field(default_factory=StateCache)
 
     def child(self, label: str) -> Session:
         """The session of a fit that is a part of this one."""
-        return Session(self.folder, self.key, f"{self.label}.{label}", self.progress, self.say, self.every_seconds)
+        return replace(self, label=f"{self.label}.{label}")
 
     @property
     def checkpoint(self) -> Path | None:

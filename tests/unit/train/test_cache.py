@@ -40,7 +40,7 @@ def test_what_is_kept_does_not_follow_the_batch():
 
 
 def test_says_when_it_is_full_and_keeps_what_fitted():
-    cache = StateCache(most_bytes=3 * 4 * 4)
+    cache = StateCache(most_bytes=3 * 4 * 4, most_disk=0)
     assert cache.add(["a"], [2], states(1, 2))
     assert not cache.add(["b", "c"], [1, 2], states(2, 2))
     assert cache.get(["a", "b"]) is not None and cache.get(["c"]) is None
@@ -58,3 +58,30 @@ def test_half_precision_stays_and_costs_half():
     cache = StateCache()
     cache.add(["a"], [2], states(1, 2).bfloat16())
     assert cache.bytes == 2 * 4 * 2 and cache.get(["a"]).dtype == torch.bfloat16
+
+
+def test_what_does_not_fit_into_memory_goes_to_a_file_and_comes_back(tmp_path):
+    cache, hidden_BTD = StateCache(most_bytes=2 * 4 * 4, most_disk=7 * 4 * 4, folder=tmp_path), states(4, 3)
+    assert cache.add(["a", "b"], [2, 3], hidden_BTD[:2])
+    assert torch.equal(cache.get(["b", "a"])[0], hidden_BTD[1])
+    assert cache.add(["c"], [3], hidden_BTD[2:3])  # the file has grown since it was mapped
+    assert torch.equal(
+        cache.get(["c", "b", "a"]), torch.stack([hidden_BTD[2], hidden_BTD[1], torch.cat([hidden_BTD[0, :2], torch.zeros(1, 4)])])
+    )
+    assert (cache.bytes, cache.disk_bytes) == (2 * 4 * 4, 6 * 4 * 4)
+    assert not cache.add(["d"], [2], hidden_BTD[3:4]) and "d" not in cache
+    assert not list(tmp_path.iterdir()), "the file has no name and goes with the process"
+
+
+def test_half_precision_comes_back_from_the_file():
+    cache, hidden_BTD = StateCache(most_bytes=0), states(2, 3).bfloat16()
+    assert cache.add([0, 1], [3, 1], hidden_BTD)
+    got_BTD = cache.get([1, 0])
+    assert got_BTD.dtype == torch.bfloat16 and torch.equal(got_BTD[1], hidden_BTD[0]) and torch.equal(got_BTD[0, :1], hidden_BTD[1, :1])
+
+
+def test_a_row_that_is_kept_is_not_kept_again():
+    cache = StateCache()
+    for _ in range(2):
+        assert cache.add(["a"], [2], states(1, 2))
+    assert cache.bytes == 2 * 4 * 4

@@ -267,7 +267,7 @@ def test_a_child_is_its_session_but_for_the_label(tmp_path):
         raise AssertionError
 
     session = Session(tmp_path, "job", "fit", told, print, 3.0)
-    assert session.child("a") == Session(tmp_path, "job", "fit.a", told, print, 3.0)
+    assert session.child("a") == Session(tmp_path, "job", "fit.a", told, print, 3.0, session.cache)
 
 
 def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
