@@ -8,7 +8,6 @@ Templates and label words were fixed before any test label was read, and are the
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
 import json
 import os
@@ -21,52 +20,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import DEFAULT_SHARED, RESULTS, ROOT, DataSet, heading, table, write
+from machine import DEFAULT_SHARED, RESULTS, DataSet, heading, table, write
+from runs import PROMPTS, append, code_hash, figures, finished, key_of, spread, task_of
 
 from fewtune.backbone.backbone import Backbone, load
-from fewtune.data.example import Example, Split
+from fewtune.data.example import Split
 from fewtune.deltas.delta import Delta
 from fewtune.deltas.lora import LoRA
 from fewtune.deltas.subset import Subset
 from fewtune.errors import FewtuneError
-from fewtune.evaluation import evaluate
-from fewtune.model import TunedModel
 from fewtune.readout.calibration import Calibration, Contextual, Temperature, Uncalibrated
 from fewtune.readout.cloze import Cloze
 from fewtune.readout.head import Head
 from fewtune.readout.readout import Readout
 from fewtune.recipe import DEFAULT_BACKBONE, Recipe
 from fewtune.strategies import STRATEGIES
-from fewtune.tasks.task import Task
 from fewtune.train.fit import Session
 
 RAW = RESULTS / "raw" / "fewshot.jsonl"
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A template, and words for the labels whose names do not read well in it."""
-
-    template: str
-    words: Mapping[str, str] = field(default_factory=dict)
-
-
-_SENTIMENT = Prompt("Review: {text}\nSentiment: {slot}")
-_REVIEWS = (
-    *("sst2", "mr", "cr", "imdb", "yelp_short", "uci_amazon_sentences", "uci_yelp_sentences"),
-    *("amazon_books", "amazon_electronics", "amazon_kitchen"),
-)
-PROMPTS: Mapping[str, Prompt] = {
-    **dict.fromkeys(_REVIEWS, _SENTIMENT),
-    "agnews": Prompt("Article: {text}\nTopic: {slot}"),
-    "rte": Prompt("{text_a}\nQuestion: {text_b} Yes or no?\nAnswer: {slot}", {"entailment": "yes", "not entailment": "no"}),
-    "snli": Prompt(
-        "{text_a}\nQuestion: {text_b} True, false or neither?\nAnswer: {slot}",
-        {"entailment": "true", "neutral": "neither", "contradiction": "false"},
-    ),
-    "fewglue_boolq": Prompt("{text_b}\nQuestion: {text_a}?\nAnswer: {slot}"),
-}
-"""A set that is not named here, such as trec, gets what a user gets who gives only data."""
 
 
 @dataclass(frozen=True)
@@ -124,14 +95,7 @@ def _job(data: str, k: int, configuration: str, seed: int, rows: int, backbone: 
 
 def recipe_of(job: Job, dataset: DataSet) -> Recipe:
     """The recipe that a job runs."""
-    prompt, chosen = PROMPTS.get(job.data), CONFIGURATIONS[job.configuration]
-    task = Task.classification(
-        dataset.labels(),
-        templates=(prompt.template,) if prompt else (),
-        words={label: prompt.words.get(label, label) for label in dataset.labels()} if prompt and prompt.words else None,
-        fields=dataset.fields(),
-        name=job.data,
-    )
+    task, chosen = task_of(dataset, PROMPTS.get(job.data)), CONFIGURATIONS[job.configuration]
     return Recipe(task, backbone=job.backbone, deltas=chosen.deltas, readout=chosen.readout, calibration=chosen.calibration, seed=job.seed)
 
 
@@ -148,61 +112,9 @@ def run(job: Job, recipe: Recipe, dataset: DataSet, backbone: Backbone) -> dict[
     model = strategy.run(recipe, Split(train=train), backbone, session=Session(say=notes.append))
     seconds = time.perf_counter() - start
     try:
-        return {"notes": notes, "train_rows": len(train), "fit_seconds": seconds, **_figures(model, test)}
+        return {"notes": notes, "train_rows": len(train), "fit_seconds": seconds, **figures(model, test)}
     finally:
         model.remove()
-
-
-def _figures(model: TunedModel, test: Sequence[Example]) -> dict[str, Any]:
-    found = evaluate(model, test)
-    return {
-        "metrics": {name: asdict(interval) for name, interval in found.measures.metrics.items()},
-        "test_rows": len(test),
-        "shortened": found.shortened,
-        "predict_seconds": found.seconds,
-        "trained_parameters": model.trained_parameters,
-        "precision": model.backbone.precision,
-        "threads": torch.get_num_threads(),
-        "calibrator": model.calibrator.to_dict(),
-    }
-
-
-# What is finished
-
-
-def code_hash() -> str:
-    """Which code ran: a change to the package makes its older figures history."""
-    digest = hashlib.sha256()
-    for path in sorted((ROOT / "src" / "fewtune").rglob("*.py")):
-        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def key_of(job: Job, recipe: Recipe, backbone: Backbone) -> str:
-    """A name for all that decides a run's figures except the code."""
-    facts = {"job": asdict(job), "recipe": recipe.to_dict(), "weights": backbone.fingerprint, "tokens": backbone.tokenizer_fingerprint}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def finished(path: Path) -> dict[str, dict[str, Any]]:
-    """The last result of each key; a line that a crash cut short counts for nothing."""
-    found: dict[str, dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            result = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        found[result["key"]] = result
-    return found
-
-
-def append(path: Path, result: Mapping[str, Any]) -> None:
-    """Add one line; the line break comes first, so that a line that a crash cut short spoils no other."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write("\n" + json.dumps(result))
-        file.flush()
-        os.fsync(file.fileno())
 
 
 # The table
@@ -233,17 +145,12 @@ def rows_of(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 def _summary(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     speed = statistics.mean(run["test_rows"] / run["predict_seconds"] for run in runs)
     return [
-        *(_spread([run["metrics"][name]["value"] for run in runs]) for name in ("accuracy", "macro_f1", "ece")),
+        *(spread([run["metrics"][name]["value"] for run in runs]) for name in ("accuracy", "macro_f1", "ece")),
         f"{runs[0]['trained_parameters']:,}",
         f"{statistics.mean(run['fit_seconds'] for run in runs):.0f}",
         f"{speed:.0f}",
         "; ".join(f"{run['seed'] or 'all'}: {_interval(run['metrics']['accuracy'])}" for run in runs),
     ]
-
-
-def _spread(values: Sequence[float]) -> str:
-    mean = f"{100 * statistics.mean(values):.1f}"
-    return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
 def _interval(metric: Mapping[str, float]) -> str:
@@ -337,7 +244,7 @@ def run_all(asked: Sequence[Job], options: argparse.Namespace) -> list[dict[str,
     for number, job in enumerate(asked):
         dataset = datasets[job.data]
         recipe = recipe_of(job, dataset)
-        key = key_of(job, recipe, backbone)
+        key = key_of(asdict(job), recipe, backbone)
         result = known.get(key)
         if result is None or (result["code"] != code and not options.older):
             result = {"key": key, "code": code, "recipe": recipe.to_dict(), **asdict(job), **run(job, recipe, dataset, backbone)}

@@ -5,6 +5,7 @@ Knows no model and no method.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import platform
@@ -86,7 +87,7 @@ def heading(title: str, script: str, arguments: Sequence[str]) -> str:
         f"# {title}",
         "",
         f"- Date: {datetime.now(UTC).date().isoformat()}",
-        f"- Machine: {processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used, {memory()}",
+        f"- Machine: {processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used, {memory()}{load()}",
         f"- Versions: fewtune {fewtune.__version__}, {versions()}, Python {platform.python_version()}",
         f"- Command: `{command(script, arguments)}`",
     ]
@@ -106,6 +107,25 @@ def command(script: str, arguments: Sequence[str]) -> str:
             kept.append(argument)
         private = argument in _PRIVATE
     return shlex.join(["python", script, *kept])
+
+
+def load() -> str:
+    """What else the machine did while this ran, where that was much."""
+    average = os.getloadavg()[0]
+    return f", a load of {average:.1f} (other work ran at the same time)" if average > 1.5 else ""
+
+
+def forget_peak() -> None:
+    """Let the greatest memory use of this process be counted from now on."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
+def peak_bytes() -> int:
+    """The greatest memory use of this process so far (Linux: VmHWM)."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    (kilobytes,) = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    return int(kilobytes) * 1024
 
 
 def processor() -> str:

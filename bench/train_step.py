@@ -16,18 +16,17 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
-import transformers
 from machine import DEFAULT_SHARED, RESULTS, DataSet, heading, table, write
+from peers import IGNORED, RATE, Peer, Texts, as_used, inputs_of
 from torch import Tensor
 
 from fewtune.backbone import catalogue
 from fewtune.backbone.backbone import Backbone, load
-from fewtune.backbone.quiet import quiet
 from fewtune.data.example import Example, Split
 from fewtune.deltas.lora import LoRA
 from fewtune.errors import FewtuneError
@@ -40,8 +39,6 @@ from fewtune.train.fit import FitOptions, Session
 
 REQUIRED = 2.5
 TOLERANCE = 1e-4
-IGNORED = -100  # what transformers leaves out of its loss
-RATE = 5e-4
 TEMPLATE = "Review: {text}\nSentiment: {slot}"
 
 
@@ -64,64 +61,26 @@ SETTINGS = (
 )
 
 
-class Peer:
-    """transformers + peft as their users have it: labels over the whole sequence, logits at every token, AdamW."""
-
-    def __init__(self, model: Any, *, blocks: Sequence[int], pad: int) -> None:
-        config = peft.LoraConfig(
-            r=8,
-            lora_alpha=16,
-            lora_dropout=0.0,
-            target_modules=["q_proj", "v_proj"],
-            layers_to_transform=list(blocks),
-            task_type="CAUSAL_LM",
-        )
-        with quiet():
-            self.model: Any = peft.get_peft_model(model, config).train()
-        self.pad = pad
-        self.weights = [weight for weight in self.model.parameters() if weight.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.weights, lr=RATE, weight_decay=0.01)
-
-    @property
-    def trained_parameters(self) -> int:
-        """How many numbers are trained."""
-        return sum(weight.numel() for weight in self.weights)
-
-    def inputs(self, prompts: Sequence[Sequence[int]], answers: Sequence[int], *, length: int) -> dict[str, Tensor]:
-        """Prompts with their answers, padded on the right; only the answer has a label."""
-        width = length or max(map(len, prompts)) + 1
-        ids_BT = torch.full((len(prompts), width), self.pad)
-        mask_BT, labels_BT = torch.zeros_like(ids_BT), torch.full_like(ids_BT, IGNORED)
-        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-            ids_BT[row, : len(prompt) + 1] = torch.tensor([*prompt, answer])
-            mask_BT[row, : len(prompt) + 1] = 1
-            labels_BT[row, len(prompt)] = answer
-        return {"input_ids": ids_BT, "attention_mask": mask_BT, "labels": labels_BT}
-
-    def step(self, inputs: dict[str, Tensor]) -> None:
-        """One step of training."""
-        loss = self.model(**inputs).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.item()
-
-    def label_loss(self, inputs: dict[str, Tensor], tokens: Sequence[int]) -> float:
-        """Cross-entropy over the label words only, from the logits where the answer is predicted: what fewtune minimises."""
-        with torch.no_grad():
-            logits_BTV = self.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-        rows, places = torch.nonzero(inputs["labels"] != IGNORED, as_tuple=True)
-        targets = torch.tensor([list(tokens).index(answer) for answer in inputs["labels"][rows, places].tolist()])
-        return torch.nn.functional.cross_entropy(logits_BTV[rows, places - 1][:, list(tokens)], targets).item()
+def label_loss(peer: Peer, inputs: dict[str, Tensor], tokens: Sequence[int]) -> float:
+    """Cross-entropy over the label words only, from the logits where the answer is predicted: what fewtune minimises."""
+    with torch.no_grad():
+        logits_BTV = peer.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+    rows, places = torch.nonzero(inputs["labels"] != IGNORED, as_tuple=True)
+    targets = torch.tensor([list(tokens).index(answer) for answer in inputs["labels"][rows, places].tolist()])
+    return torch.nn.functional.cross_entropy(logits_BTV[rows, places - 1][:, list(tokens)], targets).item()
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The encoded prompts' answers (a token each), and the label words' tokens in the order of the labels."""
+    """The encoded prompts, where each stands among them, and the label words' tokens in the order of the labels."""
 
-    answers: dict[tuple[int, ...], int]
+    texts: Texts
     tokens: tuple[int, ...]
+
+    @cached_property
+    def rows(self) -> dict[tuple[int, ...], int]:
+        """Prompt → its row."""
+        return {prompt: row for row, prompt in enumerate(self.texts.prompts)}
 
 
 @dataclass
@@ -157,9 +116,10 @@ class Duel:
         """The peer's turn, on the batch that fewtune has just trained on."""
         seconds = time.perf_counter() - self.resumed
         prompts = [tuple(ids[:length]) for ids, length in zip(self.seen[0].tolist(), self.seen[1].sum(1).tolist(), strict=True)]
-        inputs = self.peer.inputs(prompts, [self.prompts.answers[prompt] for prompt in prompts], length=self.setting.peer_length)
+        rows = [self.prompts.rows[prompt] for prompt in prompts]
+        inputs = inputs_of(self.prompts.texts, rows, length=self.setting.peer_length)
         if done == 1:
-            self.difference = abs(self.peer.label_loss(inputs, self.prompts.tokens) - loss)
+            self.difference = abs(label_loss(self.peer, inputs, self.prompts.tokens) - loss)
         start = time.perf_counter()
         self.peer.step(inputs)
         if done > self.warmup:
@@ -177,9 +137,10 @@ def prompts_of(recipe: Recipe, train: Sequence[Example], backbone: Backbone) -> 
     """Encode as fewtune does, so that both sides read the same tokens."""
     model = TunedModel.assemble(backbone, recipe.task, recipe.readout, max_length=recipe.max_length)
     tokens = tuple(itertools.chain.from_iterable(model.asked.words[0].ids))
-    answer = dict(zip(recipe.task.labels, tokens, strict=True))
     rows = model.rows(train, 0)
-    return Prompts({row.ids: answer[example.label or ""] for row, example in zip(rows, train, strict=True)}, tokens)
+    labels = tuple(recipe.task.labels.index(example.label or "") for example in train)
+    answers = tuple(tokens[label] for label in labels)
+    return Prompts(Texts(tuple(row.ids for row in rows), labels, answers, backbone.tokenizer.pad_token_id or 0), tokens)
 
 
 def duel(setting: Setting, train: tuple[Example, ...], labels: Sequence[str], backbone: Backbone, options: argparse.Namespace) -> Duel:
@@ -188,8 +149,9 @@ def duel(setting: Setting, train: tuple[Example, ...], labels: Sequence[str], ba
     fit = FitOptions(steps=options.warmup + options.steps, learning_rate=RATE, batch_size=options.batch_size)
     recipe = Recipe(task, deltas=(LoRA(top=setting.top),), calibration=Uncalibrated(), fit=fit, precision="float32", seed=13)
     blocks = range(backbone.first_block(setting.peer_top), backbone.depth)
-    peer = Peer(plain_model(options.backbone), blocks=blocks, pad=backbone.tokenizer.pad_token_id or 0)
-    found = Duel(setting, peer, prompts_of(recipe, train, backbone), options.warmup)
+    prompts = prompts_of(recipe, train, backbone)
+    peer = as_used(str(catalogue.locate(options.backbone)), "lora", prompts.texts, blocks=blocks)
+    found = Duel(setting, peer, prompts, options.warmup)
     with found.watching(backbone):
         model = STRATEGIES.member("supervised")().run(recipe, Split(train=train), backbone, session=Session(progress=found.after_step))
     model.remove()
@@ -198,12 +160,6 @@ def duel(setting: Setting, train: tuple[Example, ...], labels: Sequence[str], ba
     if found.difference > TOLERANCE:
         raise SystemExit(f"{setting.title}: the losses of the first batch differ by {found.difference:.1e}")
     return found
-
-
-def plain_model(name: str) -> Any:
-    """The PLM as transformers loads it."""
-    with quiet():
-        return transformers.AutoModelForCausalLM.from_pretrained(str(catalogue.locate(name)), dtype=torch.float32)
 
 
 # The page
@@ -289,7 +245,7 @@ def main(arguments: Sequence[str]) -> int:
     except FewtuneError as error:
         print(error, file=sys.stderr)
         return 2
-    lengths = [len(ids) for ids in duels[0].prompts.answers]
+    lengths = [len(ids) for ids in duels[0].prompts.texts.prompts]
     write(options.out, page(duels, lengths, options, arguments))
     print(table(COLUMNS, [row_of(found) for found in duels]), *verdicts(duels), sep="\n")
     return 0

@@ -52,24 +52,29 @@ def save(model: TunedModel, folder: str | Path, *, overwrite: bool = False) -> P
     """
     folder = Path(folder)
     check_target(folder, overwrite=overwrite)
-    weights = {f"delta-{number}.safetensors": delta.state_dict() for number, delta in enumerate(model.deltas)}
-    weights["readout.safetensors"] = {name: weight.detach().clone() for name, weight in model.reader.weights.items()}
-    files = {name: to_bytes(_on_cpu(state)) for name, state in weights.items() if state}
+    files = {name: to_bytes(_on_cpu(state)) for name, state in tensors(model).items()}
     manifest = _manifest(model, files)
     files[MANIFEST] = (json.dumps(manifest, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode()
     files["README.md"] = card.write(manifest, sizes={name: len(content) for name, content in files.items()}).encode()
-    with _whole(folder) as temporary:
+    with whole(folder) as temporary:
         for name, content in files.items():
-            _write(temporary / name, content)
+            write_file(temporary / name, content)
     return folder
 
 
-def check_target(folder: Path, *, overwrite: bool) -> None:
-    """Raise `ArtifactError` unless an artifact may be written to `folder`."""
+def tensors(model: TunedModel) -> dict[str, dict[str, torch.Tensor]]:
+    """What was learned, by file and by name; a part that learns nothing has no file."""
+    states = {f"delta-{number}.safetensors": delta.state_dict() for number, delta in enumerate(model.deltas)}
+    states["readout.safetensors"] = {name: weight.detach().clone() for name, weight in model.reader.weights.items()}
+    return {name: state for name, state in states.items() if state}
+
+
+def check_target(folder: Path, *, overwrite: bool, mark: str = MANIFEST) -> None:
+    """Raise `ArtifactError` unless an artifact, which holds a file called `mark`, may be written to `folder`."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     fix = "Give another --out."
-    if folder.is_dir() and (folder / MANIFEST).exists():
+    if folder.is_dir() and (folder / mark).exists():
         if overwrite:
             return
         fix = "Give another --out, or --overwrite."
@@ -107,7 +112,7 @@ def _fingerprint(body: Mapping[str, registry.Plain]) -> str:
 
 
 @contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
+def whole(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder` that takes its place at the end."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +139,8 @@ def _swap(temporary: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file that is on the disk when this returns."""
     with open(path, "wb") as file:
         file.write(content)
         file.flush()

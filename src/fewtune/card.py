@@ -42,7 +42,7 @@ def _body(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:
         f"| method | {_cell(about.get('method', ''))} |",
         f"| labelled rows | {about.get('rows', '')} |",
         f"| trained parameters | {manifest['trained_parameters']:,} ({share:.3%} of {manifest['backbone_parameters']:,}) |",
-        f"| bytes | {sum(sizes.values()):,} |",
+        f"| bytes | {sum(sizes.values()):,}; a hundred such tasks beside one backbone {_beside(manifest, sizes)} |",
         f"| reads | {', '.join(task['fields'])}; at most {manifest['max_length']} tokens |",
         "",
         "This folder holds only what was trained; the backbone is fetched by name and checked by fingerprint.",
@@ -57,6 +57,12 @@ def _body(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:
         'answers = model.predict(["…"])',
         "```",
     ]
+
+
+def _beside(manifest: Manifest, sizes: Mapping[str, int]) -> str:
+    """What a hundred tasks take, with the backbone in float32, and what as many copies of it would."""
+    backbone = 4 * manifest["backbone_parameters"]
+    return f"{backbone + 100 * sum(sizes.values()):,}, a hundred copies of it {100 * backbone:,}"
 
 
 def _cell(text: str) -> str:

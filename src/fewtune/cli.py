@@ -5,20 +5,40 @@ Nothing heavy is imported before a command runs, so that `fewtune --help` answer
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from fewtune.errors import FewtuneError, InputError, SpecError
+from fewtune import cli_peft, terminal
+from fewtune.errors import FewtuneError, InputError
+from fewtune.flags import (
+    AsJson,
+    BackboneName,
+    BatchSize,
+    Calibration,
+    Device,
+    Label,
+    Labels,
+    MaxLength,
+    Overwrite,
+    Precision,
+    Seed,
+    SkipBadRows,
+    TaskFile,
+    Template,
+    Text,
+    Words,
+)
+from fewtune.flags import listed as _list
+from fewtune.flags import templates as _templates
+from fewtune.flags import words as _words
 
 if TYPE_CHECKING:
-    from fewtune.evaluation import Evaluation
     from fewtune.job import Source
     from fewtune.tasks.task import Task
 
@@ -30,26 +50,6 @@ app = typer.Typer(
 )
 backbones = typer.Typer(no_args_is_help=True, help="The catalogue of PLMs that need no hub.")
 app.add_typer(backbones, name="backbones")
-
-Text = Annotated[list[str] | None, typer.Option("--text", help="Column of the text; repeat for a pair.")]
-Label = Annotated[str | None, typer.Option("--label", help="Column of the label.")]
-Labels = Annotated[str | None, typer.Option("--labels", help="The labels, separated by commas.")]
-Template = Annotated[
-    list[str] | None,
-    typer.Option("--template", help=r'"Review: {text}\nSentiment: {slot}"; \n is a new line. Repeat to average several.'),
-]
-Words = Annotated[str | None, typer.Option("--words", help="Label words: positive=great|good,negative=terrible.")]
-TaskFile = Annotated[Path | None, typer.Option("--task", help="A task file (TOML).")]
-BackboneName = Annotated[str, typer.Option("--backbone", help="A name of the catalogue, a model folder, or a hub id.")]
-Calibration = Annotated[str | None, typer.Option("--calibration", help="none, contextual or temperature; by default what helps.")]
-Seed = Annotated[int, typer.Option("--seed")]
-MaxLength = Annotated[int, typer.Option("--max-length", min=8, help="Tokens; longer texts are shortened, templates never.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 …")]
-Precision = Annotated[Literal["auto", "float32", "bfloat16"], typer.Option("--precision")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands at the target.")]
-SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Drop rows that cannot be used, and count them.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.command()
@@ -66,7 +66,9 @@ def fit(
     words: Words = None,
     backbone: BackboneName = "smollm2-135m",
     strategy: Annotated[str, typer.Option("--strategy", help="supervised or zeroshot.")] = "supervised",
-    delta: Annotated[list[str] | None, typer.Option("--delta", help="lora, lora:rank=4,sites=ffn_in+ffn_out, subset:part=norms …")] = None,
+    delta: Annotated[
+        list[str] | None, typer.Option("--delta", help="lora, lora:rank=4,sites=ffn_in+ffn_out, adapter, ia3, houlsby …")
+    ] = None,
     readout: Annotated[str | None, typer.Option("--readout", help="cloze or head; by default cloze where there is an LM head.")] = None,
     calibration: Calibration = None,
     steps: Annotated[int | None, typer.Option("--steps", min=0)] = None,
@@ -82,14 +84,14 @@ def fit(
 ) -> None:
     """Tune a model on a few labelled rows and write it to a folder."""
     from fewtune import job
-    from fewtune.deltas import DELTAS
+    from fewtune.deltas import presets
     from fewtune.readout import READOUTS
     from fewtune.train.fit import FitOptions
 
     settings = job.Settings(
         backbone=backbone,
         strategy=strategy,
-        deltas=None if delta is None else tuple(DELTAS.from_text(item, "--delta") for item in delta),
+        deltas=None if delta is None else tuple(one for item in delta for one in presets.read(item)),
         readout=None if readout is None else READOUTS.from_text(readout, "--readout"),
         calibration=_calibration(calibration),
         fit=FitOptions(steps=steps, learning_rate=learning_rate, batch_size=batch_size),
@@ -98,7 +100,7 @@ def fit(
         device=device,
         seed=seed,
     )
-    with _progress() as progress:
+    with terminal.progress_bar() as progress:
         fitted = job.fit_files(
             _source(train, text, label, skip_bad_rows),
             out,
@@ -127,7 +129,7 @@ def fit(
         }
     )
     if fitted.evaluation:
-        _print_evaluation(fitted.evaluation)
+        terminal.show_evaluation(fitted.evaluation)
 
 
 @app.command()
@@ -149,7 +151,7 @@ def predict(
     source = _source(file, text, None, skip_bad_rows)
     job.check_source(source)
     loaded = artifact.load(model, device=device)
-    with _counter("rows") as advance:
+    with terminal.counter("rows") as advance:
         tally = job.predict_files(
             loaded,
             source,
@@ -186,7 +188,7 @@ def evaluate(
     if as_json:
         _print_json({"model": str(model), "seconds": seconds, **found.to_dict()})
         return
-    _print_evaluation(found)
+    terminal.show_evaluation(found)
     _print_lines({"seconds": ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())})
 
 
@@ -227,7 +229,7 @@ def zeroshot(
         source, task=_task(task), settings=settings, labels=_list(labels), templates=_templates(template), words=_words(words), say=_say
     )
     if out or not as_json:
-        with _counter("rows") as advance:
+        with terminal.counter("rows") as advance:
             job.predict_files(
                 model,
                 source,
@@ -240,6 +242,64 @@ def zeroshot(
             )
     if as_json:
         _print_json(job.measured(model, source, seconds, batch_size=batch_size, say=_say))
+
+
+@app.command()
+def params(
+    backbone: BackboneName = "smollm2-135m",
+    delta: Annotated[list[str] | None, typer.Option("--delta", help="As for fit, several at once; without it, the usual methods.")] = None,
+    readout: Annotated[str | None, typer.Option("--readout", help="cloze or head; by default cloze where there is an LM head.")] = None,
+    labels: Annotated[str, typer.Option("--labels", help="Labels, separated by commas; a head grows with them.")] = "negative,positive",
+    length: Annotated[int, typer.Option("--length", min=1, help="Tokens in each row of a step.")] = 64,
+    batch_size: BatchSize = 8,
+    precision: Precision = "auto",
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a method costs before anything is tuned: numbers trained, bytes for a task and for a hundred, seconds and memory of a step."""
+    from fewtune import costs
+    from fewtune.backbone.backbone import load
+    from fewtune.deltas import presets
+    from fewtune.readout import READOUTS
+
+    stack = tuple(one for item in delta or () for one in presets.read(item))
+    found = costs.compare(
+        load(backbone, device=device, say=_say),
+        {" + ".join(delta): stack} if delta else None,
+        readout=None if readout is None else READOUTS.from_text(readout, "--readout"),
+        labels=_list(labels),
+        step=costs.Step(length, batch_size),
+        precision=precision,
+        say=_say,
+    )
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        terminal.show_costs(found)
+
+
+@app.command()
+def inspect(
+    model: Annotated[Path, typer.Argument(help="A folder that `fewtune fit` wrote.")],
+    file: Annotated[Path, typer.Argument(help="Texts: csv, tsv, jsonl or parquet, also .gz.")],
+    text: Text = None,
+    batch_size: BatchSize = 32,
+    device: Device = None,
+    skip_bad_rows: SkipBadRows = False,
+    as_json: AsJson = False,
+) -> None:
+    """What tuning changed: how far each step of the stack moves, and which texts have another label than before."""
+    from fewtune import inspection
+
+    source = _source(file, text, None, skip_bad_rows)
+    found = inspection.inspect_files(model, source, batch_size=batch_size, device=device, say=_say)
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        terminal.show_inspection(found)
+
+
+cli_peft.register(app)
 
 
 @backbones.command("list")
@@ -321,25 +381,6 @@ def _print_lines(facts: Mapping[str, object]) -> None:
         print(f"{name:{width}}  {value}")
 
 
-def _print_evaluation(found: Evaluation) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    measures = found.measures
-    metrics = Table("metric", "value", "95 % interval", title=f"{measures.rows} rows")
-    for name, metric in measures.metrics.items():
-        metrics.add_row(name, f"{metric.value:.3f}", f"{metric.low:.3f} – {metric.high:.3f}")
-    classes = Table("label", "precision", "recall", "f1", "rows", *(f"→ {label}" for label in measures.labels[:10]))
-    for row, confusion in zip(measures.classes, measures.confusion, strict=True):
-        scores = (f"{row.precision:.3f}", f"{row.recall:.3f}", f"{row.f1:.3f}")
-        classes.add_row(row.label, *scores, str(row.support), *map(str, confusion[:10]))
-    console = Console()
-    console.print(metrics)
-    console.print(classes)
-    if found.shortened:
-        console.print(f"{found.shortened} of {measures.rows} rows were shortened to fit.")
-
-
 def _source(path: Path, text: list[str] | None, label: str | None, skip_bad_rows: bool) -> Source:
     from fewtune.job import Source
 
@@ -352,64 +393,10 @@ def _task(path: Path | None) -> Task | None:
     return None if path is None else Task.load(path)
 
 
-def _list(text: str | None) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()
-
-
-def _templates(given: list[str] | None) -> tuple[str, ...]:
-    """A shell hands over a backslash and an n where a new line is meant."""
-    return tuple(text.replace("\\n", "\n").replace("\\t", "\t") for text in given or ())
-
-
-def _words(text: str | None) -> dict[str, tuple[str, ...]]:
-    words: dict[str, tuple[str, ...]] = {}
-    for part in (text or "").split(",") if text else ():
-        label, equals, listed = part.partition("=")
-        if not equals or not label.strip():
-            raise SpecError(
-                expected="label=word|word", got=f'"{part}"', where="--words", fix="For example positive=great|good,negative=terrible."
-            )
-        words[label.strip()] = tuple(word.strip() for word in listed.split("|"))
-    return words
-
-
 def _calibration(name: str | None) -> Any:
     from fewtune.readout import CALIBRATIONS
 
     return None if name is None or name == "auto" else CALIBRATIONS.from_text(name, "--calibration")
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str, int, int, float], None]]:
-    """A bar with time left on a terminal, nothing in a pipe."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def progress(what: str, done: int, steps: int, loss: float) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=steps)
-            bar.update(tasks[what], completed=done, description=f"{what} (loss {loss:.3f})")
-
-        yield progress
-
-
-@contextlib.contextmanager
-def _counter(what: str) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    # Answers on the same terminal would be torn by a bar.
-    disable = not console.is_terminal or sys.stdout.isatty()
-    with Progress(*columns, console=console, disable=disable, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda rows: bar.advance(task, rows)
 
 
 if __name__ == "__main__":

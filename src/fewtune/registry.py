@@ -92,6 +92,23 @@ class Table(Generic[T]):
             fields[key.strip()] = value.strip()
         return from_dict(member, fields, f"{where} {name}")
 
+    def to_text(self, value: T) -> str:
+        """What `from_text` reads as `value`: its name, and the fields that are not as they are by default."""
+        plain = zip(dataclasses.fields(value), to_dict(value).items(), strict=True)  # type: ignore[arg-type]
+        fields = [f"{name}={_spoken(given)}" for field, (name, given) in plain if given != _plain(field.default)]
+        return f"{self.name_of(value)}:{','.join(fields)}" if fields else self.name_of(value)
+
+
+def _spoken(value: Plain) -> str:
+    """A field's value as flags have it.
+
+    >>> _spoken(["query", "value"]), _spoken(None), _spoken(True)
+    ('query+value', 'none', 'true')
+    """
+    if isinstance(value, list):
+        return "+".join(map(str, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
 
 def _fields_of(kind: type) -> str:
     names = [field.name for field in dataclasses.fields(kind)]

@@ -1,4 +1,5 @@
-"""Every family of the table, held to transformers' own forward: whole, block by block, at the LM head, and at its sites."""
+"""Every family of the table, held to transformers' own forward: whole, block by block, at the LM head, at its sites, with vectors in
+front, and with several deltas in one batch."""
 
 import pytest
 import torch
@@ -6,14 +7,26 @@ import torch
 from fewtune.backbone import tiny
 from fewtune.backbone.backbone import Backbone, load
 from fewtune.backbone.families import FAMILIES, SITES
+from fewtune.deltas.lora import LoRA
+from fewtune.deltas.subset import Subset
+from fewtune.errors import BackboneError
 
 SEEN = list(FAMILIES)
 LENGTHS = (9, 4, 1, 7)
-ROTARY = {"llama"}  # keys are turned by their position, so what is added to all of them does not cancel
+ROTARY = "keys are turned by their position"
+UNEVEN_KEYS = {
+    # What is added to all keys then does not cancel.
+    **dict.fromkeys(("gemma", "llama", "modernbert", "qwen2"), ROTARY),
+    **dict.fromkeys(("gemma3_text", "qwen3"), f"{ROTARY}, after a norm"),
+    "deberta-v2": "keys are multiplied with relative positions, too, which are made by the same projection",
+}
+NO_HEAD = {"t5": "its words are written by a decoder"}
+SEGMENTED = {"albert": 2, "bert": 2, "electra": 2, "roberta": 2, "xlm-roberta": 2}
+OWN_ATTENTION = ("deberta-v2", "mpnet")
 
 
 def test_every_family_is_seen_here_and_can_be_made_small():
-    assert len(SEEN) == 4
+    assert len(SEEN) == 16
     assert set(tiny.FAMILIES) == set(SEEN)
 
 
@@ -67,20 +80,34 @@ def test_the_walk_equals_transformers_block_by_block(family):
         close(mine_BTD[real], theirs_BTD[real])
 
 
-def test_segment_numbers_reach_the_embeddings():
-    backbone = made("bert")
-    plain, _ = tiny.model("bert")
+def with_segments(family):
+    backbone = made(family)
     ids_BT, mask_BT = batch(backbone)
-    types_BT = (torch.arange(ids_BT.shape[1]) > 2).long().expand_as(ids_BT)
+    return backbone, ids_BT, mask_BT, (torch.arange(ids_BT.shape[1]) > 2).long().expand_as(ids_BT)
+
+
+@pytest.mark.parametrize("family", SEGMENTED)
+def test_segment_numbers_reach_the_embeddings(family):
+    backbone, ids_BT, mask_BT, types_BT = with_segments(family)
+    plain, _ = tiny.model(family)
+    real = mask_BT.bool()
     with torch.no_grad():
         expected_BTD = plain.base_model(input_ids=ids_BT, attention_mask=mask_BT, token_type_ids=types_BT).last_hidden_state
         hidden_BTD = backbone.forward(ids_BT, mask_BT, types_BT).hidden_BTD
         below_BTD = backbone.below(ids_BT, mask_BT, types_BT, start=1)
         gone_on_BTD = backbone.forward(ids_BT, mask_BT, types_BT, start=1, below_BTD=below_BTD).hidden_BTD
         without_BTD = backbone.forward(ids_BT, mask_BT).hidden_BTD
-    close(hidden_BTD, expected_BTD)
-    close(gone_on_BTD, expected_BTD)
-    assert not torch.allclose(without_BTD, expected_BTD, atol=1e-2)
+    close(hidden_BTD[real], expected_BTD[real])
+    close(gone_on_BTD[real], expected_BTD[real])
+    assert plain.config.type_vocab_size == SEGMENTED[family]
+    assert not torch.allclose(without_BTD[real], expected_BTD[real], atol=1e-2)
+
+
+@pytest.mark.parametrize("family", [family for family in SEEN if family not in SEGMENTED and FAMILIES[family].objective == "masked"])
+def test_segment_numbers_are_nothing_to_a_family_without(family):
+    backbone, ids_BT, mask_BT, types_BT = with_segments(family)
+    with torch.no_grad():
+        assert torch.equal(backbone.forward(ids_BT, mask_BT, types_BT).hidden_BTD, backbone.forward(ids_BT, mask_BT).hidden_BTD)
 
 
 @pytest.mark.parametrize("family", SEEN)
@@ -96,7 +123,7 @@ def test_going_on_from_the_states_below_any_block_gives_the_whole(family):
             close(backbone.forward(ids_BT, mask_BT, start=start, below_BTD=below_BTD).hidden_BTD[mask_BT.bool()], whole_BTD[mask_BT.bool()])
 
 
-@pytest.mark.parametrize("family", SEEN)
+@pytest.mark.parametrize("family", [family for family in SEEN if family not in NO_HEAD])
 def test_lm_logits_equal_the_whole_heads_at_chosen_rows_and_tokens(family):
     backbone = made(family)
     plain, _ = tiny.model(family)
@@ -108,41 +135,58 @@ def test_lm_logits_equal_the_whole_heads_at_chosen_rows_and_tokens(family):
         close(backbone.lm_logits(chosen_ND, tokens), expected_NK)
 
 
-def test_a_bias_of_the_lm_head_is_read_at_the_tokens_asked_for():
-    for family in ("bert", "roberta"):
-        backbone = made(family)
-        decoder = backbone.model.get_submodule(backbone.family.decoder)
-        with torch.no_grad():
-            before = backbone.lm_logits(torch.zeros(1, backbone.width), torch.tensor([5, 6]))
-            decoder.bias[6] += 3
-            after = backbone.lm_logits(torch.zeros(1, backbone.width), torch.tensor([5, 6]))
-        close(after - before, torch.tensor([[0.0, 3.0]]))
+@pytest.mark.parametrize("family", NO_HEAD)
+def test_a_family_without_an_lm_head_says_why(family):
+    with pytest.raises(BackboneError, match="a language-modelling head, got tiny t5, its encoder alone.*--readout head"):
+        made(family).lm_logits(torch.zeros(1, 32), torch.tensor([1]))
+
+
+@pytest.mark.parametrize("family", [family for family in SEEN if FAMILIES[family].objective == "masked" and family not in NO_HEAD])
+def test_a_bias_of_the_lm_head_is_read_at_the_tokens_asked_for(family):
+    backbone = made(family)
+    decoder = backbone.model.get_submodule(backbone.family.decoder)
+    with torch.no_grad():
+        before = backbone.lm_logits(torch.zeros(1, backbone.width), torch.tensor([5, 6]))
+        decoder.bias[6] += 3
+        after = backbone.lm_logits(torch.zeros(1, backbone.width), torch.tensor([5, 6]))
+    close(after - before, torch.tensor([[0.0, 3.0]]))
+
+
+GATED = {**dict.fromkeys(("gemma", "gemma3_text", "llama", "qwen2", "qwen3", "t5"), (2, 1)), "modernbert": (1, 2)}
+"""How many projections the feed-forward part begins with, and how many times as wide as the inner states each is."""
 
 
 def sizes(config):
     """What each site takes and gives, and how many of it a block has, from the model's configuration alone."""
     width, heads = config.hidden_size, config.num_attention_heads
-    keys = width // heads * getattr(config, "num_key_value_heads", heads)
-    inner = getattr(config, "intermediate_size", None) or 4 * width
-    gated = 2 if config.model_type == "llama" else 1
+    head = getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or width // heads
+    keys = head * getattr(config, "num_key_value_heads", heads)
+    inner = next(value for name in ("intermediate_size", "n_inner", "hidden_dim", "d_ff") if (value := getattr(config, name, None)))
+    begins, wide = GATED.get(config.model_type, (1, 1))
     return {
-        "query": (width, width, 1),
+        "query": (width, heads * head, 1),
         "key": (width, keys, 1),
         "value": (width, keys, 1),
-        "attention_out": (width, width, 1),
-        "ffn_in": (width, inner, gated),
+        "attention_out": (heads * head, width, 1),
+        "ffn_in": (width, inner * wide, begins),
         "ffn_out": (inner, width, 1),
-        "norms": (width, width, 2),
+        "norms": (width, width, 4 if config.model_type == "gemma3_text" else 2),
     }
 
 
-@pytest.mark.parametrize("site", SITES)
+def in_every_block(backbone, count, *, none=()):
+    return [block for block in range(len(backbone.blocks)) for _ in range(count - (block in none))]
+
+
+@pytest.mark.parametrize("site", [site for site in SITES if site != "attention_in"])
 @pytest.mark.parametrize("family", SEEN)
 def test_every_site_stands_in_every_block_with_its_sizes(family, site):
     backbone = made(family)
     inputs, outputs, count = sizes(backbone.model.config)[site]
     places = backbone.sites(site)
-    assert [place.block for place in places] == [block for block in range(backbone.depth) for _ in range(count)]
+    # ModernBERT's first block gets its states normed from the embeddings.
+    none = (0,) if (family, site) == ("modernbert", "norms") else ()
+    assert [place.block for place in places] == in_every_block(backbone, count, none=none)
     for place in places:
         assert (place.name, place.inputs, place.stop - place.start) == (site, inputs, outputs)
         assert 0 <= place.start < place.stop <= place.outputs
@@ -152,8 +196,32 @@ def test_every_site_stands_in_every_block_with_its_sizes(family, site):
     assert len({place.path for place in places}) == len(places)
 
 
+@pytest.mark.parametrize("family", SEEN)
+def test_attention_in_is_query_key_and_value_as_they_stand(family):
+    backbone = made(family)
+    apart = [place for name in ("query", "key", "value") for place in backbone.sites(name)]
+    whole = backbone.sites("attention_in")
+    assert {(place.block, place.path) for place in whole} == {(place.block, place.path) for place in apart}
+    assert all((place.start, place.stop) == (0, place.outputs) for place in whole)
+    for path in {place.path for place in whole}:
+        (outputs,) = {place.outputs for place in whole if place.path == path}
+        # Side by side, the parts fill it.
+        assert sorted(part for place in apart if place.path == path for part in range(place.start, place.stop)) == list(range(outputs))
+
+
+@pytest.mark.parametrize("family", SEEN)
+def test_the_first_projection_of_a_block_is_given_its_states_and_nothing_else(family):
+    backbone, given = made(family), []
+    (place, *_) = [place for place in backbone.sites("attention_in") if place.block == 0]
+    handle = backbone.model.get_submodule(place.path).register_forward_hook(lambda module, inputs, output: given.append(inputs[0].shape))
+    ids_BT, mask_BT = batch(backbone)
+    backbone.forward(ids_BT, mask_BT)
+    handle.remove()
+    assert given == [(*ids_BT.shape, backbone.width)] * backbone.order.count(0)
+
+
 def changed_at(backbone, site, change):
-    """How far the states move, as one number, when `change` is applied to what the site of the middle block gives."""
+    """The states behind block number 1, without and with `change` applied to what its site gives."""
     ids_BT, mask_BT = batch(backbone)
     (place,) = [place for place in backbone.sites(site) if place.block == 1]
 
@@ -165,9 +233,9 @@ def changed_at(backbone, site, change):
         handle = backbone.model.get_submodule(place.path).register_forward_hook(hook)
         after = list(backbone.layers(ids_BT, mask_BT))
         handle.remove()
-    real = mask_BT.bool()
-    assert torch.equal(before[1], after[1]), "a block below was changed"
-    return before[2][real], after[2][real]
+    real, step = mask_BT.bool(), backbone.order.index(1)
+    assert torch.equal(before[step], after[step]), "a block below was changed"
+    return before[step + 1][real], after[step + 1][real]
 
 
 @pytest.mark.parametrize("family", SEEN)
@@ -183,9 +251,46 @@ def test_query_key_and_value_are_what_they_are_called(family):
         assert (without_value - other).abs().max() > 1e-2
     assert (before - without_key).abs().max() > 1e-2
     # One vector added to all keys moves all of a query's scores by the same, which softmax takes out again; not so for values.
-    if family not in ROTARY:
+    if family not in UNEVEN_KEYS:
         close(changed_at(backbone, "key", lambda output: output + shift)[1], before)
     assert (changed_at(backbone, "value", lambda output: output + shift)[1] - before).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("family", [family for family in SEEN if family not in OWN_ATTENTION])
+def test_attention_is_the_module_that_calls_transformers_interface(family):
+    """What it hands over as values is what the site gives, each time that the block runs."""
+    backbone, given = made(family), {}
+    ids_BT, _ = batch(backbone, (5, 5))
+    places = {
+        f"{place.path.partition(within)[0]}{within}": place for place in backbone.sites("value") for within in [attention(place, backbone)]
+    }
+    handles = [
+        backbone.model.get_submodule(place.path).register_forward_hook(
+            lambda module, inputs, output, path=path, place=place: given.setdefault(path, []).append(output[..., place.start : place.stop])
+        )
+        for path, place in places.items()
+    ]
+    seen = backbone.key_values(ids_BT)
+    for handle in handles:
+        handle.remove()
+    assert seen.keys() == places.keys()
+    for path, notes in seen.items():
+        assert len(notes) == len(given[path]) == backbone.order.count(places[path].block)
+        for note, value_BTD in zip(notes, given[path], strict=True):
+            assert note.query_heads == backbone.model.config.num_attention_heads
+            assert note.key_BHKE.shape == note.value_BHKE.shape
+            close(note.value_BHKE.transpose(1, 2).flatten(2), value_BTD)
+
+
+def attention(place, backbone):
+    return f"{backbone.family.blocks}.{place.block}.{backbone.family.attention}"
+
+
+@pytest.mark.parametrize("family", OWN_ATTENTION)
+def test_a_family_with_an_attention_of_its_own_says_so(family):
+    backbone = made(family)
+    with pytest.raises(BackboneError, match=f'transformers\' interface, got model type "{family}", which computes attention by itself'):
+        backbone.key_values(batch(backbone)[0])
 
 
 @pytest.mark.parametrize("family", SEEN)
@@ -193,7 +298,104 @@ def test_save_then_load_gives_the_same_backbone(family, tmp_path):
     expected, loaded = made(family, seed=3), load(str(tiny.save(family, tmp_path / family, seed=3)))
     assert loaded.fingerprint == expected.fingerprint != made(family, seed=4).fingerprint
     assert loaded.tokenizer_fingerprint == expected.tokenizer_fingerprint
-    assert (loaded.has_lm_head, loaded.causal, loaded.depth, loaded.width) == (True, expected.causal, 3, 32)
+    assert (loaded.has_lm_head, loaded.causal) == (family not in NO_HEAD, FAMILIES[family].objective == "causal")
+    assert (loaded.depth, loaded.width, loaded.max_length) == (3, 32, 512)
     ids_BT, mask_BT = batch(expected)
     with torch.no_grad():
         assert torch.equal(loaded.forward(ids_BT, mask_BT).hidden_BTD, expected.forward(ids_BT, mask_BT).hidden_BTD)
+
+
+# Vectors in front
+
+
+def drawn(backbone, length, seed):
+    """Vectors as the embeddings could be."""
+    width = backbone.embed(torch.tensor([[0]])).shape[-1]
+    return torch.nn.Parameter(torch.randn(length, width, generator=torch.Generator().manual_seed(seed)) * 0.3)
+
+
+def expected_behind(plain, vectors, ids):
+    """transformers' own states of one row's tokens behind the vectors."""
+    tokens_1TD = plain.get_input_embeddings()(ids[None])
+    whole_1SD = torch.cat([vectors[None], tokens_1TD], 1)
+    return plain.base_model(inputs_embeds=whole_1SD).last_hidden_state[0, len(vectors) :]
+
+
+@pytest.mark.parametrize("family", SEEN)
+def test_vectors_in_front_equal_transformers_with_embeddings_given(family):
+    backbone = made(family)
+    plain, _ = tiny.model(family)
+    ids_BT, mask_BT = batch(backbone)
+    vectors = drawn(backbone, 3, 1)
+    undo = backbone.put_in_front(vectors)
+    with torch.no_grad():
+        output = backbone.forward(ids_BT, mask_BT)
+        walked = list(backbone.layers(ids_BT, mask_BT))
+        alone = [expected_behind(plain, vectors, ids[:length]) for ids, length in zip(ids_BT, LENGTHS, strict=True)]
+        whole_BSD = torch.cat([vectors.expand(len(ids_BT), -1, -1), plain.get_input_embeddings()(ids_BT)], 1)
+        seen_BS = torch.cat([mask_BT.new_ones(len(ids_BT), 3), mask_BT], 1)
+        first_BD = plain.base_model(inputs_embeds=whole_BSD, attention_mask=seen_BS).last_hidden_state[:, 0]
+    real = mask_BT.bool()
+    close(output.hidden_BTD[real], torch.cat(alone))
+    close(backbone.norm(walked[-1])[real], torch.cat(alone))
+    close(output.first_BD, first_BD)
+    undo()
+    with torch.no_grad():
+        assert torch.equal(backbone.forward(ids_BT, mask_BT).hidden_BTD, made(family).forward(ids_BT, mask_BT).hidden_BTD)
+
+
+@pytest.mark.parametrize("family", SEEN)
+def test_rows_of_a_mixed_batch_have_their_own_vectors_in_front(family):
+    backbone = made(family)
+    plain, _ = tiny.model(family)
+    ids_BT, mask_BT = batch(backbone)
+    vectors = {1: drawn(backbone, 2, 1), 2: drawn(backbone, 4, 2), -1: drawn(backbone, 0, 3)}
+    for entry in (1, 2):
+        with backbone.installing(entry):
+            backbone.put_in_front(vectors[entry])
+    route = [2, 1, 2, -1]
+    with torch.no_grad():
+        hidden_BTD = backbone.forward(ids_BT, mask_BT, route_B=torch.tensor(route)).hidden_BTD
+        alone = [expected_behind(plain, vectors[entry], ids[:length]) for entry, ids, length in zip(route, ids_BT, LENGTHS, strict=True)]
+    close(hidden_BTD[mask_BT.bool()], torch.cat(alone))
+
+
+# Several deltas in one batch
+
+
+def moved(delta, backbone, entry):
+    """`delta` in the backbone for the rows of `entry`, with weights that training could have led to."""
+    with backbone.installing(entry):
+        installed = delta.install(backbone, generator=torch.Generator().manual_seed(entry))
+    with torch.no_grad():
+        for weight in installed.weights.values():
+            weight += torch.randn(weight.shape, generator=torch.Generator().manual_seed(entry)) * 0.1
+    return installed
+
+
+PAIRS = [(LoRA(rank=2, sites=("query", "key", "ffn_in")), LoRA(rank=1, sites=("attention_in",), dora=True)), (LoRA(rank=2), Subset("all"))]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=["lora+dora", "lora+all"])
+@pytest.mark.parametrize("family", SEEN)
+def test_rows_of_a_mixed_batch_are_what_they_are_alone(family, pair):
+    backbone = made(family)
+    for entry, delta in enumerate(pair, start=1):
+        moved(delta, backbone, entry)
+    ids_BT, mask_BT = batch(backbone)
+    real, route_B = mask_BT.bool(), torch.tensor([2, 1, -1, 2])
+    with torch.no_grad():
+        mixed = backbone.forward(ids_BT, mask_BT, route_B=route_B)
+        walked = list(backbone.layers(ids_BT, mask_BT, route_B=route_B))
+        for row, entry in enumerate(route_B.tolist()):
+            own = slice(row, row + 1), torch.tensor([entry])
+            alone = backbone.forward(ids_BT[own[0]], mask_BT[own[0]], route_B=own[1])
+            steps = list(backbone.layers(ids_BT[own[0]], mask_BT[own[0]], route_B=own[1]))
+            close(mixed.hidden_BTD[row][real[row]], alone.hidden_BTD[0][real[row]])
+            close(mixed.first_BD[row], alone.first_BD[0])
+            for mine_BTD, theirs_1TD in zip(walked, steps, strict=True):
+                close(mine_BTD[row][real[row]], theirs_1TD[0][real[row]])
+        untouched_BTD = made(family).forward(ids_BT, mask_BT).hidden_BTD
+    close(mixed.hidden_BTD[2][real[2]], untouched_BTD[2][real[2]])
+    for row in (0, 1, 3):
+        assert (mixed.hidden_BTD[row][real[row]] - untouched_BTD[row][real[row]]).abs().max() > 1e-2

@@ -15,7 +15,12 @@ from fewtune.readout.head import Head
 
 SETTINGS = (Cloze(), Head(), Head(pool="first", dropout=0.0), Head(pool="mean"), Head(pool="last"))
 WORDS = ((20,), (31, 42, 53), (64, 15))
-CASES = [pytest.param(family, readout, id=f"{family}-{readout}") for family in FAMILIES for readout in SETTINGS]
+CASES = [
+    pytest.param(family, readout, id=f"{family}-{readout}")
+    for family in FAMILIES
+    for readout in SETTINGS
+    if not (family == "t5" and readout == Cloze())  # of T5 the encoder alone is there
+]
 
 
 def test_every_readout_is_seen():

@@ -172,7 +172,7 @@ def test_a_save_that_fails_leaves_nothing(copy, bert, monkeypatch):
     def full(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(artifact, "_write", full)
+    monkeypatch.setattr(artifact, "write_file", full)
     with pytest.raises(OSError, match="No space"):
         model.save(copy, overwrite=True)
     model.remove()

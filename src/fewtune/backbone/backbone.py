@@ -7,9 +7,10 @@ Dimensions: B rows, T tokens, P positions in front of them, D width, V vocabular
 from __future__ import annotations
 
 import hashlib
+import inspect
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from fewtune import registry
-from fewtune.backbone import bank, catalogue, surgery
-from fewtune.backbone.bank import Edit, Routing
+from fewtune.backbone import bank, catalogue, surgery, turns
+from fewtune.backbone.attention import KeyValues, Prefixes, Seen
+from fewtune.backbone.bank import NOBODY, Edit, Routing
 from fewtune.backbone.families import FAMILIES, SITES, Family
 from fewtune.backbone.front import Fronts, Packed
 from fewtune.backbone.quiet import quiet
@@ -61,12 +63,13 @@ class Backbone:
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, fingerprint: str = "", precision: Precision = "float32") -> None:
         self.name, self.model, self.tokenizer, self.precision = name, model, tokenizer, precision
-        self.family = _family(model, name)
+        self.family = _family(model.config, name)
         self.fingerprint = fingerprint or fingerprint_of(model)
         self.tokenizer_fingerprint = _tokenizer_fingerprint(tokenizer)
         self.stack: nn.Module = model.base_model
         self.entry = 0
         self.routing, self.fronts = Routing(), Fronts()
+        self.prefixes = Prefixes(model, self.routing)
         # Counted before any delta adds its own; tied weights count once.
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         surgery.freeze(model)
@@ -117,14 +120,17 @@ class Backbone:
         """The most tokens that the model takes."""
         config = self.model.config
         positions = int(getattr(config, "max_position_embeddings", 0) or 512)
+        return positions - self._first_position
+
+    @property
+    def _first_position(self) -> int:
         # RoBERTa and its kin count positions from the padding index on.
-        offset = config.pad_token_id + 1 if self.family.counts_from_padding else 0
-        return positions - offset
+        return int(self.model.config.pad_token_id) + 1 if self.family.counts_from_padding else 0
 
     @property
     def room(self) -> int:
-        """How many tokens are left beside the trained vectors in front of them."""
-        return self.max_length - self.fronts.length(self.entry)
+        """How many tokens are left beside the trained vectors in front of them and the positions that a prefix takes."""
+        return self.max_length - self.fronts.length(self.entry) - self.prefixes.shift(self.entry)
 
     def sites(self, name: str, *, top: float = 1.0) -> tuple[Site, ...]:
         """Every place called `name`, from the bottom, in the upper share `top` of the blocks."""
@@ -143,7 +149,9 @@ class Backbone:
 
     def _sites(self, name: str, block: int) -> Iterator[Site]:
         for place in self.family.sites[name]:
-            module = self.blocks[block].get_submodule(place.module)
+            module = _weighted(self.blocks[block], place.module)
+            if module is None:
+                continue
             inputs, outputs = _sizes(module)
             size = outputs // place.parts
             path = f"{self._stack_path}{self.family.blocks}.{block}.{place.module}"
@@ -166,6 +174,34 @@ class Backbone:
     def put_in_front(self, vectors: nn.Parameter) -> surgery.Undo:
         """Let `vectors` (P, D) stand in front of the tokens' embeddings, for the rows of the current entry."""
         return self.fronts.put(vectors, entry=self.entry)
+
+    def put_in_attention(self, prefixes: Mapping[str, KeyValues], *, shift: int) -> surgery.Undo:
+        """Let keys and values stand in front of those of the attention at each path, for the rows of the current entry.
+
+        Their tokens move `shift` positions on where transformers' own cache would move them: where the stack takes one.
+        """
+        taken = inspect.signature(self.stack.forward).parameters
+        moved = shift if {"past_key_values", "position_ids"} <= taken.keys() else 0
+        return self.prefixes.put(prefixes, entry=self.entry, shift=moved)
+
+    def key_values(self, ids_BT: Tensor, *, top: float = 1.0) -> dict[str, list[Seen]]:
+        """What the attention of each block in the upper share `top` makes of the tokens without any delta, by its path; one for
+        each step that runs the block. Raises `BackboneError` for a family whose attention cannot be reached.
+        """
+        nobody = torch.full((len(ids_BT),), NOBODY, device=ids_BT.device)
+        with torch.no_grad(), self.as_precision("float32"), self.prefixes.seeing(self._attention(top)) as seen:
+            self.forward(ids_BT, torch.ones_like(ids_BT), route_B=nobody)
+        return seen
+
+    def _attention(self, top: float) -> list[str]:
+        if self.family.attention is None:
+            raise BackboneError(
+                expected="a family whose attention goes through transformers' interface",
+                got=f'model type "{self.model.config.model_type}", which computes attention by itself',
+                where=f'backbone "{self.name}"',
+                fix="Take a soft prompt, or another --backbone.",
+            )
+        return [f"{self._stack_path}{self.family.blocks}.{block}.{self.family.attention}" for block in self.upper(top)]
 
     @contextmanager
     def installing(self, entry: int) -> Iterator[None]:
@@ -198,6 +234,8 @@ class Backbone:
         With `below_BTD`, the states that `below` gave for step `start`, only the steps from there on are computed. Row b goes
         through the deltas of entry `route_B[b]`: those of entry 0 where it is None, and none where it is negative.
         """
+        if turning := turns.of(self.stack, self.family.unrouted, route_B):
+            return self._in_turn(turning, ids_BT, mask_BT, types_BT, start=start, below_BTD=below_BTD, route_B=route_B)
         with self.routing.of(route_B):
             packed = self._pack(ids_BT, mask_BT, types_BT)
             if below_BTD is None:
@@ -219,10 +257,43 @@ class Backbone:
         The arguments of each block are what the model's own forward hands to it (masks, positions), recorded with the blocks
         left out; so the walk is the model's own computation in every family.
         """
+        if turning := turns.of(self.stack, self.family.unrouted, route_B):
+            walks = [
+                list(self.layers(ids_BT[rows_N], mask_BT[rows_N], turns.rows(types_BT, rows_N), route_B=turns.rows(route_B, rows_N)))
+                for rows_N in turning
+            ]
+            yield from (turns.in_order(states, turning) for states in zip(*walks, strict=True))
+            return
         with self.routing.of(route_B):
             packed = self._pack(ids_BT, mask_BT, types_BT)
             for hidden_BTD in self._walk(packed, start=0, below_BTD=None):
                 yield packed.unpack(hidden_BTD)
+
+    def _in_turn(
+        self,
+        turning: Sequence[Tensor],
+        ids_BT: Tensor,
+        mask_BT: Tensor,
+        types_BT: Tensor | None,
+        *,
+        start: int,
+        below_BTD: Tensor | None,
+        route_B: Tensor | None,
+    ) -> Output:
+        """`forward` for the rows of one entry after another."""
+        outputs = [
+            self.forward(
+                ids_BT[rows_N],
+                mask_BT[rows_N],
+                turns.rows(types_BT, rows_N),
+                start=start,
+                below_BTD=turns.rows(below_BTD, rows_N),
+                route_B=turns.rows(route_B, rows_N),
+            )
+            for rows_N in turning
+        ]
+        first = [output.first_BD for output in outputs if output.first_BD is not None]
+        return Output(turns.in_order([output.hidden_BTD for output in outputs], turning), turns.in_order(first, turning))
 
     def _pack(self, ids_BT: Tensor, mask_BT: Tensor, types_BT: Tensor | None) -> Packed:
         return self.fronts.pack(ids_BT, mask_BT, types_BT, routing=self.routing, embed=self.embed)
@@ -230,11 +301,19 @@ class Backbone:
     def _inputs(self, packed: Packed) -> dict[str, Any]:
         inputs: dict[str, Any] = {"attention_mask": packed.mask_BT}
         inputs |= {"input_ids": packed.ids_BT} if packed.vectors_BTD is None else {"inputs_embeds": packed.vectors_BTD}
-        if packed.types_BT is not None:
+        if packed.types_BT is not None and self._numbers_segments:
             inputs["token_type_ids"] = packed.types_BT
         if self.causal:
             inputs["use_cache"] = False
+        positions_BT = self.prefixes.positions(packed.mask_BT, first=self._first_position)
+        if positions_BT is not None:
+            inputs["position_ids"] = positions_BT
         return inputs
+
+    @cached_property
+    def _numbers_segments(self) -> bool:
+        # A tokenizer may number segments although the model has no place for it.
+        return "token_type_ids" in inspect.signature(self.stack.forward).parameters
 
     def _walk(self, packed: Packed, *, start: int, below_BTD: Tensor | None) -> Iterator[Tensor]:
         with self.autocast():
@@ -271,7 +350,7 @@ class Backbone:
 
     def _calls(self, packed: Packed) -> list[_Call]:
         calls: list[_Call] = []
-        recorders = nn.ModuleList([_Recorder(calls, block, self.family.outputs) for block in range(len(self.blocks))])
+        recorders = nn.ModuleList([_Recorder(calls, number, block, self.family.outputs) for number, block in enumerate(self.blocks)])
         undo = surgery.replace(self.stack, self.family.blocks, recorders)
         try:
             self.stack(**self._inputs(packed))
@@ -304,7 +383,7 @@ class Backbone:
         if not self.has_lm_head:
             raise BackboneError(
                 expected="a PLM with a language-modelling head",
-                got=f"{self.name}, an encoder without one",
+                got=f"{self.name}, {self.family.lacks.get('lm_head', 'an encoder without one')}",
                 where="--readout cloze",
                 fix="Use --readout head, or another --backbone.",
             )
@@ -331,13 +410,21 @@ class _Call:
 class _Recorder(nn.Module):
     """Stands in for a block: writes down its arguments and hands the hidden states on."""
 
-    def __init__(self, calls: list[_Call], block: int, outputs: int) -> None:
+    def __init__(self, calls: list[_Call], number: int, block: nn.Module, outputs: int) -> None:
         super().__init__()
-        self.calls, self.block, self.outputs = calls, block, outputs
+        self.calls, self.number, self.outputs = calls, number, outputs
+        self.stands_for = (block,)  # in a tuple, that it is no child
+
+    def __getattr__(self, name: str) -> Any:
+        """What a stack asks a block of itself (ModernBERT: of which kind its attention is) is the block's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.stands_for[0], name)
 
     def forward(self, hidden_BTD: Tensor, *arguments: Any, **options: Any) -> Any:
-        self.calls.append(_Call(self.block, (hidden_BTD, *arguments), options))
-        return hidden_BTD if self.outputs == 1 else (hidden_BTD, *[None] * (self.outputs - 1))
+        self.calls.append(_Call(self.number, (hidden_BTD, *arguments), options))
+        return hidden_BTD if self.outputs == 0 else (hidden_BTD, *[None] * (self.outputs - 1))
 
 
 def load(name: str, *, device: str | None = None, say: Callable[[str], None] = lambda line: None) -> Backbone:
@@ -359,14 +446,14 @@ def default_device() -> str:
 
 
 def _load(source: str, name: str) -> tuple[Any, Any]:
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+    import transformers
+    from transformers import AutoConfig, AutoTokenizer
 
     try:
         config = AutoConfig.from_pretrained(source)
-        if config.model_type not in FAMILIES:
-            raise _unsupported(config.model_type, name)
-        by_objective = {"masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM}
-        kind = by_objective[FAMILIES[config.model_type].objective] if _has_lm_head(config) else AutoModel
+        family = _family(config, name)
+        by_objective = {"masked": "AutoModelForMaskedLM", "causal": "AutoModelForCausalLM"}
+        kind = getattr(transformers, by_objective[family.objective] if _has_lm_head(config, family) else family.without_head)
         # Weights of another shape are ignored here to be named below.
         model, report = kind.from_pretrained(source, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True)
         tokenizer = AutoTokenizer.from_pretrained(source)
@@ -376,6 +463,8 @@ def _load(source: str, name: str) -> tuple[Any, Any]:
         raise _unreadable(name, error) from error
     _check_weights(report, name)
     _check_tokenizer(tokenizer, name)
+    if any(key.startswith("pooler.") for key in report["missing_keys"]):
+        model.pooler = None  # drawn at random, anew with each load; nothing may read it or be told apart by it
     return model, tokenizer
 
 
@@ -412,16 +501,25 @@ def _check_tokenizer(tokenizer: Any, name: str) -> None:
         )
 
 
-def _has_lm_head(config: Any) -> bool:
-    endings = ("ForMaskedLM", "ForCausalLM", "LMHeadModel", "ForPreTraining")
-    return any(name.endswith(endings) for name in config.architectures or ())
+def _has_lm_head(config: Any, family: Family) -> bool:
+    known = all(getattr(config, setting) == value for setting, value in family.head_if.items())
+    return known and any(name.endswith(family.heads) for name in config.architectures or ())
 
 
-def _family(model: Any, name: str) -> Family:
-    model_type = model.config.model_type
-    if model_type not in FAMILIES:
-        raise _unsupported(model_type, name)
-    return FAMILIES[model_type]
+def _family(config: Any, name: str) -> Family:
+    if config.model_type not in FAMILIES:
+        raise _unsupported(config.model_type, name)
+    family = FAMILIES[config.model_type]
+    for setting, (most, reason) in family.limits.items():
+        value = getattr(config, setting, None)
+        if (value or 0) > most:
+            raise BackboneError(
+                expected=f"a model of type {config.model_type} with {setting} of at most {most}",
+                got=f"{value}: {reason}",
+                where=f'backbone "{name}"',
+                fix="Take another --backbone.",
+            )
+    return family
 
 
 def _unsupported(model_type: str, name: str) -> BackboneError:
@@ -433,9 +531,17 @@ def _unsupported(model_type: str, name: str) -> BackboneError:
     )
 
 
+def _weighted(block: nn.Module, path: str) -> nn.Module | None:
+    """The module at `path`, if there is one and it has a weight."""
+    try:
+        module = surgery.unwrapped(block.get_submodule(path))
+    except AttributeError:
+        return None
+    return module if isinstance(getattr(module, "weight", None), Tensor) else None
+
+
 def _sizes(module: nn.Module) -> tuple[int, int]:
     """(inputs, outputs) of a linear map; GPT-2's Conv1D keeps its weight transposed, a norm has one size."""
-    module = surgery.unwrapped(module)
     weight = module.weight
     assert isinstance(weight, Tensor)
     if weight.dim() == 1:

@@ -3,9 +3,12 @@
 from fewtune.deltas.adapter import Adapter
 from fewtune.deltas.delta import Delta
 from fewtune.deltas.lora import LoRA
+from fewtune.deltas.prefix import Prefix
 from fewtune.deltas.scaling import IA3
 from fewtune.deltas.soft_prompt import SoftPrompt
 from fewtune.deltas.subset import Subset
 from fewtune.registry import Table
 
-DELTAS: Table[Delta] = Table("delta", {"lora": LoRA, "subset": Subset, "adapter": Adapter, "ia3": IA3, "soft-prompt": SoftPrompt})
+DELTAS: Table[Delta] = Table(
+    "delta", {"lora": LoRA, "subset": Subset, "adapter": Adapter, "ia3": IA3, "soft-prompt": SoftPrompt, "prefix": Prefix}
+)

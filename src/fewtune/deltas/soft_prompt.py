@@ -15,11 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fewtune.backbone.backbone import Backbone
+from fewtune.deltas import words
 from fewtune.deltas.delta import Installed, require
-from fewtune.errors import SpecError
-
-_FREQUENT = 5000
-"""Lester et al. draw from so many of the most frequent tokens, which stand first in most vocabularies."""
 
 
 @dataclass(frozen=True)
@@ -55,19 +52,9 @@ class SoftPrompt:
         if self.random:
             width = backbone.embed(torch.zeros(1, 1, dtype=torch.long, device=backbone.device)).shape[-1]
             return torch.rand(self.length, width, generator=generator) - 0.5
-        ids = self._text_ids(backbone) if self.text else self._drawn_ids(backbone, generator)
+        if self.text:
+            ids = words.of_text(backbone, self.text, length=self.length, where="soft-prompt.text")
+        else:
+            ids = words.drawn(backbone, length=self.length, generator=generator)
         with torch.no_grad():
             return backbone.embed(torch.tensor([ids], device=backbone.device))[0].detach().float().clone()
-
-    def _text_ids(self, backbone: Backbone) -> list[int]:
-        ids: list[int] = backbone.tokenizer(self.text, add_special_tokens=False)["input_ids"]
-        if not ids:
-            raise SpecError(expected="a text with tokens", got=repr(self.text), where="soft-prompt.text", fix="Write some words.")
-        length = self.length or len(ids)
-        return (ids * (length // len(ids) + 1))[:length]
-
-    def _drawn_ids(self, backbone: Backbone, generator: torch.Generator) -> list[int]:
-        special = set(backbone.tokenizer.all_special_ids)
-        known = [token for token in range(min(_FREQUENT + len(special), len(backbone.tokenizer))) if token not in special]
-        chosen = torch.randint(len(known), (self.length,), generator=generator)
-        return [known[number] for number in chosen.tolist()]

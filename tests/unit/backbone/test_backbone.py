@@ -6,10 +6,11 @@ import warnings
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, ElectraForPreTraining, T5Config, T5ForConditionalGeneration
 
 from fewtune.backbone import tiny
 from fewtune.backbone.backbone import Backbone, default_device, fingerprint_of, load
+from fewtune.backbone.families import FAMILIES
 from fewtune.errors import BackboneError
 
 
@@ -18,8 +19,8 @@ def made(family="bert", **shape):
     return Backbone(model, tokenizer, name=f"tiny {family}")
 
 
-def ids():
-    ids_BT = torch.randint(10, 120, (2, 5), generator=torch.Generator().manual_seed(0))
+def ids(known=120):
+    ids_BT = torch.randint(10, known, (2, 5), generator=torch.Generator().manual_seed(0))
     return ids_BT, torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
 
 
@@ -35,17 +36,18 @@ def test_is_frozen_and_in_evaluation_mode():
     assert not backbone.forward(*ids()).hidden_BTD.requires_grad
 
 
-@pytest.mark.parametrize(
-    ("family", "causal", "longest"), [("bert", False, 512), ("roberta", False, 512), ("llama", True, 512), ("gpt2", True, 512)]
-)
-def test_sizes(family, causal, longest):
+CAUSAL = ("gemma", "gemma3_text", "gpt2", "llama", "qwen2", "qwen3")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sizes(family):
     backbone = made(family, blocks=5, width=16)
-    assert (backbone.depth, backbone.width, backbone.causal, backbone.max_length) == (5, 16, causal, longest)
+    assert (backbone.depth, backbone.width, backbone.causal, backbone.max_length) == (5, 16, family in CAUSAL, 512)
     assert backbone.parameters == sum(weight.numel() for weight in set(backbone.model.parameters()))
-    assert backbone.device == torch.device("cpu") and backbone.has_lm_head
+    assert backbone.device == torch.device("cpu") and backbone.has_lm_head == (family != "t5")
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "llama", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_longest_text_it_takes_is_taken(family):
     backbone = made(family, blocks=1, width=16)
     ids_BT = torch.full((1, backbone.max_length), 20)
@@ -58,6 +60,19 @@ def test_the_upper_share_of_the_blocks_is_at_least_one(top, first):
     backbone = made(blocks=6)
     assert backbone.first_block(top) == first
     assert sorted({site.block for site in backbone.sites("query", top=top)}) == list(range(first, 6))
+
+
+@pytest.mark.parametrize(("steps", "order"), [(3, (0, 0, 1)), (4, (0, 0, 1, 1)), (2, (0, 1))])
+def test_a_block_that_stands_for_several_steps_is_walked_as_often(steps, order):
+    backbone, ran = made("albert", blocks=steps), []
+    for number, block in enumerate(backbone.blocks):
+        block.register_forward_hook(lambda *_, number=number: ran.append(number))
+    with torch.no_grad():
+        states = list(backbone.layers(*ids(100)))
+    assert (backbone.depth, len(states)) == (steps, steps + 1)
+    assert backbone.order == order == tuple(ran)
+    # The upper third has the second block alone, and begins with the first step that runs it.
+    assert (backbone.upper(1 / 3), backbone.first_block(1 / 3)) == ((1,), order.index(1))
 
 
 def test_an_unknown_site_is_refused_with_the_nearest():
@@ -90,17 +105,18 @@ def test_the_walk_computes_no_more_blocks_than_are_asked_for():
 # Precision
 
 
-@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_is_near_float32_and_given_as_float32(family):
     backbone = made(family)
     with torch.no_grad():
-        exact_BTD = backbone.forward(*ids()).hidden_BTD
+        exact_BTD = backbone.forward(*ids(100)).hidden_BTD
         with backbone.as_precision("bfloat16"):
-            rough_BTD = backbone.forward(*ids()).hidden_BTD
-            logits_NK = backbone.lm_logits(rough_BTD[:, 0], torch.arange(5))
-            walked_BTD = backbone.forward(*ids(), start=1, below_BTD=backbone.below(*ids(), None, start=1)).hidden_BTD
-        again_BTD = backbone.forward(*ids()).hidden_BTD
-    assert rough_BTD.dtype == logits_NK.dtype == walked_BTD.dtype == torch.float32
+            rough_BTD = backbone.forward(*ids(100)).hidden_BTD
+            walked_BTD = backbone.forward(*ids(100), start=1, below_BTD=backbone.below(*ids(100), None, start=1)).hidden_BTD
+            if backbone.has_lm_head:
+                assert backbone.lm_logits(rough_BTD[:, 0], torch.arange(5)).dtype == torch.float32
+        again_BTD = backbone.forward(*ids(100)).hidden_BTD
+    assert rough_BTD.dtype == walked_BTD.dtype == torch.float32
     assert not torch.equal(rough_BTD, exact_BTD) and torch.nn.functional.cosine_similarity(rough_BTD, exact_BTD, dim=-1).min() > 0.98
     assert torch.equal(walked_BTD[0], rough_BTD[0])
     assert torch.equal(again_BTD, exact_BTD)
@@ -215,6 +231,77 @@ def test_a_config_that_makes_no_model_is_refused(tmp_path, field, value, match):
     refused(tmp_path, match)
 
 
+def test_of_t5_the_encoder_alone_is_loaded(tmp_path):
+    _, tokenizer = tiny.model("t5")
+    config = T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0)
+    whole = T5ForConditionalGeneration(config).eval()
+    whole.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    backbone = load(str(tmp_path))
+    ids_BT, mask_BT = torch.full((2, 5), 20), torch.ones(2, 5)
+    with torch.no_grad():
+        expected_BTD = whole.get_encoder()(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
+        torch.testing.assert_close(backbone.forward(ids_BT, mask_BT).hidden_BTD, expected_BTD, atol=1e-5, rtol=1e-5)
+    assert not backbone.has_lm_head and not any("decoder" in name for name, _ in backbone.model.named_parameters())
+    # The first T5 has no gate.
+    assert [site.path for site in backbone.sites("ffn_in")] == [f"encoder.block.{block}.layer.1.DenseReluDense.wi" for block in range(2)]
+    assert {(site.inputs, site.outputs) for site in backbone.sites("ffn_in")} == {(16, 32)}
+    assert {(site.inputs, site.outputs) for site in backbone.sites("query")} == {(16, 8)}
+
+
+def test_a_discriminator_is_an_encoder_without_an_lm_head(tmp_path):
+    model, tokenizer = tiny.model("electra")
+    whole = ElectraForPreTraining(model.config).eval()
+    whole.config.architectures = ["ElectraForPreTraining"]
+    whole.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    backbone = load(str(tmp_path))
+    assert not backbone.has_lm_head
+    with torch.no_grad():
+        assert torch.equal(backbone.forward(*ids()).hidden_BTD, whole.electra(*ids()).last_hidden_state)
+
+
+def test_of_debertas_other_lm_head_the_stack_alone_is_loaded(tmp_path):
+    tiny.save("deberta-v2", tmp_path)
+    reconfigure(tmp_path, "legacy", False)
+    backbone = load(str(tmp_path))
+    assert not backbone.has_lm_head
+    with torch.no_grad():
+        assert torch.equal(backbone.forward(*ids(100)).hidden_BTD, made("deberta-v2").forward(*ids(100)).hidden_BTD)
+
+
+@pytest.mark.parametrize("family", ["albert", "bert", "mpnet", "roberta", "xlm-roberta"])
+def test_a_pooler_that_was_never_trained_is_left_out(tmp_path, family):
+    model, tokenizer = tiny.model(family)
+    AutoModel.from_config(model.config).save_pretrained(tmp_path, state_dict=model.base_model.state_dict())
+    reconfigure(tmp_path, "architectures", ["SomeModel"])
+    tokenizer.save_pretrained(tmp_path)
+    backbone, again = load(str(tmp_path)), load(str(tmp_path))
+    assert backbone.fingerprint == again.fingerprint
+    assert backbone.stack.pooler is None
+    with torch.no_grad():
+        assert torch.equal(backbone.forward(*ids(100)).hidden_BTD, made(family).forward(*ids(100)).hidden_BTD)
+
+
+@pytest.mark.parametrize(
+    ("family", "setting", "value", "match"),
+    [
+        ("albert", "inner_group_num", 2, "inner_group_num of at most 1, got 2: groups of several layers"),
+        ("deberta-v2", "conv_kernel_size", 3, "conv_kernel_size of at most 0, got 3: a convolution beside the first block"),
+        ("gemma", "use_bidirectional_attention", True, "got True: a decoder that was made to read both ways"),
+        ("gemma3_text", "final_logit_softcapping", 30.0, "got 30.0: logits that are capped"),
+    ],
+)
+def test_what_a_family_does_not_hold_for_is_refused_with_the_reason(tmp_path, family, setting, value, match):
+    tiny.save(family, tmp_path)
+    reconfigure(tmp_path, setting, value)
+    refused(tmp_path, match)
+    model, tokenizer = tiny.model(family)
+    setattr(model.config, setting, value)
+    with pytest.raises(BackboneError, match=match):
+        Backbone(model, tokenizer, name="b")
+
+
 @pytest.mark.parametrize("family", ["bert", "roberta", "llama", "gpt2"])
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path, family):
     tiny.save(family, tmp_path)
@@ -231,11 +318,11 @@ def test_a_damaged_tokenizer_is_refused(tmp_path, text):
 
 
 def test_a_family_that_is_not_in_the_table_is_refused(tmp_path):
-    AutoConfig.for_model("t5").save_pretrained(tmp_path)
-    refused(tmp_path, 'expected a PLM of a family in the table, got model type "t5". Families: bert, roberta, llama, gpt2')
+    AutoConfig.for_model("bart").save_pretrained(tmp_path)
+    refused(tmp_path, 'expected a PLM of a family in the table, got model type "bart". Families: albert, bert, deberta-v2, ')
     model, tokenizer = tiny.model("bert")
-    model.config.model_type = "t5"
-    with pytest.raises(BackboneError, match='got model type "t5"'):
+    model.config.model_type = "bart"
+    with pytest.raises(BackboneError, match='got model type "bart"'):
         Backbone(model, tokenizer, name="b")
 
 

@@ -1,0 +1,61 @@
+"""The options that mean the same in every command, and how what they say is read. Loads nothing heavy and knows no command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from fewtune.errors import SpecError
+
+Text = Annotated[list[str] | None, typer.Option("--text", help="Column of the text; repeat for a pair.")]
+Label = Annotated[str | None, typer.Option("--label", help="Column of the label.")]
+Labels = Annotated[str | None, typer.Option("--labels", help="The labels, separated by commas.")]
+Template = Annotated[
+    list[str] | None,
+    typer.Option("--template", help=r'"Review: {text}\nSentiment: {slot}"; \n is a new line. Repeat to average several.'),
+]
+Words = Annotated[str | None, typer.Option("--words", help="Label words: positive=great|good,negative=terrible.")]
+TaskFile = Annotated[Path | None, typer.Option("--task", help="A task file (TOML).")]
+BackboneName = Annotated[str, typer.Option("--backbone", help="A name of the catalogue, a model folder, or a hub id.")]
+Calibration = Annotated[str | None, typer.Option("--calibration", help="none, contextual or temperature; by default what helps.")]
+Seed = Annotated[int, typer.Option("--seed")]
+MaxLength = Annotated[int, typer.Option("--max-length", min=8, help="Tokens; longer texts are shortened, templates never.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 …")]
+Precision = Annotated[Literal["auto", "float32", "bfloat16"], typer.Option("--precision")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands at the target.")]
+SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Drop rows that cannot be used, and count them.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def listed(text: str | None) -> tuple[str, ...]:
+    """What commas separate.
+
+    >>> listed("negative, positive")
+    ('negative', 'positive')
+    """
+    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()
+
+
+def templates(given: list[str] | None) -> tuple[str, ...]:
+    """A shell hands over a backslash and an n where a new line is meant."""
+    return tuple(text.replace("\\n", "\n").replace("\\t", "\t") for text in given or ())
+
+
+def words(text: str | None) -> dict[str, tuple[str, ...]]:
+    """Label words.
+
+    >>> words("positive=great|good")
+    {'positive': ('great', 'good')}
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for part in (text or "").split(",") if text else ():
+        label, equals, named = part.partition("=")
+        if not equals or not label.strip():
+            raise SpecError(
+                expected="label=word|word", got=f'"{part}"', where="--words", fix="For example positive=great|good,negative=terrible."
+            )
+        found[label.strip()] = tuple(word.strip() for word in named.split("|"))
+    return found

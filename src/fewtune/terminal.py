@@ -1,0 +1,143 @@
+"""What a terminal shows: results as tables, work as bars. Knows how results look, computes none.
+
+Nothing heavy is imported before something is shown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from fewtune.costs import Cost, Costs
+    from fewtune.evaluation import Evaluation
+    from fewtune.inspection import Inspection
+
+
+def show_evaluation(found: Evaluation) -> None:
+    """Metrics with their intervals, then each label's figures and the confusion."""
+    from rich.table import Table
+
+    measures = found.measures
+    metrics = Table("metric", "value", "95 % interval", title=f"{measures.rows} rows")
+    for name, metric in measures.metrics.items():
+        metrics.add_row(name, f"{metric.value:.3f}", f"{metric.low:.3f} – {metric.high:.3f}")
+    classes = Table("label", "precision", "recall", "f1", "rows", *(f"→ {label}" for label in measures.labels[:10]))
+    for row, confusion in zip(measures.classes, measures.confusion, strict=True):
+        scores = (f"{row.precision:.3f}", f"{row.recall:.3f}", f"{row.f1:.3f}")
+        classes.add_row(row.label, *scores, str(row.support), *map(str, confusion[:10]))
+    _show(metrics, classes)
+    if found.shortened:
+        _show(f"{found.shortened} of {measures.rows} rows were shortened to fit.")
+
+
+def show_costs(found: Costs) -> None:
+    """A row for each method; those that the backbone refuses stand below, with the reason."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    from fewtune.costs import Refused
+
+    step = f"{found.step.batch_size} × {found.step.length} tokens, {found.precision}"
+    table = Table(title=escape(f"{found.backbone}, {found.backbone_parameters:,} weights; a step of {step}"), box=box.SIMPLE)
+    table.add_column("method", overflow="fold")
+    for name in ("trained", "share", "a task", "100 tasks", "a step", "memory"):
+        table.add_column(name, justify="right", no_wrap=True)
+    notes = [f"100 tasks: one copy of the backbone and what each task stores; 100 full copies take {size(found.hundred_copies)}."]
+    for method in found.methods:
+        if isinstance(method, Refused):
+            notes.append(f"{method.delta}: {method.reason}")
+            continue
+        table.add_row(*map(escape, _cost(found, method)))
+        if method.stored_parameters != method.trained_parameters:
+            notes.append(f"{method.delta}: {method.stored_parameters:,} numbers are stored.")
+    _show(table, *map(escape, notes))
+
+
+def _cost(found: Costs, cost: Cost) -> list[str]:
+    numbers = [f"{cost.trained_parameters:,}", f"{found.share(cost):.2%}", size(cost.task_bytes), size(found.hundred_tasks(cost))]
+    return [cost.delta, *numbers, f"{cost.seconds.step:.3f} s", size(cost.memory.total)]
+
+
+def show_inspection(found: Inspection) -> None:
+    """How far each step moved, as figures and bars; then the rows whose label changed."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from fewtune.inspection import SHOWN
+
+    states = {"embeddings": found.embeddings, **{str(step): moved for step, moved in enumerate(found.moved)}}
+    most = max(states.values()) or 1.0
+    layers = Table("step", "moved", "", title=f"How far states move: ‖Δh‖ / ‖h‖, mean over {found.rows} rows")
+    for name, moved in states.items():
+        layers.add_row(name, f"{moved:.4f}", "█" * round(30 * moved / most))
+    _show(layers)
+    if found.note:
+        _show(escape(found.note))
+        return
+    shown = found.changed[:SHOWN]
+    title = f"{len(found.changed)} of {found.rows} rows changed their label"
+    rows = Table("row", "text", "before", "after", title=title if shown == found.changed else f"{title}; the first {SHOWN}")
+    for changed in shown:
+        answers = (f"{answer.label} {answer.probability:.2f}" for answer in (changed.before, changed.after))
+        rows.add_row(str(changed.row), escape(changed.text[:200]), *map(escape, answers))
+    _show(rows)
+
+
+def size(count: int) -> str:
+    """Bytes as a person reads them.
+
+    >>> size(512), size(621977), size(53806032000)
+    ('512 B', '622 kB', '53.8 GB')
+    """
+    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 999.5 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.3g} {units[0]}"
+
+
+def _show(*parts: RenderableType) -> None:
+    from rich.console import Console
+
+    console = Console()
+    for part in parts:
+        console.print(part)
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Callable[[str, int, int, float], None]]:
+    """A bar with time left on a terminal, nothing in a pipe."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def progress(what: str, done: int, steps: int, loss: float) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=steps)
+            bar.update(tasks[what], completed=done, description=f"{what} (loss {loss:.3f})")
+
+        yield progress
+
+
+@contextlib.contextmanager
+def counter(what: str) -> Iterator[Callable[[int], None]]:
+    """A running count on a terminal, unless the answers go there as well."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    # Answers on the same terminal would be torn by a bar.
+    disable = not console.is_terminal or sys.stdout.isatty()
+    with Progress(*columns, console=console, disable=disable, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda rows: bar.advance(task, rows)
