@@ -23,7 +23,8 @@ import torch
 from machine import DEFAULT_SHARED, RESULTS, DataSet, heading, table, write
 from runs import PROMPTS, append, code_hash, figures, finished, key_of, spread, task_of
 
-from fewtune.backbone.backbone import Backbone, load
+from fewtune.backbone.backbone import Backbone
+from fewtune.backbone.load import load
 from fewtune.data.example import Split
 from fewtune.deltas.delta import Delta
 from fewtune.deltas.lora import LoRA
@@ -244,7 +245,7 @@ def run_all(asked: Sequence[Job], options: argparse.Namespace) -> list[dict[str,
     for number, job in enumerate(asked):
         dataset = datasets[job.data]
         recipe = recipe_of(job, dataset)
-        key = key_of(asdict(job), recipe, backbone)
+        key = key_of({"job": asdict(job), "recipe": recipe.to_dict()}, backbone)
         result = known.get(key)
         if result is None or (result["code"] != code and not options.older):
             result = {"key": key, "code": code, "recipe": recipe.to_dict(), **asdict(job), **run(job, recipe, dataset, backbone)}

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from fewtune import forecast
 from fewtune.backbone import tiny
-from fewtune.backbone.backbone import Backbone, load
+from fewtune.backbone.backbone import Backbone
+from fewtune.backbone.load import load
 from fewtune.costs import LABELS, Step, probe
 from fewtune.deltas import DELTAS
 from fewtune.model import TunedModel

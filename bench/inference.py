@@ -21,7 +21,8 @@ import torch
 from machine import DEFAULT_SHARED, RESULTS, DataSet, heading, table, write
 from torch import Tensor
 
-from fewtune.backbone.backbone import Backbone, load
+from fewtune.backbone.backbone import Backbone
+from fewtune.backbone.load import load
 from fewtune.data.example import Example
 from fewtune.deltas import DELTAS
 from fewtune.errors import FewtuneError

@@ -28,7 +28,8 @@ from runs import append, code_hash, finished
 from sides import Setting
 
 from fewtune.backbone import catalogue
-from fewtune.backbone.backbone import Backbone, load
+from fewtune.backbone.backbone import Backbone
+from fewtune.backbone.load import load
 from fewtune.backbone.quiet import quiet
 from fewtune.data.example import Example
 from fewtune.deltas import DELTAS
@@ -40,6 +41,7 @@ MODELS = (BASE, "minilm-l6", "smollm2-135m")
 METHODS = ("lora", "dora", "ia3", "prefix", "soft-prompt", "full")
 COMPARISONS = ("alike", "used", "cached")
 REQUIRED = {"alike": 1.0, "used": 1.5, "cached": 4.0}
+PADDED = {None: "alike", 0: "longest"}
 TITLES = {
     "alike": "Everything alike",
     "used": "As used",
@@ -52,9 +54,9 @@ off on both sides. The losses of the first batch are compared before any step. *
 bare matrix products take (forward, gradients of the states from the first trained block on, gradients of the weights where all are
 trained), measured in between on the model's own weights.""",
     "used": """fewtune: the `supervised` strategy with its defaults (rows of like length together, no dropout in frozen blocks, logits at
-the slot for the label words only). peft: batches in random order, padded to 128 tokens or to their longest row, dropout as the model's
-config has it, peft's default places; encoders with their pooler and classifier, the autoregressive model with the loss on the label's
-token and logits at every token. *full* is plain transformers.""",
+the slot for the label words only, weights averaged over the second half of the steps). peft: batches in random order, padded to 128
+tokens or to their longest row, dropout as the model's config has it, peft's default places; encoders with their pooler and classifier,
+the autoregressive model with the loss on the label's token and logits at every token. *full* is plain transformers.""",
     "cached": """fewtune keeps the states below the first trained block, filled once before the first step, which is not counted. peft has
 the same blocks. *alike*: the same batches and the same readout; by arithmetic at most twice as fast, for a forward through all blocks
 and a way back through a third (4/3) stand against a third each way (2/3). The others are as used, with `layers_to_transform`.""",
@@ -143,7 +145,7 @@ class Line:
         duel, setting = self.duel, self.duel.setting
         ratios, clocks = duel.ratios("processor"), duel.ratios("clock")
         return [
-            *(setting.model, setting.method, {None: "alike", 0: "longest"}.get(setting.length, str(setting.length))),
+            *(setting.model, setting.method, str(PADDED.get(setting.length, setting.length))),
             *(f"{count:,}" for count in duel.trained),
             *(f"{speed:.2f}" for speed in (duel.own.speed(), duel.peer.speed())),
             *(f"**{middle(ratios):.2f}**", f"{min(ratios):.2f}–{max(ratios):.2f}", f"{middle(clocks):.2f}"),
@@ -180,13 +182,23 @@ def page(lines: Sequence[Line], options: argparse.Namespace, arguments: Sequence
 
 
 def verdicts(lines: Sequence[Line]) -> list[str]:
-    """What is asked of a comparison, with what came."""
-    least = REQUIRED[lines[0].duel.setting.comparison]
-    missed = [line for line in lines if middle(line.duel.ratios("processor")) < least]
-    names = ", ".join(f"{line.cells()[0]} {line.cells()[1]} ({line.cells()[2]}): {line.cells()[7].strip('*')}" for line in missed)
-    return [
-        f"Asked: at least {least}. Met by {len(lines) - len(missed)} of {len(lines)} rows" + (f"; missed by {names}." if names else ".")
-    ]
+    """What is asked of a comparison, with what came, for each way in which the peer pads."""
+    least, found = REQUIRED[lines[0].duel.setting.comparison], []
+    for length in dict.fromkeys(line.duel.setting.length for line in lines):
+        mine = [line for line in lines if line.duel.setting.length == length]
+        missed = [line for line in mine if middle(line.duel.ratios("processor")) < least]
+        every = [line for line in missed if max(line.duel.ratios("processor")) < least]
+        text = (
+            f"Asked where peft pads to *{PADDED.get(length, length)}*: at least {least}. Met by {len(mine) - len(missed)} of {len(mine)}."
+        )
+        text += f" Below in the median: {', '.join(map(_named, missed))}." if missed else ""
+        text += f" Below in every round: {', '.join(map(_named, every))}." if every else ""
+        found.append(text)
+    return found
+
+
+def _named(line: Line) -> str:
+    return f"{line.duel.setting.model} {line.duel.setting.method} {middle(line.duel.ratios('processor')):.2f}"
 
 
 # The command

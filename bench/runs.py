@@ -22,7 +22,6 @@ from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Example
 from fewtune.evaluation import evaluate
 from fewtune.model import TunedModel
-from fewtune.recipe import Recipe
 from fewtune.tasks.task import Task
 
 
@@ -89,10 +88,10 @@ def code_hash() -> str:
     return digest.hexdigest()[:12]
 
 
-def key_of(job: Mapping[str, Any], recipe: Recipe, backbone: Backbone) -> str:
+def key_of(facts: Mapping[str, Any], backbone: Backbone) -> str:
     """A name for all that decides a run's figures except the code."""
-    facts = {"job": job, "recipe": recipe.to_dict(), "weights": backbone.fingerprint, "tokens": backbone.tokenizer_fingerprint}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    whole = {**facts, "weights": backbone.fingerprint, "tokens": backbone.tokenizer_fingerprint}
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def finished(path: Path) -> dict[str, dict[str, Any]]:

@@ -26,7 +26,8 @@ from peers import IGNORED, RATE, Peer, Texts, as_used, inputs_of
 from torch import Tensor
 
 from fewtune.backbone import catalogue
-from fewtune.backbone.backbone import Backbone, load
+from fewtune.backbone.backbone import Backbone
+from fewtune.backbone.load import load
 from fewtune.data.example import Example, Split
 from fewtune.deltas.lora import LoRA
 from fewtune.errors import FewtuneError

@@ -9,7 +9,7 @@ from rich.table import Table
 
 import fewtune as ft
 from fewtune import job
-from fewtune.backbone.backbone import load
+from fewtune.backbone.load import load
 from fewtune.data import readers
 from fewtune.data.example import Split
 from fewtune.evaluation import evaluate

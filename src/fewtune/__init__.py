@@ -7,14 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fewtune.artifact import load as load
-    from fewtune.backbone.backbone import load as load_backbone
+    from fewtune.backbone.load import load as load_backbone
     from fewtune.data.example import Example as Example
     from fewtune.data.example import Prediction as Prediction
     from fewtune.data.example import Split as Split
+    from fewtune.deltas.adapter import Adapter as Adapter
     from fewtune.deltas.lora import LoRA as LoRA
+    from fewtune.deltas.prefix import Prefix as Prefix
+    from fewtune.deltas.scaling import IA3 as IA3
+    from fewtune.deltas.soft_prompt import SoftPrompt as SoftPrompt
     from fewtune.deltas.subset import Subset as Subset
     from fewtune.errors import FewtuneError as FewtuneError
     from fewtune.evaluation import evaluate as evaluate
+    from fewtune.exchange import export_peft as export_peft
+    from fewtune.exchange import import_peft as import_peft
     from fewtune.job import fit as fit
     from fewtune.job import zeroshot as zeroshot
     from fewtune.model import TunedModel as TunedModel
@@ -30,15 +36,19 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "Adapter": "fewtune.deltas.adapter:Adapter",
     "Cloze": "fewtune.readout.cloze:Cloze",
     "Contextual": "fewtune.readout.calibration:Contextual",
     "Example": "fewtune.data.example:Example",
     "FewtuneError": "fewtune.errors:FewtuneError",
     "FitOptions": "fewtune.train.fit:FitOptions",
     "Head": "fewtune.readout.head:Head",
+    "IA3": "fewtune.deltas.scaling:IA3",
     "LoRA": "fewtune.deltas.lora:LoRA",
     "Prediction": "fewtune.data.example:Prediction",
+    "Prefix": "fewtune.deltas.prefix:Prefix",
     "Recipe": "fewtune.recipe:Recipe",
+    "SoftPrompt": "fewtune.deltas.soft_prompt:SoftPrompt",
     "Split": "fewtune.data.example:Split",
     "Subset": "fewtune.deltas.subset:Subset",
     "Task": "fewtune.tasks.task:Task",
@@ -46,9 +56,11 @@ _PUBLIC = {
     "TunedModel": "fewtune.model:TunedModel",
     "Uncalibrated": "fewtune.readout.calibration:Uncalibrated",
     "evaluate": "fewtune.evaluation:evaluate",
+    "export_peft": "fewtune.exchange:export_peft",
     "fit": "fewtune.job:fit",
+    "import_peft": "fewtune.exchange:import_peft",
     "load": "fewtune.artifact:load",
-    "load_backbone": "fewtune.backbone.backbone:load",
+    "load_backbone": "fewtune.backbone.load:load",
     "zeroshot": "fewtune.job:zeroshot",
 }
 

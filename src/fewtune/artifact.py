@@ -22,7 +22,7 @@ from safetensors.torch import save as to_bytes
 
 from fewtune import card, registry
 from fewtune.backbone.backbone import Backbone
-from fewtune.backbone.backbone import load as load_backbone
+from fewtune.backbone.load import load as load_backbone
 from fewtune.deltas import DELTAS
 from fewtune.deltas.delta import load_strictly
 from fewtune.errors import ArtifactError, FewtuneError

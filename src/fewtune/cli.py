@@ -258,7 +258,7 @@ def params(
 ) -> None:
     """What a method costs before anything is tuned: numbers trained, bytes for a task and for a hundred, seconds and memory of a step."""
     from fewtune import costs
-    from fewtune.backbone.backbone import load
+    from fewtune.backbone.load import load
     from fewtune.deltas import presets
     from fewtune.readout import READOUTS
 
@@ -326,7 +326,7 @@ def pull_backbone(name: str, as_json: AsJson = False) -> None:
 @backbones.command("show")
 def show_backbone(name: str) -> None:
     """What is known of a PLM: family, size, sites, fingerprint. Loads it."""
-    from fewtune.backbone.backbone import load
+    from fewtune.backbone.load import load
 
     loaded = load(name, say=_say)
     _print_lines(

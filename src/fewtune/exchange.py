@@ -9,7 +9,7 @@ import torch
 
 from fewtune import artifact
 from fewtune.backbone.backbone import Backbone
-from fewtune.backbone.backbone import load as load_backbone
+from fewtune.backbone.load import load as load_backbone
 from fewtune.deltas import DELTAS, peft_format, peft_read, peft_write
 from fewtune.deltas.delta import Installed, load_strictly
 from fewtune.deltas.peft_write import Saved

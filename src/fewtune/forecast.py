@@ -122,7 +122,7 @@ def _timed(run: Callable[[], object], model: TunedModel) -> float:
 
 
 def _update_seconds(weights: Sequence[nn.Parameter]) -> float:
-    """Clipping and AdamW on as many numbers, of which a sample is taken where they are many: the time goes into moving them."""
+    """Clipping, AdamW and averaging of as many numbers; a sample of them where they are many, for the time goes into moving them."""
     sizes, room = [], _SAMPLE
     for weight in weights:
         sizes.append(min(weight.numel(), room))
@@ -138,11 +138,13 @@ def _update(sizes: Sequence[int], device: torch.device) -> Callable[[], None]:
     weights = [nn.Parameter(torch.zeros(size, device=device)) for size in sizes]
     for weight in weights:
         weight.grad = torch.ones_like(weight)
-    optimizer = torch.optim.AdamW(weights)
+    optimizer, means = torch.optim.AdamW(weights), [weight.detach().clone() for weight in weights]
 
     def update() -> None:
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
+        for mean, weight in zip(means, weights, strict=True):
+            mean.lerp_(weight.detach(), 0.5)
 
     return update
 

@@ -19,7 +19,7 @@ import torch
 
 from fewtune import artifact, registry
 from fewtune.backbone.backbone import Backbone
-from fewtune.backbone.backbone import load as load_backbone
+from fewtune.backbone.load import load as load_backbone
 from fewtune.data import readers
 from fewtune.data.example import Example, Split
 from fewtune.data.writers import open_writer

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from fewtune.backbone import tiny
-from fewtune.backbone.backbone import Backbone, load
+from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.families import FAMILIES, SITES
+from fewtune.backbone.load import load
 from fewtune.deltas.lora import LoRA
 from fewtune.deltas.subset import Subset
 from fewtune.errors import BackboneError

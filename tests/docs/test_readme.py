@@ -9,7 +9,7 @@ import pytest
 
 from fewtune import cli, job
 from fewtune.backbone import tiny
-from fewtune.backbone.backbone import load
+from fewtune.backbone.load import load
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

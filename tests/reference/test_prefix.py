@@ -337,6 +337,10 @@ def test_bfloat16_is_near_float32_and_starts_the_same(family):
     assert not torch.equal(rough, exact) and torch.nn.functional.cosine_similarity(rough, exact, dim=-1).min() > 0.97
 
 
+def test_a_network_takes_smaller_steps():
+    assert Prefix(hidden=8).learning_rate < Prefix(zero=True).learning_rate == Prefix().learning_rate
+
+
 def test_what_cannot_be_is_refused():
     backbone = made("bert")
     with pytest.raises(SpecError, match="prefix.length: expected at least 1, or a text"):

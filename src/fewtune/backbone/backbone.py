@@ -6,10 +6,8 @@ Dimensions: B rows, T tokens, P positions in front of them, D width, V vocabular
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -20,12 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from fewtune import registry
-from fewtune.backbone import bank, catalogue, surgery, turns
+from fewtune.backbone import bank, fingerprints, surgery, turns
 from fewtune.backbone.attention import KeyValues, Prefixes, Seen
 from fewtune.backbone.bank import NOBODY, Edit, Routing
 from fewtune.backbone.families import FAMILIES, SITES, Family
 from fewtune.backbone.front import Fronts, Packed
-from fewtune.backbone.quiet import quiet
 from fewtune.errors import BackboneError
 
 Precision = Literal["float32", "bfloat16"]
@@ -63,9 +60,9 @@ class Backbone:
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, fingerprint: str = "", precision: Precision = "float32") -> None:
         self.name, self.model, self.tokenizer, self.precision = name, model, tokenizer, precision
-        self.family = _family(model.config, name)
-        self.fingerprint = fingerprint or fingerprint_of(model)
-        self.tokenizer_fingerprint = _tokenizer_fingerprint(tokenizer)
+        self.family = family_of(model.config, name)
+        self.fingerprint = fingerprint or fingerprints.model(model)
+        self.tokenizer_fingerprint = fingerprints.tokenizer(tokenizer)
         self.stack: nn.Module = model.base_model
         self.entry = 0
         self.routing, self.fronts = Routing(), Fronts()
@@ -266,8 +263,14 @@ class Backbone:
             return
         with self.routing.of(route_B):
             packed = self._pack(ids_BT, mask_BT, types_BT)
-            for hidden_BTD in self._walk(packed, start=0, below_BTD=None):
-                yield packed.unpack(hidden_BTD)
+        walk = self._walk(packed, start=0, below_BTD=None)
+        while True:
+            # Only while a step runs, for between two of them another batch may go through.
+            with self.routing.of(route_B):
+                hidden_BTD = next(walk, None)
+            if hidden_BTD is None:
+                return
+            yield packed.unpack(hidden_BTD)
 
     def _in_turn(
         self,
@@ -427,86 +430,8 @@ class _Recorder(nn.Module):
         return hidden_BTD if self.outputs == 0 else (hidden_BTD, *[None] * (self.outputs - 1))
 
 
-def load(name: str, *, device: str | None = None, say: Callable[[str], None] = lambda line: None) -> Backbone:
-    """The PLM called `name`: an entry of the catalogue (fetched once), a local folder, or a hub id.
-
-    Raises `BackboneError` for an unknown name, a family that is not in the table, a folder that transformers cannot read, weights that
-    do not fill the model, or no tokenizer.
-    """
-    source = str(catalogue.locate(name, say=say))
-    with quiet():
-        model, tokenizer = _load(source, name)
-    fingerprint = fingerprint_of(model)
-    return Backbone(model.float().to(device or default_device()), tokenizer, name=name, fingerprint=fingerprint)
-
-
-def default_device() -> str:
-    """The accelerator if there is one, else the processor."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _load(source: str, name: str) -> tuple[Any, Any]:
-    import transformers
-    from transformers import AutoConfig, AutoTokenizer
-
-    try:
-        config = AutoConfig.from_pretrained(source)
-        family = _family(config, name)
-        by_objective = {"masked": "AutoModelForMaskedLM", "causal": "AutoModelForCausalLM"}
-        kind = getattr(transformers, by_objective[family.objective] if _has_lm_head(config, family) else family.without_head)
-        # Weights of another shape are ignored here to be named below.
-        model, report = kind.from_pretrained(source, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (BackboneError, MemoryError):
-        raise
-    except Exception as error:  # of a damaged folder transformers raises whatever it trips over
-        raise _unreadable(name, error) from error
-    _check_weights(report, name)
-    _check_tokenizer(tokenizer, name)
-    if any(key.startswith("pooler.") for key in report["missing_keys"]):
-        model.pooler = None  # drawn at random, anew with each load; nothing may read it or be told apart by it
-    return model, tokenizer
-
-
-def _unreadable(name: str, error: Exception) -> BackboneError:
-    kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
-    return BackboneError(
-        expected="a PLM of the catalogue, a model folder or a hub id",
-        got=kind + str(error).strip().split("\n")[0].rstrip("."),
-        where=f'backbone "{name}"',
-        fix="`fewtune backbones list` shows the names that need no hub.",
-    )
-
-
-def _check_weights(report: Mapping[str, Any], name: str) -> None:
-    absent = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
-    unfit = sorted([*absent, *(key for key, *_ in report["mismatched_keys"])])
-    if unfit:
-        raise BackboneError(
-            expected="weights for the whole model",
-            got=f"none that fit for {unfit[0]}",
-            where=f'backbone "{name}"',
-            fix="The folder is damaged or not what its config.json says.",
-        )
-
-
-def _check_tokenizer(tokenizer: Any, name: str) -> None:
-    # Without its files transformers makes a tokenizer up that knows no text.
-    if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):
-        raise BackboneError(
-            expected="the tokenizer of the PLM",
-            got="none",
-            where=f'backbone "{name}"',
-            fix="Put tokenizer.json and tokenizer_config.json into the folder.",
-        )
-
-
-def _has_lm_head(config: Any, family: Family) -> bool:
-    known = all(getattr(config, setting) == value for setting, value in family.head_if.items())
-    return known and any(name.endswith(family.heads) for name in config.architectures or ())
-
-
-def _family(config: Any, name: str) -> Family:
+def family_of(config: Any, name: str) -> Family:
+    """The row of the table for a model of this configuration; raises `BackboneError` for one that is not in it or out of its limits."""
     if config.model_type not in FAMILIES:
         raise _unsupported(config.model_type, name)
     family = FAMILIES[config.model_type]
@@ -549,27 +474,3 @@ def _sizes(module: nn.Module) -> tuple[int, int]:
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     return weight.shape[0], weight.shape[1]
-
-
-def fingerprint_of(model: nn.Module) -> str:
-    """sha256 over the names, types, shapes and bytes of the weights, in the order of their names."""
-    digest = hashlib.sha256()
-    seen: set[int] = set()
-    for name, tensor in sorted(model.state_dict().items()):
-        if tensor.data_ptr() in seen:
-            continue
-        seen.add(tensor.data_ptr())
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _tokenizer_fingerprint(tokenizer: Any) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    # Padding and truncation are settings of the last call, not of the tokenizer.
-    text = _without_settings(backend.to_str()) if backend is not None else str(sorted(tokenizer.get_vocab().items()))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _without_settings(text: str) -> str:
-    return json.dumps({**json.loads(text), "padding": None, "truncation": None}, sort_keys=True)

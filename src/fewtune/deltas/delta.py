@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,12 @@ from fewtune.errors import ArtifactError, BackboneError, SpecError
 
 
 class Delta(Protocol):
-    """A frozen dataclass of hyper-parameters with one verb; `learning_rate` is what the literature uses for it."""
+    """A frozen dataclass of hyper-parameters with one verb."""
 
-    learning_rate: ClassVar[float]
+    @property
+    def learning_rate(self) -> float:
+        """What the literature uses for it."""
+        ...
 
     @property
     def unchanged_at_start(self) -> bool:

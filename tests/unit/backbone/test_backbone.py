@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, ElectraForPreTraining, T5Config, T5ForConditionalGeneration
 
-from fewtune.backbone import tiny
-from fewtune.backbone.backbone import Backbone, default_device, fingerprint_of, load
+from fewtune.backbone import fingerprints, tiny
+from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.families import FAMILIES
+from fewtune.backbone.load import default_device, load
 from fewtune.errors import BackboneError
 
 
@@ -134,14 +135,14 @@ def test_the_precision_comes_back_after_an_error():
 
 def test_one_bit_makes_another_fingerprint():
     backbone = made()
-    assert backbone.fingerprint == made().fingerprint == fingerprint_of(backbone.model)
+    assert backbone.fingerprint == made().fingerprint == fingerprints.model(backbone.model)
     weight = next(iter(backbone.model.parameters()))
     with torch.no_grad():
         weight.view(-1)[5].view(torch.int32).bitwise_xor_(1)
-    assert fingerprint_of(backbone.model) != backbone.fingerprint
+    assert fingerprints.model(backbone.model) != backbone.fingerprint
     with torch.no_grad():
         weight.view(-1)[5].view(torch.int32).bitwise_xor_(1)
-    assert fingerprint_of(backbone.model) == backbone.fingerprint
+    assert fingerprints.model(backbone.model) == backbone.fingerprint
 
 
 def test_names_shapes_and_types_count():
@@ -149,7 +150,7 @@ def test_names_shapes_and_types_count():
         module = torch.nn.Module()
         for name, tensor in tensors.items():
             module.register_buffer(name, tensor)
-        return fingerprint_of(module)
+        return fingerprints.model(module)
 
     ones = torch.zeros(2, 3)
     assert fingerprint(a=ones) == fingerprint(a=ones.clone())
@@ -178,7 +179,7 @@ def test_half_precision_on_disk_is_float32_in_memory_and_has_its_own_fingerprint
     tokenizer.save_pretrained(tmp_path)
     backbone = load(str(tmp_path))
     assert {weight.dtype for weight in backbone.model.parameters()} == {torch.float32}
-    assert backbone.fingerprint == fingerprint_of(model) != made("llama").fingerprint
+    assert backbone.fingerprint == fingerprints.model(model) != made("llama").fingerprint
     assert (backbone.name, backbone.device.type) == (str(tmp_path), default_device())
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fewtune.backbone import pooler, tiny
-from fewtune.backbone.backbone import Backbone, load
+from fewtune.backbone.backbone import Backbone
+from fewtune.backbone.load import load
 
 
 def stack_of(family):

@@ -1,0 +1,93 @@
+"""A PLM by its name: find it, have transformers read it, refuse what is damaged. Knows no task and no delta."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from fewtune.backbone import catalogue, fingerprints
+from fewtune.backbone.backbone import Backbone, family_of
+from fewtune.backbone.families import Family
+from fewtune.backbone.quiet import quiet
+from fewtune.errors import BackboneError
+
+
+def load(name: str, *, device: str | None = None, say: Callable[[str], None] = lambda line: None) -> Backbone:
+    """The PLM called `name`: an entry of the catalogue (fetched once), a local folder, or a hub id.
+
+    Raises `BackboneError` for an unknown name, a family that is not in the table, a folder that transformers cannot read, weights that
+    do not fill the model, or no tokenizer.
+    """
+    source = str(catalogue.locate(name, say=say))
+    with quiet():
+        model, tokenizer = _load(source, name)
+    fingerprint = fingerprints.model(model)
+    return Backbone(model.float().to(device or default_device()), tokenizer, name=name, fingerprint=fingerprint)
+
+
+def default_device() -> str:
+    """The accelerator if there is one, else the processor."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _load(source: str, name: str) -> tuple[Any, Any]:
+    import transformers
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        config = AutoConfig.from_pretrained(source)
+        family = family_of(config, name)
+        by_objective = {"masked": "AutoModelForMaskedLM", "causal": "AutoModelForCausalLM"}
+        kind = getattr(transformers, by_objective[family.objective] if _has_lm_head(config, family) else family.without_head)
+        # Weights of another shape are ignored here to be named below.
+        model, report = kind.from_pretrained(source, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (BackboneError, MemoryError):
+        raise
+    except Exception as error:  # of a damaged folder transformers raises whatever it trips over
+        raise _unreadable(name, error) from error
+    _check_weights(report, name)
+    _check_tokenizer(tokenizer, name)
+    if any(key.startswith("pooler.") for key in report["missing_keys"]):
+        model.pooler = None  # drawn at random, anew with each load; nothing may read it or be told apart by it
+    return model, tokenizer
+
+
+def _unreadable(name: str, error: Exception) -> BackboneError:
+    kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+    return BackboneError(
+        expected="a PLM of the catalogue, a model folder or a hub id",
+        got=kind + str(error).strip().split("\n")[0].rstrip("."),
+        where=f'backbone "{name}"',
+        fix="`fewtune backbones list` shows the names that need no hub.",
+    )
+
+
+def _check_weights(report: Mapping[str, Any], name: str) -> None:
+    absent = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
+    unfit = sorted([*absent, *(key for key, *_ in report["mismatched_keys"])])
+    if unfit:
+        raise BackboneError(
+            expected="weights for the whole model",
+            got=f"none that fit for {unfit[0]}",
+            where=f'backbone "{name}"',
+            fix="The folder is damaged or not what its config.json says.",
+        )
+
+
+def _check_tokenizer(tokenizer: Any, name: str) -> None:
+    # Without its files transformers makes a tokenizer up that knows no text.
+    if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):
+        raise BackboneError(
+            expected="the tokenizer of the PLM",
+            got="none",
+            where=f'backbone "{name}"',
+            fix="Put tokenizer.json and tokenizer_config.json into the folder.",
+        )
+
+
+def _has_lm_head(config: Any, family: Family) -> bool:
+    known = all(getattr(config, setting) == value for setting, value in family.head_if.items())
+    return known and any(name.endswith(family.heads) for name in config.architectures or ())
