@@ -17,8 +17,10 @@ from pathlib import Path
 from fewtune import cli
 from fewtune.train import fit
 every, slow = float(sys.argv[1]), float(sys.argv[2])
-fit.Session.__dataclass_fields__["every_seconds"].default = every
-fit.Session.__init__.__defaults__ = (*fit.Session.__init__.__defaults__[:-1], every)
+make = fit.Session.__init__
+def eager(self, *arguments, **options):
+    make(self, *arguments, **{"every_seconds": every, **options})
+fit.Session.__init__ = eager
 step = fit._step
 def slowly(*arguments, **options):
     import time
