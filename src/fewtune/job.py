@@ -26,6 +26,8 @@ from fewtune.data.writers import open_writer
 from fewtune.deltas import DELTAS
 from fewtune.deltas.delta import Delta
 from fewtune.deltas.lora import LoRA
+from fewtune.deltas.prefix import Prefix
+from fewtune.deltas.soft_prompt import SoftPrompt
 from fewtune.errors import DataError
 from fewtune.evaluation import Evaluation, evaluate
 from fewtune.model import DEFAULT_LENGTH, Tally, TunedModel
@@ -39,6 +41,7 @@ from fewtune.tasks.task import Task
 from fewtune.train.fit import FitOptions, Progress, Session
 
 Say = Callable[[str], None]
+_LABELS = "{labels}"
 DEFAULT_DELTAS: tuple[Delta, ...] = (LoRA(top=1 / 3),)
 
 
@@ -156,7 +159,7 @@ def recipe_of(task: Task, backbone: Backbone, settings: Settings) -> Recipe:
     return Recipe(
         task=task,
         backbone=backbone.name,
-        deltas=deltas,
+        deltas=tuple(_named(delta, task) for delta in deltas),
         readout=readout,
         calibration=settings.calibration,
         fit=settings.fit,
@@ -164,6 +167,14 @@ def recipe_of(task: Task, backbone: Backbone, settings: Settings) -> Recipe:
         precision=settings.precision,
         seed=settings.seed,
     )
+
+
+def _named(delta: Delta, task: Task) -> Delta:
+    """`{labels}` in the text from which a prompt or a prefix starts stands for the label words (Lester et al. 2021, section 3.2)."""
+    if isinstance(delta, SoftPrompt | Prefix) and _LABELS in delta.text:
+        words = [word for label in task.labels for word in task.words.get(label, (label,))]
+        return replace(delta, text=delta.text.replace(_LABELS, " ".join(words)))
+    return delta
 
 
 def method(recipe: Recipe, strategy: str) -> str:
