@@ -215,6 +215,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--k", type=int, default=16, help="labelled rows a class, of two; a batch has 8")
     parser.add_argument("--no-memory", dest="memory", action="store_false")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--finished", action="store_true", help="measure nothing more: write the page of what is finished")
     parser.add_argument("--older", action="store_true", help="take what earlier code measured, too")
     parser.add_argument("--out", type=Path, default=RESULTS / "peft_step.md")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -250,6 +251,8 @@ def run_all(options: argparse.Namespace, arguments: Sequence[str]) -> None:
                 key = _key(setting, options, "" if options.older else code)
                 if key in known:
                     lines[setting] = Line.of(known[key])
+                elif options.finished:
+                    continue
                 else:
                     backbone = backbone or [load(folder)]
                     found = duel(setting, folder, backbone[0], rows_of(options), rounds=options.rounds)

@@ -60,17 +60,20 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def refused(family, name):
-    """What `families.py` says of a delta that this family cannot carry; the empty string where it can."""
-    model, tokenizer = tiny.model(family)
-    try:
-        SETTINGS[name].install(Backbone(model, tokenizer, name=family), generator=generator())
-    except BackboneError as error:
-        return str(error)
-    return ""
+def refusals():
+    """What is said of each delta that a family cannot carry."""
+    found = {}
+    for family in FAMILIES:
+        backbone = Backbone(*tiny.model(family), name=family)
+        for name, delta in SETTINGS.items():
+            try:
+                delta.install(backbone, generator=generator()).remove()
+            except BackboneError as error:
+                found[family, name] = str(error)
+    return found
 
 
-REFUSED = {(family, name): why for family in FAMILIES for name in SETTINGS if (why := refused(family, name))}
+REFUSED = refusals()
 FAST = ("bert", "gpt2", "llama")  # one of each kind: projections apart, fused, and grouped with gates
 
 

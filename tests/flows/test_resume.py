@@ -11,6 +11,8 @@ import pytest
 
 from fewtune.backbone import tiny
 
+pytestmark = pytest.mark.slow  # each run is a process of its own; the loop's own tests cut it everywhere in a second
+
 SCRIPT = """
 import sys
 from pathlib import Path
