@@ -8,6 +8,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Generic, Literal, TypeVar
 
 from fewtune.errors import SpecError
@@ -102,11 +103,14 @@ class Table(Generic[T]):
 def _spoken(value: Plain) -> str:
     """A field's value as flags have it.
 
-    >>> _spoken(["query", "value"]), _spoken(None), _spoken(True)
-    ('query+value', 'none', 'true')
+    >>> _spoken(["query", "value"]), _spoken(None), _spoken(True), _spoken(1 / 3)
+    ('query+value', 'none', 'true', '1/3')
     """
     if isinstance(value, list):
         return "+".join(map(str, value))
+    if isinstance(value, float) and len(str(value)) > 8:
+        ratio = Fraction(value).limit_denominator(100)
+        return str(ratio) if float(ratio) == value else str(value)
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
@@ -217,8 +221,9 @@ def _read_scalar(hint: type, value: Plain, where: str) -> Any:
         raise refused
     elif hint in (int, float) and isinstance(value, str | int | float):
         try:
-            number = hint(value)
-        except (ValueError, OverflowError):
+            ratio = hint is float and isinstance(value, str) and "/" in value
+            number = float(Fraction(str(value))) if ratio else hint(value)
+        except (ValueError, OverflowError, ZeroDivisionError):
             raise refused from None
         if hint is int and isinstance(value, float) and number != value:
             raise refused

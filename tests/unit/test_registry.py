@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fewtune.deltas import DELTAS
+from fewtune.deltas.lora import LoRA
 from fewtune.errors import SpecError
 from fewtune.registry import Table, from_dict, nearest, to_dict
 
@@ -172,3 +174,17 @@ def test_what_may_be_absent_is_written_none() -> None:
     assert from_dict(Circle, {"label": "none"}, "circle").label is None
     assert from_dict(Circle, {"label": None}, "circle").label is None
     assert from_dict(Circle, {"label": "null"}, "circle").label == "null"
+
+
+def test_a_share_may_be_written_as_a_ratio():
+    lora = DELTAS.from_text("lora:top=1/3,alpha=2.5")
+    assert lora.top == 1 / 3 and lora.alpha == 2.5
+    assert DELTAS.to_text(lora) == "lora:alpha=2.5,top=1/3"
+    for wrong in ("1/0", "1/3/2", "a/b"):
+        with pytest.raises(SpecError, match="a number"):
+            DELTAS.from_text(f"lora:top={wrong}")
+
+
+@given(st.floats(1e-3, 1, exclude_min=True))
+def test_any_number_that_is_written_is_read_again(top):
+    assert DELTAS.from_text(DELTAS.to_text(LoRA(top=top))).top == top
