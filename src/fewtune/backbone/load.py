@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -49,6 +50,7 @@ def _load(source: str, name: str) -> tuple[Any, Any]:
     except Exception as error:  # of a damaged folder transformers raises whatever it trips over
         raise _unreadable(name, error) from error
     _check_weights(report, name)
+    _check_blocks(report, family, name)
     _check_tokenizer(tokenizer, name)
     if any(key.startswith("pooler.") for key in report["missing_keys"]):
         model.pooler = None  # drawn at random, anew with each load; nothing may read it or be told apart by it
@@ -72,6 +74,19 @@ def _check_weights(report: Mapping[str, Any], name: str) -> None:
         raise BackboneError(
             expected="weights for the whole model",
             got=f"none that fit for {unfit[0]}",
+            where=f'backbone "{name}"',
+            fix="The folder is damaged or not what its config.json says.",
+        )
+
+
+def _check_blocks(report: Mapping[str, Any], family: Family, name: str) -> None:
+    """Refuse weights of more blocks than the configuration names, which transformers would leave out without a word of ours."""
+    beyond = re.compile(rf"(^|\.){re.escape(family.blocks)}\.\d+\.")
+    extra = sorted(key for key in report["unexpected_keys"] if beyond.search(key) and not key.endswith(("bias", "position_ids")))
+    if extra:
+        raise BackboneError(
+            expected="a config.json that names every block",
+            got=f"none for {extra[0]}",
             where=f'backbone "{name}"',
             fix="The folder is damaged or not what its config.json says.",
         )

@@ -376,3 +376,13 @@ def test_loading_is_silent(tmp_path, capfd):
         warnings.simplefilter("error")
         load(str(folder))
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
+def test_weights_of_more_blocks_than_the_configuration_names_are_refused(family, tmp_path):
+    folder = tiny.save(family, tmp_path / "plm")
+    config = json.loads((folder / "config.json").read_text())
+    key = "n_layer" if family == "gpt2" else "num_hidden_layers"
+    (folder / "config.json").write_text(json.dumps({**config, key: 2, "layer_types": None}))
+    with pytest.raises(BackboneError, match="a config.json that names every block, got none for .*2"):
+        load(str(folder))
