@@ -40,7 +40,8 @@ from fewtune.strategies import STRATEGIES
 from fewtune.strategies.supervised import default_steps
 from fewtune.train.fit import FitOptions, Session
 
-RAW = RESULTS / "raw" / "peft_accuracy.jsonl"
+# Kept beside the page, for it takes hours and is gone on with on other days and machines.
+RAW = RESULTS / "peft_accuracy.jsonl"
 SPECS: Mapping[str, str] = {
     **{"full": "subset", "lora": "lora", "dora": "lora:dora=true", "houlsby": "houlsby", "pfeiffer": "pfeiffer"},
     **{"parallel": "parallel", "adapter": "pfeiffer", "ia3": "ia3", "biases": "bitfit", "prefix": "prefix"},
