@@ -74,6 +74,11 @@ class Duel:
         sides = (self.own.rounds("processor"), self.peer.rounds("processor"))
         return [statistics.median(least / took for least, took in zip(floor, side, strict=True)) for side in sides]
 
+    def share(self) -> float:
+        """The share of a core that both sides had; 1 on a machine without other work."""
+        times = [*self.own.times, *self.peer.times]
+        return sum(processor for _, processor in times) / sum(clock for clock, _ in times)
+
     def rate(self) -> float:
         """Operations of the bare products, in thousand millions a second of the processor."""
         return self.operations / sum(seconds for _, seconds in self.floor.times) / 1e9

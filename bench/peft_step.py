@@ -163,9 +163,11 @@ def middle(values: Sequence[float]) -> float:
 def page(lines: Sequence[Line], options: argparse.Namespace, arguments: Sequence[str]) -> str:
     """The results file."""
     parts = [
-        heading("Training steps per second, against peft", "bench/peft_step.py", arguments)
+        heading("Training steps per second, against peft", "bench/peft_step.py", [item for item in arguments if item != "--finished"])
         + f"- Texts: {2 * options.k} rows of SST-2, batches of 8, float32 on both sides; rounds after the warm-up: {options.rounds}\n"
         f"- Code: {', '.join(dict.fromkeys(line.code for line in lines))} (hash of the package's sources)\n"
+        f"- How busy the machine was with other work: the steps had {100 * middle([line.duel.share() for line in lines]):.0f} % of a core, "
+        f"at least {100 * min(line.duel.share() for line in lines):.0f} %\n"
         f"- {BASE}: 12 blocks of width 768 with random weights, which take as long as trained ones",
         "Ratio: peft's processor time over fewtune's, round by round (median, least–most); above 1 fewtune is faster. Each side takes its "
         "steps in turn. The ratio by the clock and the steps per second hold for this machine as busy as it was. MiB: the greatest memory "
