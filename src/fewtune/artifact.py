@@ -24,7 +24,7 @@ from fewtune import card, registry
 from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.load import load as load_backbone
 from fewtune.deltas import DELTAS
-from fewtune.deltas.delta import load_strictly
+from fewtune.deltas.delta import install_saved, load_strictly
 from fewtune.errors import ArtifactError, FewtuneError
 from fewtune.model import TunedModel
 from fewtune.precision import has_bfloat16
@@ -241,17 +241,11 @@ def _assemble(
             where=where,
             fix="Use the fewtune that wrote it, or fit again.",
         )
-    installed = []
-    try:
-        for number, spec in enumerate(specs):
-            installed.append(spec.install(backbone, generator=torch.Generator().manual_seed(0)))
-            installed[-1].load_state_dict(states.get(f"delta-{number}.safetensors", {}), f"{folder}/delta-{number}.safetensors")
-        load_strictly(model.reader.weights, states.get("readout.safetensors", {}), f"{folder}/readout.safetensors")
-    except FewtuneError:
-        for delta in reversed(installed):
-            delta.remove()
-        raise
-    model.deltas = tuple(installed)
+    files = [f"delta-{number}.safetensors" for number in range(len(specs))]
+    load_strictly(model.reader.weights, states.get("readout.safetensors", {}), f"{folder}/readout.safetensors")
+    model.deltas = install_saved(
+        backbone, [(spec, states.get(file, {}), f"{folder}/{file}") for spec, file in zip(specs, files, strict=True)]
+    )
     model.calibrator = Calibrator.from_dict(manifest["calibrator"], f"{where}: calibrator")
     model.about = manifest["about"]
     return model

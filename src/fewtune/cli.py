@@ -5,10 +5,8 @@ Nothing heavy is imported before a command runs, so that `fewtune --help` answer
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -27,6 +25,7 @@ from fewtune.flags import (
     MaxLength,
     Overwrite,
     Precision,
+    Readout,
     Seed,
     SkipBadRows,
     TaskFile,
@@ -37,9 +36,12 @@ from fewtune.flags import (
 from fewtune.flags import listed as _list
 from fewtune.flags import templates as _templates
 from fewtune.flags import words as _words
+from fewtune.terminal import print_json, print_lines, say
 
 if TYPE_CHECKING:
+    from fewtune.deltas.delta import Delta
     from fewtune.job import Source
+    from fewtune.readout.readout import Readout as ReadoutSpec
     from fewtune.tasks.task import Task
 
 app = typer.Typer(
@@ -69,7 +71,7 @@ def fit(
     delta: Annotated[
         list[str] | None, typer.Option("--delta", help="lora, lora:rank=4,sites=ffn_in+ffn_out, adapter, ia3, houlsby …")
     ] = None,
-    readout: Annotated[str | None, typer.Option("--readout", help="cloze or head; by default cloze where there is an LM head.")] = None,
+    readout: Readout = None,
     calibration: Calibration = None,
     steps: Annotated[int | None, typer.Option("--steps", min=0)] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate")] = None,
@@ -84,15 +86,13 @@ def fit(
 ) -> None:
     """Tune a model on a few labelled rows and write it to a folder."""
     from fewtune import job
-    from fewtune.deltas import presets
-    from fewtune.readout import READOUTS
     from fewtune.train.fit import FitOptions
 
     settings = job.Settings(
         backbone=backbone,
         strategy=strategy,
-        deltas=None if delta is None else tuple(one for item in delta for one in presets.read(item)),
-        readout=None if readout is None else READOUTS.from_text(readout, "--readout"),
+        deltas=None if delta is None else _deltas(delta),
+        readout=_readout(readout),
         calibration=_calibration(calibration),
         fit=FitOptions(steps=steps, learning_rate=learning_rate, batch_size=batch_size),
         max_length=max_length,
@@ -112,14 +112,14 @@ def fit(
             unlabeled=None if unlabeled is None else _source(unlabeled, text, None, skip_bad_rows),
             test=None if test is None else _source(test, text, label, skip_bad_rows),
             overwrite=overwrite,
-            say=_say,
+            say=say,
             progress=progress,
         )
     result = fitted.to_dict()
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
-    _print_lines(
+    print_lines(
         {
             "method": result["method"],
             "trained parameters": f"{result['trained_parameters']:,}"
@@ -159,14 +159,14 @@ def predict(
             form=form,
             overwrite=overwrite,
             batch_size=batch_size,
-            say=_say,
+            say=say,
             progress=advance,
         )
     note = job.shortened_note(tally, loaded.max_length)
     if note:
-        _say(note)
+        say(note)
     if out:
-        _say(f"{tally.rows} rows → {out}")
+        say(f"{tally.rows} rows → {out}")
 
 
 @app.command()
@@ -184,12 +184,12 @@ def evaluate(
     from fewtune import job
 
     source = _source(test, text, label, skip_bad_rows)
-    _, found, seconds = job.evaluate_files(model, source, batch_size=batch_size, device=device, say=_say)
+    _, found, seconds = job.evaluate_files(model, source, batch_size=batch_size, device=device, say=say)
     if as_json:
-        _print_json({"model": str(model), "seconds": seconds, **found.to_dict()})
+        print_json({"model": str(model), "seconds": seconds, **found.to_dict()})
         return
     terminal.show_evaluation(found)
-    _print_lines({"seconds": ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())})
+    print_lines({"seconds": ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())})
 
 
 @app.command()
@@ -226,7 +226,13 @@ def zeroshot(
     )
     source = _source(file, text, label, skip_bad_rows)
     model, seconds = job.zeroshot_model(
-        source, task=_task(task), settings=settings, labels=_list(labels), templates=_templates(template), words=_words(words), say=_say
+        source,
+        task=_task(task),
+        settings=settings,
+        labels=_list(labels),
+        templates=_templates(template),
+        words=_words(words),
+        say=say,
     )
     if out or not as_json:
         with terminal.counter("rows") as advance:
@@ -237,18 +243,18 @@ def zeroshot(
                 form=form,
                 overwrite=overwrite,
                 batch_size=batch_size,
-                say=_say,
+                say=say,
                 progress=advance,
             )
     if as_json:
-        _print_json(job.measured(model, source, seconds, batch_size=batch_size, say=_say))
+        print_json(job.measured(model, source, seconds, batch_size=batch_size, say=say))
 
 
 @app.command()
 def params(
     backbone: BackboneName = "smollm2-135m",
     delta: Annotated[list[str] | None, typer.Option("--delta", help="As for fit, several at once; without it, the usual methods.")] = None,
-    readout: Annotated[str | None, typer.Option("--readout", help="cloze or head; by default cloze where there is an LM head.")] = None,
+    readout: Readout = None,
     labels: Annotated[str, typer.Option("--labels", help="Labels, separated by commas; a head grows with them.")] = "negative,positive",
     length: Annotated[int, typer.Option("--length", min=1, help="Tokens in each row of a step.")] = 64,
     batch_size: BatchSize = 8,
@@ -259,21 +265,18 @@ def params(
     """What a method costs before anything is tuned: numbers trained, bytes for a task and for a hundred, seconds and memory of a step."""
     from fewtune import costs
     from fewtune.backbone.load import load
-    from fewtune.deltas import presets
-    from fewtune.readout import READOUTS
 
-    stack = tuple(one for item in delta or () for one in presets.read(item))
     found = costs.compare(
-        load(backbone, device=device, say=_say),
-        {" + ".join(delta): stack} if delta else None,
-        readout=None if readout is None else READOUTS.from_text(readout, "--readout"),
+        load(backbone, device=device, say=say),
+        {" + ".join(delta): _deltas(delta)} if delta else None,
+        readout=_readout(readout),
         labels=_list(labels),
         step=costs.Step(length, batch_size),
         precision=precision,
-        say=_say,
+        say=say,
     )
     if as_json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
     else:
         terminal.show_costs(found)
 
@@ -292,9 +295,9 @@ def inspect(
     from fewtune import inspection
 
     source = _source(file, text, None, skip_bad_rows)
-    found = inspection.inspect_files(model, source, batch_size=batch_size, device=device, say=_say)
+    found = inspection.inspect_files(model, source, batch_size=batch_size, device=device, say=say)
     if as_json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
     else:
         terminal.show_inspection(found)
 
@@ -316,9 +319,9 @@ def pull_backbone(name: str, as_json: AsJson = False) -> None:
     """Fetch a PLM of the catalogue, check its hash and convert it once; prints the model folder."""
     from fewtune.backbone import catalogue
 
-    path = catalogue.pull(name, say=_say)
+    path = catalogue.pull(name, say=say)
     if as_json:
-        _print_json({"name": name, "path": str(path)})
+        print_json({"name": name, "path": str(path)})
     else:
         typer.echo(path)
 
@@ -328,8 +331,8 @@ def show_backbone(name: str) -> None:
     """What is known of a PLM: family, size, sites, fingerprint. Loads it."""
     from fewtune.backbone.load import load
 
-    loaded = load(name, say=_say)
-    _print_lines(
+    loaded = load(name, say=say)
+    print_lines(
         {
             "name": loaded.name,
             "family": loaded.model.config.model_type,
@@ -367,20 +370,6 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-def _print_json(data: Mapping[str, Any]) -> None:
-    print(json.dumps(data, ensure_ascii=False))
-
-
-def _print_lines(facts: Mapping[str, object]) -> None:
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        print(f"{name:{width}}  {value}")
-
-
 def _source(path: Path, text: list[str] | None, label: str | None, skip_bad_rows: bool) -> Source:
     from fewtune.job import Source
 
@@ -391,6 +380,18 @@ def _task(path: Path | None) -> Task | None:
     from fewtune.tasks.task import Task
 
     return None if path is None else Task.load(path)
+
+
+def _deltas(given: list[str]) -> tuple[Delta, ...]:
+    from fewtune.deltas import presets
+
+    return tuple(one for item in given for one in presets.read(item))
+
+
+def _readout(text: str | None) -> ReadoutSpec | None:
+    from fewtune.readout import READOUTS
+
+    return None if text is None else READOUTS.from_text(text, "--readout")
 
 
 def _calibration(name: str | None) -> Any:

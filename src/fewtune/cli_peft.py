@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from fewtune import flags
 from fewtune.flags import AsJson, BackboneName, Device, MaxLength, Overwrite, Template, Words
+from fewtune.terminal import print_json, say
 
 Labels = Annotated[str, typer.Option("--labels", help="The labels, separated by commas, in the order of the classifier's rows.")]
 Fields = Annotated[list[str] | None, typer.Option("--text", help="Name of the text, by default text; repeat for a pair.")]
@@ -39,10 +39,10 @@ def import_peft(
     from fewtune.tasks.task import Task
 
     task = Task(flags.listed(labels), tuple(text or ("text",)), flags.templates(template), flags.words(words))
-    model = exchange.import_files(folder, out, task, backbone=backbone, max_length=max_length, device=device, overwrite=overwrite, say=_say)
+    model = exchange.import_files(folder, out, task, backbone=backbone, max_length=max_length, device=device, overwrite=overwrite, say=say)
     if as_json:
         method, trained = model.about["method"], model.trained_parameters
-        typer.echo(json.dumps({"model": str(out), "method": method, "trained_parameters": trained, "labels": task.labels}))
+        print_json({"model": str(out), "method": method, "trained_parameters": trained, "labels": task.labels})
     else:
         typer.echo(f"{model.about['method']} → {out}")
 
@@ -57,9 +57,5 @@ def export_peft(
     from fewtune import artifact, exchange
 
     artifact.read_manifest(model)
-    exchange.export_peft(artifact.load(model, device=device), out, overwrite=overwrite, say=_say)
+    exchange.export_peft(artifact.load(model, device=device), out, overwrite=overwrite, say=say)
     typer.echo(f"{model} → {out}")
-
-
-def _say(line: str) -> None:
-    typer.echo(line, err=True)

@@ -15,7 +15,7 @@ from fewtune import artifact, forecast, job, registry
 from fewtune.backbone.backbone import Backbone, Precision
 from fewtune.data.example import Example, Split
 from fewtune.deltas import DELTAS
-from fewtune.deltas.delta import Delta, Installed
+from fewtune.deltas.delta import Delta, Installed, remove_all
 from fewtune.errors import InputError, SpecError
 from fewtune.forecast import Memory, Seconds
 from fewtune.model import TunedModel
@@ -175,8 +175,7 @@ def cost(bare: TunedModel, deltas: Deltas, step: Step, *, name: str) -> Cost:
             forecast.memory(model, batch),
         )
     finally:
-        for done in reversed(installed):
-            done.remove()
+        remove_all(installed)
 
 
 def probe(model: TunedModel, step: Step, *, seed: int = 0) -> Batch:

@@ -11,10 +11,10 @@ from fewtune import artifact
 from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.load import load as load_backbone
 from fewtune.deltas import DELTAS, peft_format, peft_read, peft_write
-from fewtune.deltas.delta import Installed, load_strictly
+from fewtune.deltas.delta import install_saved, load_strictly
 from fewtune.deltas.peft_write import Saved
 from fewtune.deltas.soft_prompt import SoftPrompt
-from fewtune.errors import ArtifactError, FewtuneError, TaskError
+from fewtune.errors import ArtifactError, TaskError
 from fewtune.model import DEFAULT_LENGTH, TunedModel
 from fewtune.readout import classifiers
 from fewtune.readout.calibration import Calibrator
@@ -50,17 +50,9 @@ def import_peft(
     if found.base and found.base != loaded.name:
         say(f'The folder was made on "{found.base}"; it is put on "{loaded.name}". If their weights differ, so do the answers.')
     readout, weights = _readout(found, task, loaded, str(folder))
-    installed: list[Installed] = []
-    try:
-        for delta, state in found.deltas:
-            installed.append(delta.install(loaded, generator=torch.Generator().manual_seed(0)))
-            installed[-1].load_state_dict(state, str(folder))
-        model = TunedModel.assemble(loaded, task, readout, deltas=tuple(installed), max_length=max_length)
-        load_strictly(model.reader.weights, weights, str(folder))
-    except FewtuneError:
-        for one in reversed(installed):
-            one.remove()
-        raise
+    model = TunedModel.assemble(loaded, task, readout, max_length=max_length)
+    load_strictly(model.reader.weights, weights, str(folder))
+    model.deltas = install_saved(loaded, [(delta, state, str(folder)) for delta, state in found.deltas])
     parts = ["cloze" if readout.needs_slot else "head", *(DELTAS.name_of(delta) for delta, _ in found.deltas)]
     model.about = {"method": f"imported from PEFT, {', '.join(parts)}", "strategy": "import", "base": found.base or ""}
     return model

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Example, Prediction
-from fewtune.deltas.delta import Installed
+from fewtune.deltas.delta import Installed, remove_all
 from fewtune.errors import DataError
 from fewtune.prompt import defaults
 from fewtune.prompt.defaults import Asked
@@ -82,8 +82,7 @@ class TunedModel:
 
     def remove(self) -> None:
         """Take the deltas out, so that the backbone is as it was before, to the bit."""
-        for delta in reversed(self.deltas):
-            delta.remove()
+        remove_all(self.deltas)
 
     @contextmanager
     def training(self) -> Iterator[None]:

@@ -6,9 +6,12 @@ Nothing heavy is imported before something is shown.
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -16,6 +19,23 @@ if TYPE_CHECKING:
     from fewtune.costs import Cost, Costs
     from fewtune.evaluation import Evaluation
     from fewtune.inspection import Inspection
+
+
+def say(line: str) -> None:
+    """A line beside the results, on standard error."""
+    typer.echo(line, err=True)
+
+
+def print_json(data: Mapping[str, Any]) -> None:
+    """One JSON object on standard output."""
+    typer.echo(json.dumps(data, ensure_ascii=False))
+
+
+def print_lines(facts: Mapping[str, object]) -> None:
+    """A line for each fact, its name in front."""
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        typer.echo(f"{name:{width}}  {value}")
 
 
 def show_evaluation(found: Evaluation) -> None:

@@ -187,7 +187,7 @@ def test_an_adapter_of_the_bare_stack_is_found_below_the_language_model(family, 
     adapted = saved(model.base_model, config, tmp_path).double()
     ((delta, state),) = peft_read.read(tmp_path, backbone).deltas
     delta.install(backbone, generator=torch.Generator()).load_state_dict(state)
-    for weight in (weight for module in backbone.model.modules() if isinstance(module, Bank) for weight in module.edits.parameters()):
+    for weight in (weight for module in backbone.model.modules() if isinstance(module, Bank) for weight in module.held.parameters()):
         weight.data = weight.data.double()
     ids_BT = torch.randint(10, 100, (2, 7), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fewtune.backbone import surgery
-from fewtune.backbone.bank import Routing
+from fewtune.backbone.bank import Routing, Shelf
 
 NAME = "fewtune_prefix"
 """Under which transformers finds the function while a prefix is installed."""
@@ -51,25 +51,6 @@ class KeyValues(nn.Module):
 
 _Group = tuple[Tensor | None, list[KeyValues]]
 """Rows of one entry (None: all rows) and what stands in front of their keys and values."""
-
-
-class _Held(nn.Module):
-    """The prefixes of one attention module; hangs on it as a child, so that their weights are the model's."""
-
-    def __init__(self, routing: Routing) -> None:
-        super().__init__()
-        self.routing = routing
-        self.prefixes = nn.ModuleList()
-        self.entries: list[int] = []
-
-    def groups(self) -> list[_Group]:
-        """The entries of the running batch that have prefixes here."""
-        held: list[Any] = list(self.prefixes)
-        found = [
-            (rows, [prefix for prefix, owner in zip(held, self.entries, strict=True) if owner == entry])
-            for entry, rows in self.routing.rows.items()
-        ]
-        return [(rows, prefixes) for rows, prefixes in found if prefixes]
 
 
 @dataclass(frozen=True)
@@ -107,15 +88,12 @@ class Prefixes:
     def _hang(self, path: str, prefix: KeyValues, entry: int) -> surgery.Undo:
         module = self.model.get_submodule(path)
         if not hasattr(module, _HELD):
-            setattr(module, _HELD, _Held(self.routing))
-        held: _Held = getattr(module, _HELD)
-        held.prefixes.append(prefix)
-        held.entries.append(entry)
+            setattr(module, _HELD, Shelf(self.routing))
+        held: Shelf[KeyValues] = getattr(module, _HELD)
+        take_out = held.add(prefix, entry=entry)
 
         def undo() -> None:
-            number = next(number for number, other in enumerate(held.prefixes) if other is prefix)
-            del held.prefixes[number]
-            del held.entries[number]
+            take_out()
             if not held.entries:
                 delattr(module, _HELD)
 
@@ -181,7 +159,7 @@ def attend(
     seen: list[Seen] | None = getattr(module, _SEEN, None)
     if seen is not None:
         seen.append(Seen(key.detach(), value.detach(), query.shape[1]))
-    held: _Held | None = getattr(module, _HELD, None)
+    held: Shelf[KeyValues] | None = getattr(module, _HELD, None)
     call = _Call(module, query, key, value, attention_mask, options)
     groups = held.groups() if held is not None else []
     plain = [(rows, [prefix for prefix in prefixes if prefix.gate_G is None]) for rows, prefixes in groups]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fewtune.backbone import surgery
 from fewtune.errors import BackboneError
 
+M = TypeVar("M", bound=nn.Module)
 NOBODY = -1
 """The entry of rows that the backbone treats as it is."""
 
@@ -71,15 +72,50 @@ class Routing:
             self.rows, self.size = before
 
 
-class Bank(nn.Module):
+class Shelf(nn.Module, Generic[M]):
+    """Modules of several entries side by side, those of one in the order in which they were put in."""
+
+    def __init__(self, routing: Routing) -> None:
+        super().__init__()
+        self.routing = routing
+        self.held = nn.ModuleDict()
+
+    @property
+    def entries(self) -> list[int]:
+        """The entries that have something here."""
+        return [int(entry) for entry in self.held]
+
+    def of(self, entry: int) -> list[M]:
+        """What `entry` has here."""
+        key = str(entry)
+        return list(self.held[key]) if key in self.held else []  # type: ignore[call-overload]
+
+    def groups(self) -> list[tuple[Tensor | None, list[M]]]:
+        """The entries of the running batch that have something here: (their rows, None standing for all; what it is)."""
+        return [(rows, own) for entry, rows in self.routing.rows.items() if (own := self.of(entry))]
+
+    def add(self, module: M, *, entry: int) -> surgery.Undo:
+        """Put `module` in for the rows of `entry`; undo takes it out, whatever else came and went."""
+        key = str(entry)
+        if key not in self.held:
+            self.held[key] = nn.ModuleList()
+        own: Any = self.held[key]
+        own.append(module)
+
+        def undo() -> None:
+            del own[next(number for number, other in enumerate(own) if other is module)]
+            if not len(own):
+                del self.held[key]
+
+        return undo
+
+
+class Bank(Shelf[Edit]):
     """Stands where `base` stood and gives each row what its entry makes of it."""
 
     def __init__(self, base: nn.Module, routing: Routing) -> None:
-        super().__init__()
+        super().__init__(routing)
         self.base: nn.Module = base
-        self.routing = routing
-        self.edits = nn.ModuleList()
-        self.entries: list[int] = []
 
     def __getattr__(self, name: str) -> Any:
         """Whatever is asked of the module, such as its `weight`, is the entry's own or the base's."""
@@ -103,14 +139,9 @@ class Bank(nn.Module):
             fix="Give the rows of this model a batch of their own.",
         )
 
-    def of(self, entry: int) -> list[Edit]:
-        """The edits of one entry, in the order in which they were put in."""
-        edits: list[Any] = list(self.edits)
-        return [edit for edit, owner in zip(edits, self.entries, strict=True) if owner == entry]
-
     def forward(self, inputs: Tensor) -> Tensor:
         """What the base makes of `inputs`, whose rows come first, with each row's own edits."""
-        groups = [(rows, edits) for entry, rows in self.routing.rows.items() if (edits := self.of(entry))]
+        groups = self.groups()
         if not groups:
             outputs: Tensor = self.base(inputs)
             return outputs
@@ -171,13 +202,10 @@ def put(root: nn.Module, path: str, edit: Edit, *, routing: Routing, entry: int)
     bank = module if isinstance(module, Bank) else Bank(module, routing)
     if bank is not module:
         surgery.replace(root, path, bank)
-    bank.edits.append(edit)
-    bank.entries.append(entry)
+    take_out = bank.add(edit, entry=entry)
 
     def undo() -> None:
-        number = next(number for number, held in enumerate(bank.edits) if held is edit)
-        del bank.edits[number]
-        del bank.entries[number]
+        take_out()
         if not bank.entries:
             surgery.replace(root, path, bank.base)
 

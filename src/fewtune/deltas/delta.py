@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from fewtune.backbone import surgery
 from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.bank import Bank, Edit
 from fewtune.backbone.surgery import Undo
-from fewtune.errors import ArtifactError, BackboneError, SpecError
+from fewtune.errors import ArtifactError, BackboneError, FewtuneError, SpecError
 
 
 class Delta(Protocol):
@@ -55,10 +55,7 @@ class Installed:
     restore: Callable[[Mapping[str, Tensor], str], None] | None = None
 
     def __post_init__(self) -> None:
-        edited: list[Undo] = []
-        for path, edit in self.edits:
-            edited.append(self.backbone.edit(path, edit))
-        self.undo = (*self.undo, *edited)
+        self.undo = (*self.undo, *(self.backbone.edit(path, edit) for path, edit in self.edits))
 
     @property
     def trained_parameters(self) -> int:
@@ -106,7 +103,7 @@ class Installed:
         bank = self.backbone.model.get_submodule(path)
         if not isinstance(bank, Bank):
             raise BackboneError(expected="a delta that is not merged yet", got="one that is", where=path, fix="Unmerge it first.")
-        if len(bank.entries) > len(edits):
+        if sum(len(bank.of(entry)) for entry in bank.entries) > len(edits):
             fix = "Merge where one delta is alone; unmerged ones give the same answers."
             raise BackboneError(expected="no other delta at the place", got="several", where=path, fix=fix)
         return bank
@@ -137,6 +134,25 @@ class Installed:
             self.restore(state, where)
         else:
             load_strictly(self.weights, state, where)
+
+
+def install_saved(backbone: Backbone, saved: Iterable[tuple[Delta, Mapping[str, Tensor], str]]) -> tuple[Installed, ...]:
+    """Install each delta with its saved weights (delta, weights, where they come from): all of them, or none where one is refused."""
+    installed: list[Installed] = []
+    try:
+        for delta, state, where in saved:
+            installed.append(delta.install(backbone, generator=torch.Generator().manual_seed(0)))
+            installed[-1].load_state_dict(state, where)
+    except FewtuneError:
+        remove_all(installed)
+        raise
+    return tuple(installed)
+
+
+def remove_all(installed: Sequence[Installed]) -> None:
+    """Take deltas out, the last one first."""
+    for delta in reversed(installed):
+        delta.remove()
 
 
 def require(holds: bool, *, where: str, expected: str, got: object) -> None:

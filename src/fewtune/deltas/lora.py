@@ -62,9 +62,7 @@ class LoRA:
 
     def install(self, backbone: Backbone, *, generator: torch.Generator) -> Installed:
         """An update at each site; raises `BackboneError` for a site that the family does not have."""
-        ranks = self.ranks or (self.rank,) * len(self.sites)
-        placed = [(site, rank) for name, rank in zip(self.sites, ranks, strict=True) for site in backbone.sites(name, top=self.top)]
-        edits = [(site, self._edit(backbone, site, rank, generator)) for site, rank in placed]
+        edits = [(site, self._edit(backbone, site, rank, generator)) for site, rank in self.places(backbone)]
         weights = {f"{site.path}.{site.name}.{name}": weight for site, edit in edits for name, weight in edit.weights.items()}
         return Installed(
             self,
@@ -74,6 +72,11 @@ class LoRA:
             train_mode=[edit.dropout for _, edit in edits],
             first_block=backbone.first_block(self.top),
         )
+
+    def places(self, backbone: Backbone) -> list[tuple[Site, int]]:
+        """Every place of an update, with its rank."""
+        ranks = self.ranks or (self.rank,) * len(self.sites)
+        return [(site, rank) for name, rank in zip(self.sites, ranks, strict=True) for site in backbone.sites(name, top=self.top)]
 
     def _edit(self, backbone: Backbone, site: Site, rank: int, generator: torch.Generator) -> LowRank:
         A_RI = self._drawn(rank, site.inputs, generator).to(backbone.device)

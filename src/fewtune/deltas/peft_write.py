@@ -128,11 +128,10 @@ def _updates(installed: Installed, backbone: Backbone) -> list[_Update]:
     spec, state = installed.delta, installed.state_dict()
     assert isinstance(spec, LoRA)
     updates = []
-    for name, rank in zip(spec.sites, spec.ranks or (spec.rank,) * len(spec.sites), strict=True):
-        for site in backbone.sites(name, top=spec.top):
-            stem = f"{site.path}.{site.name}."
-            parts = {key.removeprefix(stem): tensor for key, tensor in state.items() if key.startswith(stem)}
-            updates.append(_Update(site, rank, spec.alpha, parts))
+    for site, rank in spec.places(backbone):
+        stem = f"{site.path}.{site.name}."
+        parts = {key.removeprefix(stem): tensor for key, tensor in state.items() if key.startswith(stem)}
+        updates.append(_Update(site, rank, spec.alpha, parts))
     return updates
 
 

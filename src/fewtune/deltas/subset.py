@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from fewtune.backbone import surgery
 from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.bank import Bank, Edit
-from fewtune.deltas.delta import Installed
-from fewtune.errors import BackboneError, SpecError
+from fewtune.deltas.delta import Installed, require
+from fewtune.errors import BackboneError
 
 Part = Literal["all", "biases", "norms", "last", "none"]
 
@@ -32,8 +32,7 @@ class Subset:
     blocks: int = 1
 
     def __post_init__(self) -> None:
-        if self.blocks < 1:
-            raise SpecError(expected="at least 1", got=repr(self.blocks), where="subset.blocks", fix="Change the value.")
+        require(self.blocks >= 1, where="subset.blocks", expected="at least 1", got=self.blocks)
 
     @property
     def learning_rate(self) -> float:
@@ -69,9 +68,9 @@ class Subset:
 
     def _choose(self, backbone: Backbone) -> Iterable[tuple[str, nn.Parameter]]:
         """Frozen weights only: what an earlier delta trains, or lets its own stand in for, it goes on training."""
-        wanted, taken = self._wanted(backbone), _taken(backbone)
+        free = self._wanted(backbone) - _taken(backbone)
         for name, parameter in backbone.model.named_parameters():
-            if id(parameter) in wanted - taken and not parameter.requires_grad:
+            if id(parameter) in free and not parameter.requires_grad:
                 yield name.replace(".base.", "."), parameter
 
     def _wanted(self, backbone: Backbone) -> set[int]:
