@@ -5,6 +5,7 @@ Dimensions: B rows, T tokens.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -67,7 +68,7 @@ class Setting:
         return replace(chosen, top=self.top) if self.top < 1 else chosen
 
 
-class Side:
+class Side(ABC):
     """fewtune's loop on one setting, and the peer that it is compared with. `peer` comes with `meet`."""
 
     peer: Peer
@@ -87,17 +88,17 @@ class Side:
         self.untuned = TunedModel.assemble(backbone, self.recipe.task, self.recipe.readout, seed=SEED)
         self.labels = [LABELS.index(example.label or "") for example in train]
 
+    @abstractmethod
     def fit(self, steps: int, progress: Progress) -> None:
         """fewtune's steps, each followed by a call of `progress`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def meet(self) -> None:
         """Make the peer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def inputs(self, step: int) -> Any:
         """What the peer is given at a step."""
-        raise NotImplementedError
 
     def let_go(self) -> None:
         """Take fewtune's side out of memory; the peer needs nothing of it any more."""

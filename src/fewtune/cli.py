@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from fewtune import cli_peft, terminal
+from fewtune import cli_backbones, cli_peft, terminal
 from fewtune.errors import FewtuneError, InputError
 from fewtune.flags import (
     AsJson,
@@ -50,8 +50,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Tune pre-trained language models with few labels and few parameters.",
 )
-backbones = typer.Typer(no_args_is_help=True, help="The catalogue of PLMs that need no hub.")
-app.add_typer(backbones, name="backbones")
+app.add_typer(cli_backbones.app, name="backbones")
 
 
 @app.command()
@@ -303,49 +302,6 @@ def inspect(
 
 
 cli_peft.register(app)
-
-
-@backbones.command("list")
-def list_backbones() -> None:
-    """The names that `--backbone` takes without a hub."""
-    from fewtune.backbone import catalogue
-
-    for entry, folder in catalogue.describe():
-        typer.echo(f"{entry.name:14} {entry.title}; {entry.licence}; {folder or 'not pulled yet'}")
-
-
-@backbones.command("pull")
-def pull_backbone(name: str, as_json: AsJson = False) -> None:
-    """Fetch a PLM of the catalogue, check its hash and convert it once; prints the model folder."""
-    from fewtune.backbone import catalogue
-
-    path = catalogue.pull(name, say=say)
-    if as_json:
-        print_json({"name": name, "path": str(path)})
-    else:
-        typer.echo(path)
-
-
-@backbones.command("show")
-def show_backbone(name: str) -> None:
-    """What is known of a PLM: family, size, sites, fingerprint. Loads it."""
-    from fewtune.backbone.load import load
-
-    loaded = load(name, say=say)
-    print_lines(
-        {
-            "name": loaded.name,
-            "family": loaded.model.config.model_type,
-            "reads": "from left to right" if loaded.causal else "both ways",
-            "LM head": "yes" if loaded.has_lm_head else "no",
-            "parameters": f"{loaded.parameters:,}",
-            "blocks": f"{loaded.depth} of width {loaded.width}",
-            "longest input": f"{loaded.max_length} tokens",
-            "sites": ", ".join(loaded.family.sites),
-            "weights": loaded.fingerprint,
-            "tokenizer": loaded.tokenizer_fingerprint,
-        }
-    )
 
 
 def main() -> None:

@@ -2,12 +2,8 @@
 
 import csv
 import json
-import sys
 
 import pytest
-
-from fewtune import cli
-from fewtune.backbone import tiny
 
 TRAIN = """review,sentiment
 great fun and joy,positive
@@ -18,32 +14,12 @@ good and great,positive
 WORDS = ("--words", "positive=great|good,negative=terrible")
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    return str(tiny.save("llama", tmp_path_factory.mktemp("plm") / "llama"))
-
-
 @pytest.fixture
 def work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.csv").write_text(TRAIN)
     (tmp_path / "pairs.csv").write_text("a,b,label\ngreat fun,good,yes\na mess,great,no\ngood,great joy,yes\ndull,joy,no\n")
     return tmp_path
-
-
-def run(capsys, monkeypatch, *arguments):
-    """(exit code, standard output, standard error) of one command."""
-    monkeypatch.setattr(sys, "argv", ["fewtune", *map(str, arguments)])
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    captured = capsys.readouterr()
-    return caught.value.code or 0, captured.out, captured.err
-
-
-@pytest.fixture
-def fewtune(capsys, monkeypatch):
-    return lambda *arguments: run(capsys, monkeypatch, *arguments)
 
 
 def fit(fewtune, llama, *more):

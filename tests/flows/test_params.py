@@ -1,12 +1,8 @@
 """`fewtune params` and `fewtune inspect` as a user types them, on a tiny model folder."""
 
 import json
-import sys
 
 import pytest
-
-from fewtune import cli
-from fewtune.backbone import tiny
 
 TRAIN = """review,sentiment
 great fun and joy,positive
@@ -17,31 +13,11 @@ good and great,positive
 STEP = ("--length", "8", "--batch-size", "2")
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    return str(tiny.save("llama", tmp_path_factory.mktemp("plm") / "llama"))
-
-
 @pytest.fixture
 def work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.csv").write_text(TRAIN)
     return tmp_path
-
-
-@pytest.fixture
-def fewtune(capsys, monkeypatch):
-    """(exit code, standard output, standard error) of one command."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["fewtune", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        captured = capsys.readouterr()
-        return caught.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 def fit(fewtune, llama, *more):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fewtune import artifact, cli
+from fewtune import artifact
 from fewtune.backbone import tiny
 
 ROWS = "text,label\ngreat fun and joy,positive\na dull mess,negative\ngood and great,positive\n"
@@ -21,21 +21,10 @@ def plms(tmp_path_factory):
 
 
 @pytest.fixture
-def fewtune(tmp_path, monkeypatch, capsys):
+def fewtune(fewtune, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.csv").write_text(ROWS)
-
-    def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["fewtune", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+    return fewtune
 
 
 def answers(fewtune, model):

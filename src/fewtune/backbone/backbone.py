@@ -18,27 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from fewtune import registry
-from fewtune.backbone import bank, fingerprints, surgery, turns
+from fewtune.backbone import bank, fingerprints, surgery, turns, walk
 from fewtune.backbone.attention import KeyValues, Prefixes, Seen
 from fewtune.backbone.bank import NOBODY, Edit, Routing
 from fewtune.backbone.families import FAMILIES, SITES, Family
 from fewtune.backbone.front import Fronts, Packed
+from fewtune.backbone.sites import Site, sizes, weighted
 from fewtune.errors import BackboneError
 
 Precision = Literal["float32", "bfloat16"]
-
-
-@dataclass(frozen=True)
-class Site:
-    """A place in block number `block`: the module at `path`, or the outputs `start` to `stop` of it."""
-
-    name: str
-    block: int
-    path: str
-    start: int
-    stop: int
-    inputs: int
-    outputs: int
 
 
 @dataclass(frozen=True)
@@ -146,10 +134,10 @@ class Backbone:
 
     def _sites(self, name: str, block: int) -> Iterator[Site]:
         for place in self.family.sites[name]:
-            module = _weighted(self.blocks[block], place.module)
+            module = weighted(self.blocks[block], place.module)
             if module is None:
                 continue
-            inputs, outputs = _sizes(module)
+            inputs, outputs = sizes(module)
             size = outputs // place.parts
             path = f"{self._stack_path}{self.family.blocks}.{block}.{place.module}"
             yield Site(name, block, path, place.part * size, (place.part + 1) * size, inputs, outputs)
@@ -263,11 +251,11 @@ class Backbone:
             return
         with self.routing.of(route_B):
             packed = self._pack(ids_BT, mask_BT, types_BT)
-        walk = self._walk(packed, start=0, below_BTD=None)
+        steps = self._walk(packed, start=0, below_BTD=None)
         while True:
             # Only while a step runs, for between two of them another batch may go through.
             with self.routing.of(route_B):
-                hidden_BTD = next(walk, None)
+                hidden_BTD = next(steps, None)
             if hidden_BTD is None:
                 return
             yield packed.unpack(hidden_BTD)
@@ -320,28 +308,14 @@ class Backbone:
 
     def _walk(self, packed: Packed, *, start: int, below_BTD: Tensor | None) -> Iterator[Tensor]:
         with self.autocast():
-            calls = self._calls(packed)
-            carried = self._carried(calls) if start else None
+            calls = walk.record(self.stack, self.family, self._inputs(packed))
+            carried = walk.carried(self.blocks, self.family, calls) if start else None
         hidden_BTD: Tensor = calls[0].arguments[0] if below_BTD is None else below_BTD
         yield hidden_BTD
         for call in calls[start:]:
             with self.autocast():
-                hidden_BTD, carried = self._run(call, hidden_BTD, carried)
+                hidden_BTD, carried = walk.run(self.blocks, self.family, call, hidden_BTD, carried)
             yield hidden_BTD
-
-    def _run(self, call: _Call, hidden_BTD: Tensor, carried: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """(the block's states, what it hands to the next block beside them)."""
-        arguments = [hidden_BTD, *call.arguments[1:]]
-        if self.family.carries is not None and carried is not None:
-            arguments[self.family.carries] = carried
-        output = self.blocks[call.block](*arguments, **call.options)
-        if isinstance(output, Tensor):
-            return output, None
-        return output[0], output[1] if self.family.carries is not None else None
-
-    def _carried(self, calls: list[_Call]) -> Tensor | None:
-        """What the first block hands on beside its states (T5's position bias, which depends on the length alone)."""
-        return None if self.family.carries is None else self._run(calls[0], calls[0].arguments[0], None)[1]
 
     def norm(self, hidden_BTD: Tensor) -> Tensor:
         """The stack's final norm, where the family has one, in float32."""
@@ -350,16 +324,6 @@ class Backbone:
         with self.autocast():
             normed: Tensor = self.stack.get_submodule(self.family.final_norm)(hidden_BTD)
         return normed.float()
-
-    def _calls(self, packed: Packed) -> list[_Call]:
-        calls: list[_Call] = []
-        recorders = nn.ModuleList([_Recorder(calls, number, block, self.family.outputs) for number, block in enumerate(self.blocks)])
-        undo = surgery.replace(self.stack, self.family.blocks, recorders)
-        try:
-            self.stack(**self._inputs(packed))
-        finally:
-            undo()
-        return calls
 
     def lm_logits(self, hidden_ND: Tensor, tokens_K: Tensor) -> Tensor:
         """The LM head's logits_NK for the tokens asked for only; `hidden_ND` are states after the final norm."""
@@ -401,35 +365,6 @@ class Backbone:
             self.precision = before
 
 
-@dataclass(frozen=True)
-class _Call:
-    """What the model's own forward hands to a block."""
-
-    block: int
-    arguments: tuple[Any, ...]
-    options: dict[str, Any]
-
-
-class _Recorder(nn.Module):
-    """Stands in for a block: writes down its arguments and hands the hidden states on."""
-
-    def __init__(self, calls: list[_Call], number: int, block: nn.Module, outputs: int) -> None:
-        super().__init__()
-        self.calls, self.number, self.outputs = calls, number, outputs
-        self.stands_for = (block,)  # in a tuple, that it is no child
-
-    def __getattr__(self, name: str) -> Any:
-        """What a stack asks a block of itself (ModernBERT: of which kind its attention is) is the block's."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.stands_for[0], name)
-
-    def forward(self, hidden_BTD: Tensor, *arguments: Any, **options: Any) -> Any:
-        self.calls.append(_Call(self.number, (hidden_BTD, *arguments), options))
-        return hidden_BTD if self.outputs == 0 else (hidden_BTD, *[None] * (self.outputs - 1))
-
-
 def family_of(config: Any, name: str) -> Family:
     """The row of the table for a model of this configuration; raises `BackboneError` for one that is not in it or out of its limits."""
     if config.model_type not in FAMILIES:
@@ -454,23 +389,3 @@ def _unsupported(model_type: str, name: str) -> BackboneError:
         where=f'backbone "{name}"',
         fix=f"Families: {', '.join(FAMILIES)}.",
     )
-
-
-def _weighted(block: nn.Module, path: str) -> nn.Module | None:
-    """The module at `path`, if there is one and it has a weight."""
-    try:
-        module = surgery.unwrapped(block.get_submodule(path))
-    except AttributeError:
-        return None
-    return module if isinstance(getattr(module, "weight", None), Tensor) else None
-
-
-def _sizes(module: nn.Module) -> tuple[int, int]:
-    """(inputs, outputs) of a linear map; GPT-2's Conv1D keeps its weight transposed, a norm has one size."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    if weight.dim() == 1:
-        return weight.shape[0], weight.shape[0]
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    return weight.shape[0], weight.shape[1]

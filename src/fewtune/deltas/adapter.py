@@ -19,8 +19,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from fewtune.backbone.backbone import Backbone, Site
+from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.bank import Edit
+from fewtune.backbone.sites import Site
 from fewtune.deltas.delta import Installed, require
 
 _ENDS = {"attention": ("attention_in", "attention_out"), "ffn": ("ffn_in", "ffn_out")}

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewtune.backbone.backbone import Backbone, Site
+from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.families import SITES
+from fewtune.backbone.sites import Site
 from fewtune.errors import ArtifactError
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"

@@ -20,8 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fewtune.backbone.backbone import Backbone, Site
+from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.families import SITES
+from fewtune.backbone.sites import Site
 from fewtune.deltas import peft_format
 from fewtune.deltas.delta import Delta
 from fewtune.deltas.lora import LoRA

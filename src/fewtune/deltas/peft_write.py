@@ -18,8 +18,9 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from fewtune.backbone import surgery
-from fewtune.backbone.backbone import Backbone, Site
+from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.bank import Bank
+from fewtune.backbone.sites import Site
 from fewtune.deltas import peft_format
 from fewtune.deltas.delta import Delta, Installed
 from fewtune.deltas.lora import LoRA

@@ -13,8 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fewtune.backbone.backbone import Backbone, Site
+from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.bank import Edit
+from fewtune.backbone.sites import Site
 from fewtune.deltas.delta import Installed, require
 
 
