@@ -143,7 +143,8 @@ def _start(groups: Sequence[Group], options: FitOptions, seed: int) -> _State:
     for weight in weights.values():
         weight.requires_grad_(True)
     parts = [{"params": list(group.weights.values()), "lr": group.learning_rate, "peak": group.learning_rate} for group in groups]
-    return _State(torch.optim.AdamW(parts, weight_decay=options.weight_decay), weights)
+    # One pass over all weights instead of a dozen per tensor: several times faster, on the processor too.
+    return _State(torch.optim.AdamW(parts, weight_decay=options.weight_decay, fused=True), weights)
 
 
 def _step(
