@@ -80,9 +80,11 @@ def _check_weights(report: Mapping[str, Any], name: str) -> None:
 
 
 def _check_blocks(report: Mapping[str, Any], family: Family, name: str) -> None:
-    """Refuse weights of more blocks than the configuration names, which transformers would leave out without a word of ours."""
-    beyond = re.compile(rf"(^|\.){re.escape(family.blocks)}\.\d+\.")
-    extra = sorted(key for key in report["unexpected_keys"] if beyond.search(key) and not key.endswith(("bias", "position_ids")))
+    """Refuse weights of blocks that transformers would leave out without a word of ours: more blocks than the configuration names, or
+    matrices that it has no place for. Buffers that older versions stored (rotary frequencies, causal masks) are computed anew.
+    """
+    weight = re.compile(rf"(^|\.){re.escape(family.blocks)}\.\d+\..*\.weight$")
+    extra = sorted(key for key in report["unexpected_keys"] if weight.search(key))
     if extra:
         raise BackboneError(
             expected="a config.json that names every block",

@@ -386,3 +386,12 @@ def test_weights_of_more_blocks_than_the_configuration_names_are_refused(family,
     (folder / "config.json").write_text(json.dumps({**config, key: 2, "layer_types": None}))
     with pytest.raises(BackboneError, match="a config.json that names every block, got none for .*2"):
         load(str(folder))
+
+
+def test_buffers_that_older_versions_stored_in_blocks_are_let_through(tmp_path):
+    folder = tiny.save("llama", tmp_path / "plm")
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    old = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4), "model.layers.0.self_attn.masked_bias": torch.ones(1)}
+    save_file({**tensors, **old}, path, metadata={"format": "pt"})
+    assert load(str(folder)).depth == len([name for name in tensors if name.endswith("input_layernorm.weight")])
