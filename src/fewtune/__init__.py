@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fewtune.readout.calibration import Uncalibrated as Uncalibrated
     from fewtune.readout.cloze import Cloze as Cloze
     from fewtune.readout.head import Head as Head
+    from fewtune.readout.prior import PriorMatching as PriorMatching
     from fewtune.recipe import Recipe as Recipe
     from fewtune.tasks.task import Task as Task
     from fewtune.train.fit import FitOptions as FitOptions
@@ -47,6 +48,7 @@ _PUBLIC = {
     "LoRA": "fewtune.deltas.lora:LoRA",
     "Prediction": "fewtune.data.example:Prediction",
     "Prefix": "fewtune.deltas.prefix:Prefix",
+    "PriorMatching": "fewtune.readout.prior:PriorMatching",
     "Recipe": "fewtune.recipe:Recipe",
     "SoftPrompt": "fewtune.deltas.soft_prompt:SoftPrompt",
     "Split": "fewtune.data.example:Split",

@@ -201,7 +201,9 @@ def zeroshot(
     text: Text = None,
     label: Label = None,
     backbone: BackboneName = "smollm2-135m",
-    calibration: Annotated[str, typer.Option("--calibration", help="contextual or none.")] = "contextual",
+    calibration: Annotated[
+        str, typer.Option("--calibration", help="contextual, prior (no label more often than another) or none.")
+    ] = "contextual",
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Where answers go; standard output if left out.")] = None,
     form: Annotated[str | None, typer.Option("--format", help="csv, tsv or jsonl, for standard output.")] = None,
     batch_size: BatchSize = 32,

@@ -20,7 +20,9 @@ Words = Annotated[str | None, typer.Option("--words", help="Label words: positiv
 TaskFile = Annotated[Path | None, typer.Option("--task", help="A task file (TOML).")]
 BackboneName = Annotated[str, typer.Option("--backbone", help="A name of the catalogue, a model folder, or a hub id.")]
 Readout = Annotated[str | None, typer.Option("--readout", help="cloze or head; by default cloze where there is an LM head.")]
-Calibration = Annotated[str | None, typer.Option("--calibration", help="none, contextual or temperature; by default what helps.")]
+Calibration = Annotated[
+    str | None, typer.Option("--calibration", help="none, contextual, temperature or prior (from unlabelled rows); by default what helps.")
+]
 Seed = Annotated[int, typer.Option("--seed")]
 MaxLength = Annotated[int, typer.Option("--max-length", min=8, help="Tokens; longer texts are shortened, templates never.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]

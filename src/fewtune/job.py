@@ -351,12 +351,13 @@ def zeroshot_model(
     say: Say = _silent,
 ) -> tuple[TunedModel, dict[str, float]]:
     """`fewtune zeroshot`: a calibrated model from a template alone, and seconds to load it. The data's labels are not looked at."""
-    if task is None:
-        reading = readers.read(source.data, text=source.text, labeled=False, skip_bad_rows=source.skip_bad_rows)
-        task = task_of(reading, labels=labels, templates=templates, words=words or {})
+    pool: tuple[Example, ...] = ()
+    if task is None or (settings.calibration is not None and settings.calibration.needs == "unlabeled"):
+        reading = read(source, labeled=False, task=task)
+        task, pool = task or task_of(reading, labels=labels, templates=templates, words=words or {}), reading.examples
     start = time.perf_counter()
     backbone = load_backbone(settings.backbone, device=settings.device, say=say)
-    model = tune(task, Split(), backbone, settings, session=Session(say=say))
+    model = tune(task, Split(unlabeled=pool), backbone, settings, session=Session(say=say))
     return model, {"load": time.perf_counter() - start}
 
 

@@ -3,8 +3,11 @@
 from fewtune.readout.calibration import Calibration, Contextual, Temperature, Uncalibrated
 from fewtune.readout.cloze import Cloze
 from fewtune.readout.head import Head
+from fewtune.readout.prior import PriorMatching
 from fewtune.readout.readout import Readout
 from fewtune.registry import Table
 
 READOUTS: Table[Readout] = Table("readout", {"cloze": Cloze, "head": Head})
-CALIBRATIONS: Table[Calibration] = Table("calibration", {"none": Uncalibrated, "contextual": Contextual, "temperature": Temperature})
+CALIBRATIONS: Table[Calibration] = Table(
+    "calibration", {"none": Uncalibrated, "contextual": Contextual, "temperature": Temperature, "prior": PriorMatching}
+)

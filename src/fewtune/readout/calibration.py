@@ -21,7 +21,7 @@ Needs = Literal["nothing", "content_free", "targets", "unlabeled"]
 CONTENT_FREE = ("N/A", "", "[MASK]")
 """Texts that say nothing, after Zhao et al. 2021, section 5."""
 
-_LEAST_PROBABILITY = 1e-6  # a candidate that content-free inputs never get may gain no more than this factor
+LEAST_PROBABILITY = 1e-6  # a candidate that content-free inputs never get may gain no more than this factor
 _TEMPERATURES = (0.05, 20.0)
 
 
@@ -48,7 +48,7 @@ class Calibrator:
         if scores_NC.shape[-1] != len(self.bias_C):
             expected, got = f"scores of {len(self.bias_C)} candidates", f"{scores_NC.shape[-1]}"
             raise SpecError(expected=expected, got=got, where="calibrator", fix="Fit the calibration again with these labels.")
-        return (_log_probabilities(scores_NC) - torch.tensor(self.bias_C, dtype=torch.float64)) / self.temperature
+        return (log_probabilities(scores_NC) - torch.tensor(self.bias_C, dtype=torch.float64)) / self.temperature
 
     @classmethod
     def identity(cls, candidates: int) -> Calibrator:
@@ -101,8 +101,8 @@ class Contextual:
         >>> calibrator(torch.tensor([[0.8, 0.2]]).log()).softmax(-1).tolist()[0][0]
         0.5
         """
-        _check(scores_NC)
-        mean_C = _log_probabilities(scores_NC).exp().mean(0).clamp(min=_LEAST_PROBABILITY)
+        check(scores_NC)
+        mean_C = log_probabilities(scores_NC).exp().mean(0).clamp(min=LEAST_PROBABILITY)
         return Calibrator(bias_C=tuple((mean_C / mean_C.sum()).log().tolist()))
 
 
@@ -119,8 +119,8 @@ class Temperature:
         stays 1. Where targets are no likelier than chance, hotter is better and the temperature is the highest.
         Raises `SpecError` without a row or targets that fit, `BackboneError` for scores that are not finite.
         """
-        _check(scores_NC)
-        log_NC, aims_N = _log_probabilities(scores_NC), _aims(targets_N, scores_NC)
+        check(scores_NC)
+        log_NC, aims_N = log_probabilities(scores_NC), _aims(targets_N, scores_NC)
         temperature = 1.0 if _all_first(log_NC, aims_N) else _most_likely_temperature(log_NC, aims_N)
         return Calibrator(bias_C=(0.0,) * scores_NC.shape[-1], temperature=temperature)
 
@@ -152,7 +152,8 @@ def _aims(targets_N: Tensor | None, scores_NC: Tensor) -> Tensor:
     return targets_N.cpu().long()
 
 
-def _check(scores_NC: Tensor) -> None:
+def check(scores_NC: Tensor) -> None:
+    """Raise `SpecError` for scores without a row or a candidate, `BackboneError` for scores that are not finite."""
     if scores_NC.ndim != 2 or 0 in scores_NC.shape:
         expected, got = "scores of at least one row and candidate", f"shape {tuple(scores_NC.shape)}"
         raise SpecError(expected=expected, got=got, where="calibration", fix="Give the scores of the inputs that it needs.")
@@ -161,5 +162,6 @@ def _check(scores_NC: Tensor) -> None:
         raise BackboneError(expected="finite scores", got="others", where="calibration", fix=fix)
 
 
-def _log_probabilities(scores_NC: Tensor) -> Tensor:
+def log_probabilities(scores_NC: Tensor) -> Tensor:
+    """log_softmax over the candidates, float64 on the processor, without a graph."""
     return scores_NC.detach().cpu().to(torch.float64).log_softmax(-1)

@@ -64,7 +64,7 @@ class Supervised:
         if not recipe.readout.needs_slot:
             return model  # a fresh head says nothing yet that could be calibrated
         wanted = recipe.calibration if recipe.calibration is None or recipe.calibration.needs != "targets" else None
-        return model.calibrated(calibrate(model, wanted, split.train, otherwise=Contextual()))
+        return model.calibrated(calibrate(model, wanted, split, otherwise=Contextual()))
 
     def _out_of_fold(self, recipe: Recipe, train: tuple[Example, ...], backbone: Backbone, session: Session) -> Tensor:
         """Uncalibrated scores_NC of each labelled row by a model that was tuned without it."""

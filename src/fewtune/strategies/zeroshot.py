@@ -17,6 +17,8 @@ from fewtune.recipe import Recipe
 from fewtune.tasks import KINDS
 from fewtune.train.fit import Session
 
+_MOST_UNLABELED = 1000  # as many rows tell the candidates' shares to a point or two
+
 
 @dataclass(frozen=True)
 class ZeroShot:
@@ -31,20 +33,20 @@ class ZeroShot:
         for note in model.asked.notes:
             session.say(note)
         settle_precision(model, recipe.precision, split)
-        return model.calibrated(calibrate(model, recipe.calibration, split.train, otherwise=Contextual()))
+        return model.calibrated(calibrate(model, recipe.calibration, split, otherwise=Contextual()))
 
 
-def calibrate(model: TunedModel, wanted: Calibration | None, labeled: tuple[Example, ...], *, otherwise: Calibration) -> Calibrator:
+def calibrate(model: TunedModel, wanted: Calibration | None, split: Split, *, otherwise: Calibration) -> Calibrator:
     """Fit the calibration that is wanted on an untuned model.
 
     With none named: whichever of none and contextual makes the labelled rows likelier, or `otherwise` where there are none.
     """
-    if wanted is None and not labeled:
+    if wanted is None and not split.train:
         wanted = otherwise
     if wanted is not None:
-        return _fit(model, wanted, labeled)
-    scores_NC, targets_N = model.raw_scores(labeled), targets(model, labeled)
-    choices = [_fit(model, choice, labeled) for choice in (Uncalibrated(), Contextual())]
+        return _fit(model, wanted, split)
+    scores_NC, targets_N = model.raw_scores(split.train), targets(model, split.train)
+    choices = [_fit(model, choice, split) for choice in (Uncalibrated(), Contextual())]
     return min(choices, key=lambda calibrator: _loss(calibrator, scores_NC, targets_N))
 
 
@@ -57,13 +59,18 @@ def _loss(calibrator: Calibrator, scores_NC: Tensor, targets_N: Tensor) -> float
     return torch.nn.functional.cross_entropy(calibrator(scores_NC), targets_N).item()
 
 
-def _fit(model: TunedModel, calibration: Calibration, labeled: tuple[Example, ...]) -> Calibrator:
+def _fit(model: TunedModel, calibration: Calibration, split: Split) -> Calibrator:
     if calibration.needs == "content_free":
         return calibration.fit(model.content_free_scores(), None)
     if calibration.needs == "targets":
-        if not labeled:
+        if not split.train:
             raise DataError(
                 expected="labelled rows", got="none", where="--calibration", fix="Give labelled rows, or --calibration contextual."
             )
-        return calibration.fit(model.raw_scores(labeled), targets(model, labeled))
+        return calibration.fit(model.raw_scores(split.train), targets(model, split.train))
+    if calibration.needs == "unlabeled":
+        if not split.unlabeled:
+            fix = "Give texts with --unlabeled, or --calibration contextual."
+            raise DataError(expected="unlabelled rows", got="none", where="--calibration", fix=fix)
+        return calibration.fit(model.raw_scores(split.unlabeled[:_MOST_UNLABELED]), None)
     return Calibrator.identity(len(model.task.labels))
