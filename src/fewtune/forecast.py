@@ -22,7 +22,6 @@ from torch.utils._pytree import tree_leaves
 
 from fewtune.model import TunedModel
 from fewtune.prompt.encode import Batch
-from fewtune.train.losses import cross_entropy
 
 ALLOCATOR = 1.7
 """How much memory the C library takes for tensors that come and go, for each byte of them; bench/results/forecast.md measures it."""
@@ -85,7 +84,8 @@ def memory(model: TunedModel, batch: Batch, *, cached: bool = True) -> Memory:
 
 def trained(model: TunedModel) -> list[nn.Parameter]:
     """The weights that a fit of `model` would change."""
-    return [*itertools.chain(*(delta.weights.values() for delta in model.deltas)), *model.reader.weights.values()]
+    own = model.reader.weights.values() if model.readout.learning_rate else ()
+    return [*itertools.chain(*(delta.weights.values() for delta in model.deltas)), *own]
 
 
 @contextmanager
@@ -97,8 +97,8 @@ def _traceless(model: TunedModel) -> Iterator[None]:
 
 def _gradients(model: TunedModel, batch: Batch, below_BTD: Tensor | None) -> Sequence[Tensor | None]:
     """The gradients of a loss, handed over instead of being left in the weights."""
-    scores_BC = model.batch_scores(batch, below_BTD)
-    loss = cross_entropy(scores_BC, torch.zeros(len(batch), dtype=torch.long, device=scores_BC.device))
+    targets_B = torch.arange(len(batch), device=model.backbone.device) % len(model.task.labels)
+    loss = model.reader.loss(model.output(batch, below_BTD), batch, targets_B, torch.zeros((), device=targets_B.device))
     return torch.autograd.grad(loss, trained(model), allow_unused=True)
 
 

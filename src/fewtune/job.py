@@ -31,6 +31,7 @@ from fewtune.deltas.soft_prompt import SoftPrompt
 from fewtune.errors import DataError
 from fewtune.evaluation import Evaluation, evaluate
 from fewtune.model import DEFAULT_LENGTH, Tally, TunedModel
+from fewtune.readout import READOUTS
 from fewtune.readout.calibration import Calibration, Contextual
 from fewtune.readout.cloze import Cloze
 from fewtune.readout.head import Head
@@ -183,7 +184,7 @@ def method(recipe: Recipe, strategy: str) -> str:
     >>> method(Recipe(Task(labels=("a", "b"))), "zeroshot")
     'zeroshot, cloze'
     """
-    parts = [strategy, "cloze" if recipe.readout.needs_slot else "head", *(DELTAS.name_of(delta) for delta in recipe.deltas)]
+    parts = [strategy, READOUTS.name_of(recipe.readout), *(DELTAS.name_of(delta) for delta in recipe.deltas)]
     return ", ".join(parts)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fewtune.backbone.backbone import Backbone
+from fewtune.backbone.backbone import Backbone, Output
 from fewtune.data.example import Example, Prediction
 from fewtune.deltas.delta import Installed, remove_all
 from fewtune.errors import DataError
@@ -118,8 +118,11 @@ class TunedModel:
 
         `below_BTD` are the states that `first_block` is given, if they are known already.
         """
-        output = self.backbone.forward(batch.ids_BT, batch.mask_BT, batch.types_BT, start=self.first_block, below_BTD=below_BTD)
-        return self.reader.scores(output, batch)
+        return self.reader.scores(self.output(batch, below_BTD), batch)
+
+    def output(self, batch: Batch, below_BTD: Tensor | None = None) -> Output:
+        """What the backbone makes of one batch with the deltas in it."""
+        return self.backbone.forward(batch.ids_BT, batch.mask_BT, batch.types_BT, start=self.first_block, below_BTD=below_BTD)
 
     def raw_scores(self, examples: Sequence[Example], *, batch_size: int = 32, tally: Tally | None = None) -> Tensor:
         """Uncalibrated scores_NC, averaged over the templates, float32 on the processor."""

@@ -197,3 +197,20 @@ def bucketed_order(lengths: Sequence[int], *, size: int, seed: int) -> list[list
         chunk = sorted(shuffled[start : start + size * _CHUNK], key=lengths.__getitem__)
         batches += [chunk[begin : begin + size] for begin in range(0, len(chunk), size)]
     return [batches[index] for index in random.permutation(len(batches))]
+
+
+def balanced_order(targets: Sequence[int], *, size: int, seed: int) -> list[list[int]]:
+    """One epoch for training on pairs: two rows of a target after two of another, dealt into batches of up to `size`.
+
+    Targets take turns in an order drawn anew each round; the rows of a rare one come again until the most frequent one's are through,
+    but never twice in a batch.
+    """
+    random = np.random.default_rng(seed)
+    members = {target: [row for row, other in enumerate(targets) if other == target] for target in sorted(set(targets))}
+    shuffled = {target: [rows[place] for place in random.permutation(len(rows))] for target, rows in members.items()}
+    dealt: list[int] = []
+    for start in range(0, max(map(len, members.values())), 2):
+        for place in random.permutation(len(shuffled)):
+            rows = shuffled[sorted(shuffled)[place]]
+            dealt += [rows[(start + turn) % len(rows)] for turn in range(2)]
+    return [list(dict.fromkeys(dealt[start : start + size])) for start in range(0, len(dealt), size)]

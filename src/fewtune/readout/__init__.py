@@ -5,9 +5,10 @@ from fewtune.readout.cloze import Cloze
 from fewtune.readout.head import Head
 from fewtune.readout.prior import PriorMatching
 from fewtune.readout.readout import Readout
+from fewtune.readout.similarity import Similarity
 from fewtune.registry import Table
 
-READOUTS: Table[Readout] = Table("readout", {"cloze": Cloze, "head": Head})
+READOUTS: Table[Readout] = Table("readout", {"cloze": Cloze, "head": Head, "similarity": Similarity})
 CALIBRATIONS: Table[Calibration] = Table(
     "calibration", {"none": Uncalibrated, "contextual": Contextual, "temperature": Temperature, "prior": PriorMatching}
 )

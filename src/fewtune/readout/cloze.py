@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fewtune.backbone.backbone import Backbone, Output
 from fewtune.errors import TaskError
 from fewtune.prompt.encode import Batch
+from fewtune.readout.readout import Scored
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Cloze:
     """The LM head stays as it is and nothing new is learned (Schick & Schütze 2021; Gao et al. 2021, section 4)."""
 
     needs_slot: ClassVar[bool] = True
+    pairs: ClassVar[bool] = False
     learning_rate: ClassVar[float] = 0.0
 
     def install(self, backbone: Backbone, *, candidates: int, generator: torch.Generator) -> ClozeReader:
@@ -31,7 +33,7 @@ class Cloze:
         return ClozeReader(backbone)
 
 
-class ClozeReader:
+class ClozeReader(Scored):
     """score(label) = mean over the label's words of the slot's logit (PET, section 3.1).
 
     Averaging logits is averaging log-probabilities, up to a constant that softmax over the labels removes.

@@ -18,6 +18,7 @@ from fewtune.backbone import pooler
 from fewtune.backbone.backbone import Backbone, Output
 from fewtune.errors import BackboneError, SpecError
 from fewtune.prompt.encode import Batch
+from fewtune.readout.readout import Scored
 
 Pool = Literal["auto", "first", "mean", "last", "front"]
 Layer = Literal["none", "tanh", "gelu", "relu", "pooler"]
@@ -40,6 +41,7 @@ class Head:
     bias: bool = True
 
     needs_slot: ClassVar[bool] = False
+    pairs: ClassVar[bool] = False
     learning_rate: ClassVar[float] = 1e-3
 
     def __post_init__(self) -> None:
@@ -82,7 +84,7 @@ def _pooler(backbone: Backbone) -> nn.Linear:
     return found
 
 
-class HeadReader:
+class HeadReader(Scored):
     """The head's weights over one way of pooling."""
 
     def __init__(self, weights: Mapping[str, nn.Parameter], pool: Pool, before: Callable[[Tensor], Tensor], dropout: float) -> None:

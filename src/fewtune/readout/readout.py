@@ -5,7 +5,8 @@ Dimensions: B rows, C candidates.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, Protocol
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from fewtune.backbone.backbone import Backbone, Output
 from fewtune.prompt.encode import Batch
+from fewtune.train.losses import cross_entropy
 
 
 class Reader(Protocol):
@@ -25,11 +27,40 @@ class Reader(Protocol):
         """scores_BC, float32 logits over the candidates of each row."""
         ...
 
+    def loss(self, output: Output, batch: Batch, targets_B: Tensor, bias_C: Tensor) -> Tensor:
+        """What a step minimises; `bias_C` is taken off the scores where they are in it."""
+        ...
+
+    def settle(self, batches: Iterable[tuple[Output, Batch]], targets_N: Tensor) -> None:
+        """What is left to learn once the loop is done, from all rows to learn from, in their order."""
+        ...
+
+
+class Scored(ABC):
+    """What readers share that learn by their scores alone."""
+
+    @abstractmethod
+    def scores(self, output: Output, batch: Batch) -> Tensor:
+        """scores_BC; each reader has its own."""
+
+    def loss(self, output: Output, batch: Batch, targets_B: Tensor, bias_C: Tensor) -> Tensor:
+        """Cross-entropy of the scores without their bias."""
+        return cross_entropy(self.scores(output, batch) - bias_C, targets_B)
+
+    def settle(self, batches: Iterable[tuple[Output, Batch]], targets_N: Tensor) -> None:
+        """Nothing is left: all is learned in the loop, and the batches are not even computed."""
+        del batches, targets_N
+
 
 class Readout(Protocol):
-    """A frozen dataclass with one verb; `needs_slot` says whether prompts must have a slot."""
+    """A frozen dataclass with one verb.
+
+    `needs_slot` says whether prompts must have a slot, `pairs` whether it learns from pairs of rows of a batch. With a
+    `learning_rate` of 0 the loop leaves its weights alone.
+    """
 
     needs_slot: ClassVar[bool]
+    pairs: ClassVar[bool]
     learning_rate: ClassVar[float]
 
     def install(self, backbone: Backbone, *, candidates: int, generator: torch.Generator) -> Reader:

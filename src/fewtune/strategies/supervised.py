@@ -6,7 +6,7 @@ Dimensions: N examples, B rows, C candidates.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -14,23 +14,26 @@ import torch
 from torch import Tensor
 
 from fewtune import forecast
-from fewtune.backbone.backbone import Backbone
+from fewtune.backbone.backbone import Backbone, Output
 from fewtune.data.example import Example, Split
 from fewtune.data.sampling import derive, folds
 from fewtune.deltas.delta import Installed
 from fewtune.errors import DataError
 from fewtune.model import TunedModel
 from fewtune.precision import settle_precision
-from fewtune.prompt.encode import Batch, Row, bucketed_order, buckets
+from fewtune.prompt.encode import Batch, Row, balanced_order, bucketed_order, buckets
 from fewtune.readout.calibration import Calibrator, Contextual, Uncalibrated
 from fewtune.recipe import Recipe
 from fewtune.strategies.zeroshot import calibrate, targets
 from fewtune.tasks import KINDS
 from fewtune.train.cache import StateCache
 from fewtune.train.fit import Group, Session, fit
-from fewtune.train.losses import cross_entropy
 
 _FOLDS = 4
+PAIRED = 4
+"""A step of a readout that learns from pairs takes so many times the rows, for pairs grow with their square."""
+
+_Epoch = list[tuple[int, list[int]]]
 
 
 @dataclass(frozen=True)
@@ -78,13 +81,15 @@ class Supervised:
         return scores_NC
 
 
-def default_steps(rows: int) -> int:
+def default_steps(rows: int, *, pairs: bool = False) -> int:
     """About twenty passes over the rows in steps of 8, at least 40 and at most 400 steps; docs/defaults.md shows the runs.
 
-    >>> default_steps(16), default_steps(48), default_steps(512)
-    (40, 120, 400)
+    With `pairs`, in steps of 32, at least 20 and at most 100.
+
+    >>> default_steps(16), default_steps(48), default_steps(512), default_steps(48, pairs=True)
+    (40, 120, 400, 30)
     """
-    return min(400, max(40, rows * 5 // 2))
+    return min(100, max(20, rows * 5 // 8)) if pairs else min(400, max(40, rows * 5 // 2))
 
 
 def _tune(model: TunedModel, recipe: Recipe, train: tuple[Example, ...], session: Session) -> TunedModel:
@@ -93,29 +98,52 @@ def _tune(model: TunedModel, recipe: Recipe, train: tuple[Example, ...], session
         generator = torch.Generator().manual_seed(derive(recipe.seed, "init", number))
         deltas.append(delta.install(model.backbone, generator=generator))
     tuned = replace(model, deltas=tuple(deltas))
-    steps = recipe.fit.steps if recipe.fit.steps is not None else default_steps(len(train))
+    steps = recipe.fit.steps if recipe.fit.steps is not None else default_steps(len(train), pairs=model.readout.pairs)
     groups = _groups(tuned, recipe)
-    if not groups or steps == 0:
-        return tuned
     try:
         rows = [tuned.rows(train, template) for template in range(len(tuned.asked.templates))]
-        session.say(
-            f"Tuning {tuned.trained_parameters:,} of {model.backbone.parameters:,} weights on {len(train)} rows: "
-            f"{steps} steps of {recipe.fit.batch_size}, about {_forecast(tuned, rows, recipe, steps, session.cache):.0f} s."
-        )
-        with tuned.training():
-            batches = _batches(rows, tuned, recipe)
-            loss = _loss(tuned, train, rows, _kept_below(tuned, rows, recipe, steps, session))
-            fit(groups, batches, loss, steps=steps, options=recipe.fit, seed=recipe.seed, session=session)
+        if groups and steps:
+            _learn(tuned, recipe, train, rows, groups, steps, session)
+        tuned.reader.settle(_outputs(tuned, rows), targets(tuned, train).repeat(len(rows)))
     except BaseException:
         tuned.remove()
         raise
     return tuned
 
 
-def _forecast(model: TunedModel, rows: Sequence[Sequence[Row]], recipe: Recipe, steps: int, cache: StateCache) -> float:
+def _learn(
+    tuned: TunedModel,
+    recipe: Recipe,
+    train: tuple[Example, ...],
+    rows: Sequence[Sequence[Row]],
+    groups: Sequence[Group],
+    steps: int,
+    session: Session,
+) -> None:
+    """Say what is going to be done and for how long, and do it."""
+    epoch = _epochs(tuned, recipe, train, rows)
+    seconds = _forecast(tuned, rows, recipe, epoch(0), steps, session.cache)
+    session.say(
+        f"Tuning {tuned.trained_parameters:,} of {tuned.backbone.parameters:,} weights on {len(train)} rows: "
+        f"{steps} steps of {max(len(indices) for _, indices in epoch(0))}, about {seconds:.0f} s."
+    )
+    with tuned.training():
+        batches = _batches(rows, tuned, epoch)
+        loss = _loss(tuned, train, rows, _kept_below(tuned, rows, recipe, steps, session))
+        fit(groups, batches, loss, steps=steps, options=recipe.fit, seed=recipe.seed, session=session)
+
+
+def _outputs(model: TunedModel, rows: Sequence[Sequence[Row]]) -> Iterator[tuple[Output, Batch]]:
+    """What the backbone makes of every row, template by template, in order."""
+    for template, encoded in enumerate(rows):
+        for start in range(0, len(encoded), 32):
+            batch = model.collate(encoded[start : start + 32], template)
+            with torch.no_grad():
+                yield model.output(batch), batch
+
+
+def _forecast(model: TunedModel, rows: Sequence[Sequence[Row]], recipe: Recipe, epoch: _Epoch, steps: int, cache: StateCache) -> float:
     """Seconds that the steps will take, each like one on a batch of the middle size, and once those of filling the cache."""
-    epoch = _epoch(rows, recipe, 0)
     sizes = [len(indices) * max(len(rows[template][index].ids) for index in indices) for template, indices in epoch]
     middle = statistics.fmean(sizes)
     size, (template, indices) = min(zip(sizes, epoch, strict=True), key=lambda sized: abs(sized[0] - middle))
@@ -129,7 +157,7 @@ def _groups(model: TunedModel, recipe: Recipe) -> list[Group]:
     """Weights with the learning rate that suits their kind, unless the recipe names one for all."""
     parts = [(f"{number}.", part.weights, part.delta.learning_rate) for number, part in enumerate(model.deltas)]
     parts.append(("readout.", model.reader.weights, model.readout.learning_rate))
-    named = [({prefix + name: weight for name, weight in weights.items()}, rate) for prefix, weights, rate in parts if weights]
+    named = [({prefix + name: weight for name, weight in weights.items()}, rate) for prefix, weights, rate in parts if weights and rate]
     return [Group(weights, recipe.fit.learning_rate or rate) for weights, rate in named]
 
 
@@ -142,12 +170,8 @@ class _Drawn:
     indices: list[int]
 
 
-def _batches(rows: Sequence[Sequence[Row]], model: TunedModel, recipe: Recipe) -> Callable[[int], _Drawn]:
-    """step → batch: a pure function. Each template has its own batches; an epoch holds all of them."""
-
-    @lru_cache(maxsize=2)
-    def epoch(number: int) -> list[tuple[int, list[int]]]:
-        return _epoch(rows, recipe, number)
+def _batches(rows: Sequence[Sequence[Row]], model: TunedModel, epoch: Callable[[int], _Epoch]) -> Callable[[int], _Drawn]:
+    """step → batch: a pure function."""
 
     def at(step: int) -> _Drawn:
         length = len(epoch(0))
@@ -157,7 +181,33 @@ def _batches(rows: Sequence[Sequence[Row]], model: TunedModel, recipe: Recipe) -
     return at
 
 
-def _epoch(rows: Sequence[Sequence[Row]], recipe: Recipe, number: int) -> list[tuple[int, list[int]]]:
+def _epochs(model: TunedModel, recipe: Recipe, train: tuple[Example, ...], rows: Sequence[Sequence[Row]]) -> Callable[[int], _Epoch]:
+    """number → epoch: a pure function. Each template has its own batches; an epoch holds all of them."""
+    targets_N = targets(model, train).tolist()
+
+    @lru_cache(maxsize=2)
+    def epoch(number: int) -> _Epoch:
+        return _paired(targets_N, len(rows), recipe, number) if model.readout.pairs else _epoch(rows, recipe, number)
+
+    return epoch
+
+
+def _step_rows(recipe: Recipe) -> int:
+    """How many rows a step takes."""
+    return recipe.fit.batch_size * (PAIRED if recipe.readout.pairs else 1)
+
+
+def _paired(targets: Sequence[int], templates: int, recipe: Recipe, number: int) -> _Epoch:
+    """Batches in which rows have partners of their label, a label as often as another."""
+    size = _step_rows(recipe)
+    return [
+        (template, indices)
+        for template in range(templates)
+        for indices in balanced_order(targets, size=size, seed=derive(recipe.seed, "order", number, template))
+    ]
+
+
+def _epoch(rows: Sequence[Sequence[Row]], recipe: Recipe, number: int) -> _Epoch:
     batches = [
         (template, indices)
         for template, encoded in enumerate(rows)
@@ -178,7 +228,7 @@ def _loss(
     def loss(drawn: _Drawn) -> Tensor:
         keys = [_key(model, rows[drawn.template][index]) for index in drawn.indices] if cache else []
         below_BTD = cache.get(keys, model.backbone.device) if cache else None
-        return cross_entropy(model.batch_scores(drawn.batch, below_BTD) - bias_C, targets_N[drawn.indices])
+        return model.reader.loss(model.output(drawn.batch, below_BTD), drawn.batch, targets_N[drawn.indices], bias_C)
 
     return loss
 
@@ -218,7 +268,7 @@ def _uncached(model: TunedModel, rows: Sequence[Sequence[Row]], cache: StateCach
 
 def _pays(model: TunedModel, recipe: Recipe, steps: int, computed: int) -> bool:
     """Whether the steps see more rows than would have to be computed for the cache."""
-    return model.first_block > 0 and steps * recipe.fit.batch_size > computed
+    return model.first_block > 0 and steps * _step_rows(recipe) > computed
 
 
 def _fill(model: TunedModel, rows: Sequence[Row], template: int, cache: StateCache) -> bool:

@@ -1,6 +1,6 @@
 """Losses: scores and targets → one number to minimise. Knows tensors; nothing of models, labels or the loop.
 
-Dimensions: B rows, C candidates.
+Dimensions: B rows, C candidates, D width.
 """
 
 from __future__ import annotations
@@ -20,3 +20,21 @@ def cross_entropy(scores_BC: Tensor, targets: Tensor) -> Tensor:
     precision = torch.promote_types(scores_BC.dtype, torch.float32)
     aims = targets.to(precision) if targets.is_floating_point() else targets.long()
     return torch.nn.functional.cross_entropy(scores_BC.to(precision), aims)
+
+
+def supervised_contrastive(embeddings_BD: Tensor, targets_B: Tensor, *, temperature: float) -> Tensor:
+    """The mean over rows of how unlikely their partners of the same target are among all others (Khosla et al. 2020, eq. 2, L_out).
+
+    `embeddings_BD` have unit length. A row without a partner counts for nothing; without any, the loss is 0 and has no gradient.
+
+    >>> far = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    >>> round(supervised_contrastive(far, torch.tensor([0, 0, 1, 1]), temperature=0.1).item(), 4)
+    0.0001
+    """
+    itself_BB = torch.eye(len(targets_B), dtype=torch.bool, device=targets_B.device)
+    partners_BB = (targets_B[:, None] == targets_B) & ~itself_BB
+    similar_BB = (embeddings_BD.float() @ embeddings_BD.float().T / temperature).masked_fill(itself_BB, float("-inf"))
+    log_BB = similar_BB.log_softmax(1).masked_fill(~partners_BB, 0.0)
+    count_B = partners_BB.sum(1)
+    loss_B = -log_BB.sum(1) / count_B.clamp(min=1)
+    return loss_B.sum() / (count_B > 0).sum().clamp(min=1)

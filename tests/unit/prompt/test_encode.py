@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections import Counter
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from fewtune.backbone import tiny
 from fewtune.errors import TaskError
-from fewtune.prompt.encode import Encoder, Row, bucketed_order, buckets, collate, level
+from fewtune.prompt.encode import Encoder, Row, balanced_order, bucketed_order, buckets, collate, level
 from fewtune.prompt.template import Template, literal
 from fewtune.prompt.verbalizer import WordIds
 
@@ -261,3 +262,18 @@ def test_an_epoch_is_drawn_anew_for_each_seed_and_pads_little():
     # The order of the batches does not follow length, or training would.
     first_lengths = [given_lengths[batch[0]] for batch in epochs[0]]
     assert first_lengths != sorted(first_lengths)
+
+
+@settings(max_examples=100, deadline=None)
+@given(targets=st.lists(st.integers(0, 4), min_size=1, max_size=60), size=st.integers(2, 20), seed=st.integers(0, 99))
+def test_balanced_order_gives_partners_and_turns(targets, size, seed):
+    batches = balanced_order(targets, size=2 * size, seed=seed)
+    assert batches == balanced_order(targets, size=2 * size, seed=seed)
+    assert {row for batch in batches for row in batch} == set(range(len(targets))), "every row comes in an epoch"
+    counts = Counter(targets)
+    for batch in batches:
+        assert len(set(batch)) == len(batch) <= 2 * size
+        alone = [target for target, times in Counter(targets[row] for row in batch).items() if times == 1]
+        assert all(counts[target] == 1 for target in alone), "a row has a partner unless its label has none"
+    dealt = Counter(targets[row] for batch in batches for row in batch)
+    assert max(dealt.values()) <= max(counts.values()) + 1

@@ -1,9 +1,11 @@
 """The losses against their formulas and torch's own."""
 
+import math
+
 import pytest
 import torch
 
-from fewtune.train.losses import cross_entropy
+from fewtune.train.losses import cross_entropy, supervised_contrastive
 
 
 def test_hard_targets_by_formula_and_torch():
@@ -42,3 +44,26 @@ def test_half_precision_is_raised_to_float32_and_no_precision_is_lost(given, com
     loss = cross_entropy(scores, torch.tensor([1, 0], dtype=torch.int32))
     assert loss.dtype == computed
     assert torch.equal(loss, torch.nn.functional.cross_entropy(scores.to(computed), torch.tensor([1, 0])))
+
+
+def test_supervised_contrastive_equals_a_double_loop():
+    generator = torch.Generator().manual_seed(2)
+    embeddings_BD = torch.nn.functional.normalize(torch.randn(7, 4, generator=generator), dim=-1)
+    targets = [0, 1, 0, 2, 1, 0, 3]  # rows 3 and 6 have no partner
+    losses = []
+    for row, target in enumerate(targets):
+        partners = [other for other, its in enumerate(targets) if its == target and other != row]
+        if partners:
+            others = [other for other in range(7) if other != row]
+            total = sum(math.exp(float(embeddings_BD[row] @ embeddings_BD[other]) / 0.3) for other in others)
+            likely = [float(embeddings_BD[row] @ embeddings_BD[other]) / 0.3 - math.log(total) for other in partners]
+            losses.append(-sum(likely) / len(partners))
+    found = supervised_contrastive(embeddings_BD, torch.tensor(targets), temperature=0.3)
+    assert found.item() == pytest.approx(sum(losses) / 5, abs=1e-5)
+
+
+def test_without_any_partner_the_contrastive_loss_is_zero_and_moves_nothing():
+    embeddings_BD = torch.eye(3).requires_grad_()
+    loss = supervised_contrastive(embeddings_BD, torch.tensor([0, 1, 2]), temperature=0.1)
+    loss.backward()
+    assert loss.item() == 0 and embeddings_BD.grad is not None and bool((embeddings_BD.grad == 0).all())
