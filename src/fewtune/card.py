@@ -41,6 +41,7 @@ def _body(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:
         f"| backbone | `{backbone['name']}` (weights {backbone['fingerprint'][:12]}, tokenizer {backbone['tokenizer_fingerprint'][:12]}) |",
         f"| method | {_cell(about.get('method', ''))} |",
         f"| labelled rows | {about.get('rows', '')} |",
+        *_estimate(about),
         f"| trained parameters | {manifest['trained_parameters']:,} ({share:.3%} of {manifest['backbone_parameters']:,}) |",
         f"| bytes | {sum(sizes.values()):,}; a hundred such tasks beside one backbone {_beside(manifest, sizes)} |",
         f"| reads | {', '.join(task['fields'])}; at most {manifest['max_length']} tokens |",
@@ -57,6 +58,16 @@ def _body(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:
         'answers = model.predict(["…"])',
         "```",
     ]
+
+
+def _estimate(about: Mapping[str, Any]) -> list[str]:
+    """The accuracy that was estimated without a test set, if it was."""
+    if "estimate" not in about:
+        return []
+    found = about["estimate"]
+    share, low, high = (f"{100 * found[name]:.0f}" for name in ("value", "low", "high"))
+    text = f"{share} % ({100 * found['level']:.0f} % interval {low}–{high}), cross-validated on {found['rows']} labelled rows"
+    return [f"| accuracy, estimated | {text} |"]
 
 
 def _beside(manifest: Manifest, sizes: Mapping[str, int]) -> str:

@@ -66,7 +66,9 @@ def fit(
     template: Template = None,
     words: Words = None,
     backbone: BackboneName = "smollm2-135m",
-    strategy: Annotated[str, typer.Option("--strategy", help="supervised or zeroshot.")] = "supervised",
+    strategy: Annotated[
+        str | None, typer.Option("--strategy", help="ladder, supervised or zeroshot; by default the ladder, if no method is chosen.")
+    ] = None,
     delta: Annotated[
         list[str] | None, typer.Option("--delta", help="lora, lora:rank=4,sites=ffn_in+ffn_out, adapter, ia3, houlsby …")
     ] = None,
@@ -85,6 +87,7 @@ def fit(
 ) -> None:
     """Tune a model on a few labelled rows and write it to a folder."""
     from fewtune import job
+    from fewtune.estimate import Estimate, spoken
     from fewtune.train.fit import FitOptions
 
     settings = job.Settings(
@@ -123,6 +126,7 @@ def fit(
             "method": result["method"],
             "trained parameters": f"{result['trained_parameters']:,}"
             f" ({result['trained_parameters'] / result['backbone_parameters']:.3%} of {result['backbone_parameters']:,})",
+            **({"estimate": spoken(Estimate(**result["estimate"]))} if result["estimate"] else {}),
             "seconds": ", ".join(f"{name} {value:.1f}" for name, value in fitted.seconds.items()),
             "model": f"{out} ({result['bytes']['model']:,} bytes; its card is {out}/README.md)",
         }

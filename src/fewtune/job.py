@@ -55,7 +55,7 @@ class Settings:
     """How to tune, where the user may leave everything open; `None` stands for the default."""
 
     backbone: str = DEFAULT_BACKBONE
-    strategy: str = "supervised"
+    strategy: str | None = None
     deltas: tuple[Delta, ...] | None = None
     readout: Readout | None = None
     calibration: Calibration | None = None
@@ -64,6 +64,12 @@ class Settings:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str | None = None
     seed: int = 42
+
+    @property
+    def way(self) -> str:
+        """The strategy: the one that is named; else the ladder, unless something of the method is settled already."""
+        settled = (self.deltas, self.readout, self.calibration, self.fit.steps, self.fit.learning_rate)
+        return self.strategy or ("ladder" if all(choice is None for choice in settled) else "supervised")
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ class Fitted:
             "method": self.model.about["method"],
             "trained_parameters": self.model.trained_parameters,
             "backbone_parameters": self.model.backbone.parameters,
-            "estimate": None,
+            "estimate": self.model.about.get("estimate"),
             "seconds": dict(self.seconds),
             "bytes": {"model": size},
             **({} if self.evaluation is None else self.evaluation.to_dict()),
@@ -106,7 +112,7 @@ def fit(
     *,
     unlabeled: object = None,
     backbone: str | Backbone = DEFAULT_BACKBONE,
-    strategy: str = "supervised",
+    strategy: str | None = None,
     deltas: Sequence[Delta] | None = None,
     readout: Readout | None = None,
     calibration: Calibration | None = None,
@@ -143,20 +149,21 @@ def zeroshot(task: Task, *, backbone: str | Backbone = DEFAULT_BACKBONE, calibra
 def tune(task: Task, split: Split, backbone: Backbone, settings: Settings, *, session: Session) -> TunedModel:
     """Settle the recipe and run its strategy; the model knows how it was made (`about`)."""
     recipe = recipe_of(task, backbone, settings)
-    model = STRATEGIES.member(settings.strategy, "--strategy")().run(recipe, split, backbone, session=session)
+    model = STRATEGIES.member(settings.way, "--strategy")().run(recipe, split, backbone, session=session)
+    made = Recipe.from_dict(model.about["recipe"]) if "recipe" in model.about else recipe
     about = {
-        "method": method(recipe, settings.strategy),
+        "method": method(made, model.about.get("kept", settings.way)),
         "rows": len(split.train),
-        "strategy": settings.strategy,
+        "strategy": settings.way,
         "recipe": recipe.to_dict(),
     }
-    return replace(model, about=about)
+    return replace(model, about={**about, **model.about})
 
 
 def recipe_of(task: Task, backbone: Backbone, settings: Settings) -> Recipe:
     """Defaults for what the user left open: the cloze readout where there is an LM head, LoRA in the top third of the blocks."""
     readout = settings.readout or (Cloze() if backbone.has_lm_head else Head())
-    deltas = settings.deltas if settings.deltas is not None else (() if settings.strategy == "zeroshot" else DEFAULT_DELTAS)
+    deltas = settings.deltas if settings.deltas is not None else (() if settings.way == "zeroshot" else DEFAULT_DELTAS)
     return Recipe(
         task=task,
         backbone=backbone.name,
@@ -265,7 +272,7 @@ def _key(task: Task, split: Split, backbone: Backbone, settings: Settings) -> st
     rows = [[dict(example.fields), example.label] for example in (*split.train, *split.unlabeled)]
     plain = [
         recipe_of(task, backbone, settings).to_dict(),
-        settings.strategy,
+        settings.way,
         rows,
         backbone.fingerprint,
         torch.__version__,

@@ -147,6 +147,10 @@ class TunedModel:
         """Calibrated probabilities_NC, float64."""
         return self.calibrator(self.raw_scores(examples, batch_size=batch_size, tally=tally)).softmax(-1)
 
+    def log_probabilities(self, examples: Sequence[Example]) -> Tensor:
+        """Calibrated log-probabilities_NC, float64."""
+        return self.calibrator(self.raw_scores(examples)).log_softmax(-1)
+
     def predict(self, texts: Iterable[object], *, batch_size: int = 32) -> list[Prediction]:
         """An answer for each text: a string (for a task of one field), a tuple, a dict of fields, or an `Example`."""
         return list(self.stream(self.examples(texts), batch_size=batch_size))

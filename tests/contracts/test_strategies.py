@@ -34,7 +34,7 @@ def run(name, family):
 
 
 def test_every_strategy_is_seen():
-    assert list(STRATEGIES) == ["zeroshot", "supervised"]
+    assert list(STRATEGIES) == ["zeroshot", "supervised", "ladder"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -49,7 +49,8 @@ def test_the_same_seed_gives_the_same_numbers_and_the_artifact_keeps_them(name, 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "zeroshot"])
+# The ladder keeps what does well on rows not seen, of which six rows and a random model say nothing.
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in ("zeroshot", "ladder")])
 def test_what_is_trained_learns_a_task_that_can_be_learned(name, family):
     model, _ = run(name, family)
     assert [answer.label for answer in model.predict(TRAIN)] == [example.label for example in TRAIN]

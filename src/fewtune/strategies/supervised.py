@@ -52,7 +52,8 @@ class Supervised:
         model = self._untuned(recipe, split, backbone, session)
         temperature = 1.0
         if recipe.calibration is not None and recipe.calibration.needs == "targets":
-            scores_NC = self._out_of_fold(recipe, split.train, backbone, session)
+            fold_recipe = replace(recipe, calibration=Uncalibrated())
+            scores_NC = out_of_fold(fold_recipe, split, backbone, session, read=TunedModel.raw_scores)
             temperature = recipe.calibration.fit(scores_NC, targets(model, split.train)).temperature
         tuned = _tune(model, recipe, split.train, session)
         return tuned.calibrated(Calibrator(tuned.calibrator.bias_C, temperature))
@@ -69,16 +70,18 @@ class Supervised:
         wanted = recipe.calibration if recipe.calibration is None or recipe.calibration.needs != "targets" else None
         return model.calibrated(calibrate(model, wanted, split, otherwise=Contextual()))
 
-    def _out_of_fold(self, recipe: Recipe, train: tuple[Example, ...], backbone: Backbone, session: Session) -> Tensor:
-        """Uncalibrated scores_NC of each labelled row by a model that was tuned without it."""
-        scores_NC = torch.zeros(len(train), len(recipe.task.labels))
-        fold_recipe = replace(recipe, calibration=Uncalibrated())
-        for number, (kept, held) in enumerate(folds(train, _FOLDS, seed=derive(recipe.seed, "folds"))):
-            part = Split(train=tuple(train[index] for index in kept))
-            model = self.run(fold_recipe, part, backbone, session=session.child(f"fold-{number + 1}"))
-            scores_NC[list(held)] = model.raw_scores([train[index] for index in held])
-            model.remove()
-        return scores_NC
+
+def out_of_fold(
+    recipe: Recipe, split: Split, backbone: Backbone, session: Session, *, read: Callable[[TunedModel, Sequence[Example]], Tensor]
+) -> Tensor:
+    """What `read` gives for each labelled row, in order, from a model that was tuned without it."""
+    found: dict[int, Tensor] = {}
+    for number, (kept, held) in enumerate(folds(split.train, _FOLDS, seed=derive(recipe.seed, "folds"))):
+        part = replace(split, train=tuple(split.train[index] for index in kept))
+        model = Supervised().run(recipe, part, backbone, session=session.child(f"fold-{number + 1}"))
+        found |= zip(held, read(model, [split.train[index] for index in held]), strict=True)
+        model.remove()
+    return torch.stack([found[index] for index in range(len(split.train))])
 
 
 def default_steps(rows: int, *, pairs: bool = False) -> int:

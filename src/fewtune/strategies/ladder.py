@@ -1,0 +1,123 @@
+"""From the cheapest way to the dearest: each is judged on labelled rows that it has not seen, and the simplest that is not worse is kept.
+
+Tuning can end below what the PLM does by itself, and calibration can help or hurt; which it is, the labelled rows themselves tell.
+
+Dimensions: N rows, C candidates, M rungs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fewtune import estimate
+from fewtune.backbone.backbone import Backbone
+from fewtune.data.example import Split
+from fewtune.model import TunedModel
+from fewtune.readout.calibration import Calibration, Contextual, Uncalibrated
+from fewtune.recipe import Recipe
+from fewtune.strategies.strategy import Strategy
+from fewtune.strategies.supervised import Supervised, out_of_fold
+from fewtune.strategies.zeroshot import ZeroShot
+from fewtune.tasks import KINDS
+from fewtune.train.fit import Session
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One way, with the recipe that it runs."""
+
+    name: str
+    strategy: Strategy
+    recipe: Recipe
+
+    @property
+    def learns(self) -> bool:
+        """Whether it learns from labelled rows, so that it must be judged on others."""
+        return isinstance(self.strategy, Supervised)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the labelled rows say of each rung: losses_NM and right_NM of rows that it has not seen."""
+
+    rungs: tuple[Rung, ...]
+    losses_NM: NDArray[np.float64]
+    right_NM: NDArray[np.float64]
+
+    @property
+    def kept(self) -> Rung:
+        """The simplest rung that is not worse."""
+        return self.rungs[estimate.simplest(self.losses_NM)]
+
+    def figures(self) -> list[dict[str, Any]]:
+        """Each rung's accuracy and mean loss; the best of them is no estimate."""
+        means = zip(self.rungs, self.right_NM.mean(0).tolist(), self.losses_NM.mean(0).tolist(), strict=True)
+        return [{"name": rung.name, "accuracy": right, "loss": loss} for rung, right, loss in means]
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Zero-shot, zero-shot calibrated, tuned; where no word is read, frozen embeddings and tuned, or tuned alone."""
+
+    def run(self, recipe: Recipe, split: Split, backbone: Backbone, *, session: Session) -> TunedModel:
+        """The model of the rung that was kept; `about` holds its estimate and each rung's figures.
+
+        Without two distinct rows of each label nothing can be held out: then it is `Supervised`, with no estimate.
+        """
+        if split.train:
+            KINDS.member(recipe.task.kind)().check(recipe.task, split.train, "fit")
+        judging = _judging(split)
+        if min((Counter(example.label for example in judging.train)[label] for label in recipe.task.labels), default=0) < 2:
+            session.say("No estimate: it needs two different rows of each label.")
+            return Supervised().run(recipe, split, backbone, session=session)
+        judged = _judged(_rungs(recipe), judging, backbone, session)
+        kept, figures = judged.kept, judged.figures()
+        found = estimate.chosen(judged.losses_NM, judged.right_NM, seed=recipe.seed)
+        each = ", ".join(f"{one['name']} {100 * one['accuracy']:.0f} % (loss {one['loss']:.2f})" for one in figures)
+        session.say(f"On rows not seen: {each}. Kept: {kept.name}. Estimate: {estimate.spoken(found)}.")
+        model = kept.strategy.run(kept.recipe, split, backbone, session=session)
+        about = {"kept": kept.name, "estimate": found.to_dict(), "rungs": figures, "recipe": kept.recipe.to_dict()}
+        return replace(model, about={**model.about, **about})
+
+
+def _judged(rungs: tuple[Rung, ...], judging: Split, backbone: Backbone, session: Session) -> Judged:
+    names = ", ".join(rung.name for rung in rungs)
+    session.say(f"Judging {names} on {len(judging.train)} labelled rows, each by a model that has not seen it.")
+    task = rungs[0].recipe.task
+    targets_N1 = torch.tensor(KINDS.member(task.kind)().targets(task, judging.train))[:, None]
+    scores = [_unseen(rung, judging, backbone, session.child(f"rung-{number}")) for number, rung in enumerate(rungs)]
+    losses = [-log_NC.gather(1, targets_N1)[:, 0] for log_NC in scores]
+    right = [(log_NC.argmax(1) == targets_N1[:, 0]).double() for log_NC in scores]
+    return Judged(rungs, torch.stack(losses, 1).numpy(), torch.stack(right, 1).numpy())
+
+
+def _rungs(recipe: Recipe) -> tuple[Rung, ...]:
+    tuned, bare = Rung("tuned", Supervised(), recipe), replace(recipe, deltas=())
+    if not recipe.readout.needs_slot:
+        frozen = Rung("frozen embeddings", Supervised(), bare)
+        return (frozen, tuned) if recipe.readout.pairs and recipe.deltas else (tuned,)
+    kinds: dict[str, Calibration] = {"zero-shot": Uncalibrated(), "zero-shot calibrated": Contextual()}
+    if recipe.calibration is not None and recipe.calibration.needs != "targets":
+        kinds = {"zero-shot": recipe.calibration}
+    return (*(Rung(name, ZeroShot(), replace(bare, calibration=kind)) for name, kind in kinds.items()), tuned)
+
+
+def _judging(split: Split) -> Split:
+    """The split with each text once, so that none is learned from and judged on."""
+    first = estimate.distinct([tuple(example.fields.values()) for example in split.train])
+    return replace(split, train=tuple(split.train[position] for position in first))
+
+
+def _unseen(rung: Rung, judging: Split, backbone: Backbone, session: Session) -> Tensor:
+    """Calibrated log-probabilities_NC of each row by a model that has not learned from it."""
+    if rung.learns:
+        return out_of_fold(rung.recipe, judging, backbone, session, read=TunedModel.log_probabilities)
+    model = rung.strategy.run(rung.recipe, replace(judging, train=()), backbone, session=session)
+    return model.log_probabilities(judging.train)

@@ -1,0 +1,67 @@
+"""The ladder: what it judges, what it keeps, and when it cannot judge."""
+
+import pytest
+
+import fewtune as ft
+from fewtune import job
+from fewtune.backbone import tiny
+from fewtune.backbone.backbone import Backbone
+from fewtune.data.example import Example, Split
+from fewtune.deltas.lora import LoRA
+from fewtune.deltas.subset import Subset
+from fewtune.readout.head import Head
+from fewtune.readout.similarity import Similarity
+from fewtune.train.fit import FitOptions, Session
+
+POSITIVE = ("great fun and joy", "great great joy", "joy and fun", "fun from start to finish")
+NEGATIVE = ("a dull mess", "dull lifeless mess", "a mess", "lifeless and dull")
+TRAIN = tuple(Example({"text": text}, label) for label, texts in (("yes", POSITIVE), ("no", NEGATIVE)) for text in texts)
+TASK = ft.Task.classification(["no", "yes"], template="Review: {text}\nSentiment: {slot}", words={"no": "terrible", "yes": "great"})
+
+
+def run(train=TRAIN, family="bert", **given):
+    notes = []
+    backbone = Backbone(*tiny.model(family), name=family)
+    options = FitOptions(steps=given.pop("steps", 40), learning_rate=given.pop("learning_rate", 0.02))
+    settings = job.Settings(strategy="ladder", fit=options, seed=3, **given)
+    return job.tune(TASK, Split(train=train), backbone, settings, session=Session(say=notes.append)), backbone, notes
+
+
+def test_what_learns_the_task_is_kept_and_judged_on_rows_it_has_not_seen():
+    model, _, notes = run(deltas=(Subset(),), family="llama", steps=60, learning_rate=0.003)
+    assert model.about["kept"] == "tuned" and model.about["method"] == "tuned, cloze, subset" and model.deltas
+    assert [rung["name"] for rung in model.about["rungs"]] == ["zero-shot", "zero-shot calibrated", "tuned"]
+    estimate = model.about["estimate"]
+    assert 0 <= estimate["low"] <= estimate["value"] <= estimate["high"] <= 1 and estimate["rows"] == len(TRAIN)
+    assert any("Kept: tuned. Estimate: " in note for note in notes)
+
+
+def test_tuning_that_does_nothing_is_not_kept():
+    model, _, _ = run(deltas=(LoRA(rank=4),), steps=0)
+    assert model.about["kept"].startswith("zero-shot") and not model.deltas and model.trained_parameters == 0
+
+
+def test_the_backbone_is_left_with_the_kept_deltas_only():
+    model, backbone, _ = run(deltas=(Subset(),), family="llama", steps=60, learning_rate=0.003)
+    model.remove()
+    fresh = Backbone(*tiny.model("llama"), name="llama")
+    bare = [job.tune(TASK, Split(), one, job.Settings(strategy="zeroshot"), session=Session()) for one in (backbone, fresh)]
+    assert bare[0].predict(TRAIN) == bare[1].predict(TRAIN)
+
+
+@pytest.mark.parametrize(("readout", "names"), [(Head(), ["tuned"]), (Similarity(), ["frozen embeddings", "tuned"])])
+def test_where_no_word_is_read_there_is_no_zero_shot(readout, names):
+    model, _, _ = run(family="bert", readout=readout, deltas=(Subset("norms"),), steps=5)
+    assert [rung["name"] for rung in model.about["rungs"]] == names
+
+
+def test_without_two_different_rows_of_a_label_there_is_no_estimate():
+    model, _, notes = run(train=TRAIN[:5] + TRAIN[4:5], steps=5)
+    assert "estimate" not in model.about and any(note.startswith("No estimate") for note in notes)
+
+
+def test_it_is_what_is_done_unless_something_of_the_method_is_chosen():
+    assert job.Settings().way == "ladder"
+    assert job.Settings(strategy="zeroshot").way == "zeroshot"
+    for chosen in ({"deltas": ()}, {"readout": Head()}, {"fit": FitOptions(steps=3)}, {"calibration": ft.Contextual()}):
+        assert job.Settings(**chosen).way == "supervised"
