@@ -19,7 +19,9 @@ Template = Annotated[
 Words = Annotated[str | None, typer.Option("--words", help="Label words: positive=great|good,negative=terrible.")]
 TaskFile = Annotated[Path | None, typer.Option("--task", help="A task file (TOML).")]
 BackboneName = Annotated[str, typer.Option("--backbone", help="A name of the catalogue, a model folder, or a hub id.")]
-Readout = Annotated[str | None, typer.Option("--readout", help="cloze or head; by default cloze where there is an LM head.")]
+Readout = Annotated[
+    str | None, typer.Option("--readout", help="cloze, head or similarity; by default cloze where there is an LM head, else similarity.")
+]
 Calibration = Annotated[
     str | None, typer.Option("--calibration", help="none, contextual, temperature or prior (from unlabelled rows); by default what helps.")
 ]

@@ -138,7 +138,7 @@ def _update(sizes: Sequence[int], device: torch.device) -> Callable[[], None]:
     weights = [nn.Parameter(torch.zeros(size, device=device)) for size in sizes]
     for weight in weights:
         weight.grad = torch.ones_like(weight)
-    optimizer, means = torch.optim.AdamW(weights), [weight.detach().clone() for weight in weights]
+    optimizer, means = torch.optim.AdamW(weights, fused=True), [weight.detach().clone() for weight in weights]
 
     def update() -> None:
         torch.nn.utils.clip_grad_norm_(weights, 1.0)

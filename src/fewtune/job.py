@@ -34,8 +34,8 @@ from fewtune.model import DEFAULT_LENGTH, Tally, TunedModel
 from fewtune.readout import READOUTS
 from fewtune.readout.calibration import Calibration, Contextual
 from fewtune.readout.cloze import Cloze
-from fewtune.readout.head import Head
 from fewtune.readout.readout import Readout
+from fewtune.readout.similarity import Similarity
 from fewtune.recipe import DEFAULT_BACKBONE, Recipe
 from fewtune.strategies import STRATEGIES
 from fewtune.tasks.task import Task
@@ -44,6 +44,9 @@ from fewtune.train.fit import FitOptions, Progress, Session
 Say = Callable[[str], None]
 _LABELS = "{labels}"
 DEFAULT_DELTAS: tuple[Delta, ...] = (LoRA(top=1 / 3),)
+_LINEAR = ("query", "key", "value", "attention_out", "ffn_in", "ffn_out")
+PAIRED_DELTAS: tuple[Delta, ...] = (LoRA(top=1 / 2, sites=_LINEAR),)
+"""What is tuned by default where the readout learns from pairs; docs/defaults.md has the runs."""
 
 
 def _silent(line: str) -> None:
@@ -161,9 +164,10 @@ def tune(task: Task, split: Split, backbone: Backbone, settings: Settings, *, se
 
 
 def recipe_of(task: Task, backbone: Backbone, settings: Settings) -> Recipe:
-    """Defaults for what the user left open: the cloze readout where there is an LM head, LoRA in the top third of the blocks."""
-    readout = settings.readout or (Cloze() if backbone.has_lm_head else Head())
-    deltas = settings.deltas if settings.deltas is not None else (() if settings.way == "zeroshot" else DEFAULT_DELTAS)
+    """Defaults for what the user left open: the cloze readout where there is an LM head and similarity where not, LoRA in the upper blocks."""
+    readout = settings.readout or (Cloze() if backbone.has_lm_head else Similarity())
+    usual = () if settings.way == "zeroshot" else PAIRED_DELTAS if readout.pairs else DEFAULT_DELTAS
+    deltas = usual if settings.deltas is None else settings.deltas
     return Recipe(
         task=task,
         backbone=backbone.name,

@@ -152,4 +152,4 @@ def test_what_the_optimizer_needs_beside_a_weight_grows_with_it():
     size = 2**18
     update = forecast._update([size], torch.device("cpu"))
     update()
-    assert forecast._peak(update) / (4 * size) == pytest.approx(forecast._update_temporaries(), rel=0.05)
+    assert forecast._peak(update) / (4 * size) == pytest.approx(forecast._update_temporaries(), rel=0.05, abs=0.01)

@@ -78,7 +78,7 @@ def out_of_fold(
     found: dict[int, Tensor] = {}
     for number, (kept, held) in enumerate(folds(split.train, _FOLDS, seed=derive(recipe.seed, "folds"))):
         part = replace(split, train=tuple(split.train[index] for index in kept))
-        model = Supervised().run(recipe, part, backbone, session=session.child(f"fold-{number + 1}"))
+        model = Supervised().run(recipe, part, backbone, session=session.child(f"fold-{number + 1}", told=number > 0))
         found |= zip(held, read(model, [split.train[index] for index in held]), strict=True)
         model.remove()
     return torch.stack([found[index] for index in range(len(split.train))])
@@ -125,11 +125,12 @@ def _learn(
 ) -> None:
     """Say what is going to be done and for how long, and do it."""
     epoch = _epochs(tuned, recipe, train, rows)
-    seconds = _forecast(tuned, rows, recipe, epoch(0), steps, session.cache)
-    session.say(
-        f"Tuning {tuned.trained_parameters:,} of {tuned.backbone.parameters:,} weights on {len(train)} rows: "
-        f"{steps} steps of {max(len(indices) for _, indices in epoch(0))}, about {seconds:.0f} s."
-    )
+    if not session.told:
+        seconds = _forecast(tuned, rows, recipe, epoch(0), steps, session.cache)
+        session.say(
+            f"Tuning {tuned.trained_parameters:,} of {tuned.backbone.parameters:,} weights on {len(train)} rows: "
+            f"{steps} steps of {_step_rows(recipe)}, about {seconds:.0f} s."
+        )
     with tuned.training():
         batches = _batches(rows, tuned, epoch)
         loss = _loss(tuned, train, rows, _kept_below(tuned, rows, recipe, steps, session))

@@ -73,7 +73,7 @@ class Session:
     """Where a fit keeps its checkpoint (nowhere if `folder` is None) and whom it tells.
 
     `key` names the job's inputs: a checkpoint with another key is not gone on with. `label` tells several fits of a job apart.
-    `cache` is shared by all of them.
+    `cache` is shared by all of them; `told` says that no forecast is wanted any more.
     """
 
     folder: Path | None = None
@@ -83,10 +83,11 @@ class Session:
     say: Callable[[str], None] = lambda line: None
     every_seconds: float = 10.0
     cache: StateCache = field(default_factory=StateCache)
+    told: bool = False
 
-    def child(self, label: str) -> Session:
-        """The session of a fit that is a part of this one."""
-        return replace(self, label=f"{self.label}.{label}")
+    def child(self, label: str, *, told: bool = False) -> Session:
+        """The session of a fit that is a part of this one; `told` if another like it has said already how long it takes."""
+        return replace(self, label=f"{self.label}.{label}", told=self.told or told)
 
     @property
     def checkpoint(self) -> Path | None:
