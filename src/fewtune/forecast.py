@@ -54,18 +54,19 @@ class Memory:
         return self.weights + self.kept + round(ALLOCATOR * self.working)
 
 
-def seconds(model: TunedModel, batch: Batch, *, cached: bool = True) -> Seconds:
+def seconds(model: TunedModel, batch: Batch, *, cached: bool = True, most: int = _MOST) -> Seconds:
     """Take the step's passes on `batch`, forward and backward, and time them; then the optimizer, on numbers of its own.
 
-    With `cached`, the states below the first trained block come from the cache, as from the second epoch on.
+    With `cached`, the states below the first trained block come from the cache, as from the second epoch on. Each pass is timed
+    `most` times at the most, so that a short fit is not outlasted by its forecast.
     """
     weights = trained(model)
     if not weights:
         return Seconds(0.0, 0.0)
     with _traceless(model):
-        states = _timed(lambda: _below(model, batch), model) if cached and model.first_block else 0.0
+        states = _timed(lambda: _below(model, batch), model, most) if cached and model.first_block else 0.0
         below_BTD = _below(model, batch) if cached else None
-        return Seconds(_timed(lambda: _gradients(model, batch, below_BTD), model) + _update_seconds(weights), states)
+        return Seconds(_timed(lambda: _gradients(model, batch, below_BTD), model, most) + _update_seconds(weights), states)
 
 
 def memory(model: TunedModel, batch: Batch, *, cached: bool = True) -> Memory:
@@ -109,10 +110,10 @@ def _below(model: TunedModel, batch: Batch) -> Tensor | None:
         return model.backbone.below(batch.ids_BT, batch.mask_BT, batch.types_BT, start=model.first_block)
 
 
-def _timed(run: Callable[[], object], model: TunedModel) -> float:
+def _timed(run: Callable[[], object], model: TunedModel, most: int) -> float:
     """The median of a few runs; the one before them pays for buffers and is not counted."""
     taken: list[float] = []
-    while len(taken) < 1 + _MOST and sum(taken[1:]) < _ENOUGH:
+    while len(taken) < 1 + most and sum(taken[1:]) < _ENOUGH:
         start = time.perf_counter()
         run()
         if model.backbone.device.type == "cuda":

@@ -164,7 +164,7 @@ def tune(task: Task, split: Split, backbone: Backbone, settings: Settings, *, se
 
 
 def recipe_of(task: Task, backbone: Backbone, settings: Settings) -> Recipe:
-    """Defaults for what the user left open: the cloze readout where there is an LM head and similarity where not, LoRA in the upper blocks."""
+    """Defaults for what the user left open: cloze where there is an LM head, else similarity; LoRA in the upper blocks."""
     readout = settings.readout or (Cloze() if backbone.has_lm_head else Similarity())
     usual = () if settings.way == "zeroshot" else PAIRED_DELTAS if readout.pairs else DEFAULT_DELTAS
     deltas = usual if settings.deltas is None else settings.deltas

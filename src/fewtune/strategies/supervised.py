@@ -153,7 +153,8 @@ def _forecast(model: TunedModel, rows: Sequence[Sequence[Row]], recipe: Recipe, 
     size, (template, indices) = min(zip(sizes, epoch, strict=True), key=lambda sized: abs(sized[0] - middle))
     new = [len(encoded[index].ids) for _, encoded, missing in _uncached(model, rows, cache) for index in missing]
     cached = _pays(model, recipe, steps, len(new))
-    found = forecast.seconds(model, model.collate([rows[template][index] for index in indices], template), cached=cached)
+    batch = model.collate([rows[template][index] for index in indices], template)
+    found = forecast.seconds(model, batch, cached=cached, most=max(1, steps // 20))
     return found.step * steps * middle / size + found.states * sum(new) / size
 
 
