@@ -59,7 +59,7 @@ def main() -> None:
     with Progress(console=console, transient=True) as bar:
         shown = bar.add_task("tuning", total=None)
         session = Session(say=console.print, progress=lambda what, done, steps, loss: bar.update(shown, completed=done, total=steps))
-        model = job.tune(task, Split(train=train), backbone, job.Settings(), session=session)
+        model = job.tune(task, Split(train=train), backbone, job.Settings(strategy="supervised"), session=session)
     seconds = time.perf_counter() - start
     model.save(OUT, overwrite=True)
     row("LoRA-tuned", model, seconds, sum(path.stat().st_size for path in OUT.iterdir()))

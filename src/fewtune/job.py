@@ -44,8 +44,7 @@ from fewtune.train.fit import FitOptions, Progress, Session
 Say = Callable[[str], None]
 _LABELS = "{labels}"
 DEFAULT_DELTAS: tuple[Delta, ...] = (LoRA(top=1 / 3),)
-_LINEAR = ("query", "key", "value", "attention_out", "ffn_in", "ffn_out")
-PAIRED_DELTAS: tuple[Delta, ...] = (LoRA(top=1 / 2, sites=_LINEAR),)
+PAIRED_DELTAS: tuple[Delta, ...] = (LoRA(top=1 / 2, sites=("query", "value", "ffn_in", "ffn_out"), alpha=48.0),)
 """What is tuned by default where the readout learns from pairs; docs/defaults.md has the runs."""
 
 

@@ -76,6 +76,7 @@ def out_of_fold(
 ) -> Tensor:
     """What `read` gives for each labelled row, in order, from a model that was tuned without it."""
     found: dict[int, Tensor] = {}
+    session.say(f"{_FOLDS} folds, each like the first:")
     for number, (kept, held) in enumerate(folds(split.train, _FOLDS, seed=derive(recipe.seed, "folds"))):
         part = replace(split, train=tuple(split.train[index] for index in kept))
         model = Supervised().run(recipe, part, backbone, session=session.child(f"fold-{number + 1}", told=number > 0))
@@ -87,12 +88,12 @@ def out_of_fold(
 def default_steps(rows: int, *, pairs: bool = False) -> int:
     """About twenty passes over the rows in steps of 8, at least 40 and at most 400 steps; docs/defaults.md shows the runs.
 
-    With `pairs`, in steps of 32, at least 20 and at most 100.
+    With `pairs` ten passes in steps of 32, at least 10 and at most 100.
 
     >>> default_steps(16), default_steps(48), default_steps(512), default_steps(48, pairs=True)
-    (40, 120, 400, 30)
+    (40, 120, 400, 15)
     """
-    return min(100, max(20, rows * 5 // 8)) if pairs else min(400, max(40, rows * 5 // 2))
+    return min(100, max(10, rows * 5 // 16)) if pairs else min(400, max(40, rows * 5 // 2))
 
 
 def _tune(model: TunedModel, recipe: Recipe, train: tuple[Example, ...], session: Session) -> TunedModel:
@@ -259,7 +260,8 @@ def _kept_below(model: TunedModel, rows: Sequence[Sequence[Row]], recipe: Recipe
             session.say("The cache of frozen states is full; the rest is computed anew at each step.")
             break
     size = cache.bytes + cache.disk_bytes
-    session.say(f"States below block {model.first_block} of {model.backbone.depth} are computed once and kept: {size / 1e6:.1f} MB.")
+    if not session.told:
+        session.say(f"States below block {model.first_block} of {model.backbone.depth} are computed once and kept: {size / 1e6:.1f} MB.")
     return cache
 
 
