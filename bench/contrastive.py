@@ -114,8 +114,9 @@ def _share(answers: Sequence[str], test: Sequence[Example]) -> float:
 def page(results: Sequence[Mapping[str, Any]], options: argparse.Namespace, arguments: Sequence[str]) -> str:
     """The results file."""
     codes = ", ".join(dict.fromkeys(result["code"] for result in results))
+    seeds = ", ".join(dict.fromkeys(str(result["seed"]) for result in results))
     facts = (
-        f"- PLM: {options.backbone}, float32; {options.k} labelled rows a class; seeds {', '.join(map(str, options.seeds))}; "
+        f"- PLM: {options.backbone}, float32; {options.k} labelled rows a class; seeds {seeds}; "
         f"first {options.rows or 'all'} test rows; {options.threads} thread(s) on both sides",
         "- SetFit: 1.1.3 with its trainer's defaults, sentence-transformers 5.7.0, transformers 4.57.6",
         f"- Code: {codes} (hash of the package's sources)",

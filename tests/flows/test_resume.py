@@ -42,9 +42,9 @@ def work(tmp_path):
     return tmp_path
 
 
-def start(work, out, *, slow=0.0):
+def start(work, out, *more, slow=0.0):
     options = ["--backbone", "plm", "--words", "positive=great,negative=terrible", "--steps", "40", "--delta", "lora:dropout=0.2"]
-    command = [sys.executable, "-c", SCRIPT, "0", str(slow), "fit", "train.csv", "--out", out, *options]
+    command = [sys.executable, "-c", SCRIPT, "0", str(slow), "fit", "train.csv", "--out", out, *options, *more]
     return subprocess.Popen(command, cwd=work, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
@@ -77,6 +77,18 @@ def test_killed_and_started_again(work):
     assert code == 0 and "Going on with fit after step" in err
     assert content(work / "killed") == content(work / "alone")
     assert not (work / ".killed.work").exists()
+
+
+def test_killed_among_the_folds_of_the_ladder(work):
+    ladder = ("--strategy", "ladder")
+    assert finish(start(work, "alone", *ladder))[0] == 0
+    process = start(work, "killed", *ladder, slow=0.05)
+    wait_for(work / ".killed.work" / "fit.rung-2.fold-2.safetensors")
+    process.kill()
+    assert finish(process)[0] == -signal.SIGKILL
+    code, err = finish(start(work, "killed", *ladder))
+    assert code == 0 and "Going on with fit.rung-2.fold-1 after step 40 of 40" in err
+    assert content(work / "killed") == content(work / "alone")
 
 
 def test_interrupted_and_started_again(work):

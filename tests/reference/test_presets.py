@@ -106,6 +106,7 @@ def test_houlsbys_weights_are_drawn_as_in_the_paper():
 
 def test_reading_a_flag():
     assert read("houlsby") == PRESETS["houlsby"]
+    assert read("none") == ()
     assert read("adapter:size=8,at=attention+ffn") == (Adapter(size=8, at=("attention", "ffn")),)
     with pytest.raises(SpecError, match='got "houlsbi".*Did you mean "houlsby"'):
         read("houlsbi")

@@ -46,7 +46,7 @@ PRESETS: Mapping[str, tuple[Delta, ...]] = {
 
 
 def read(text: str, where: str = "--delta") -> tuple[Delta, ...]:
-    """The deltas that a flag names: a preset, or `name:field=value,…` of the table.
+    """The deltas that a flag names: a preset, `name:field=value,…` of the table, or `none`, which leaves all to the readout.
 
     Raises `SpecError` for an unknown name or field.
 
@@ -55,6 +55,8 @@ def read(text: str, where: str = "--delta") -> tuple[Delta, ...]:
     >>> read("lora:rank=4")[0].rank
     4
     """
+    if text.strip() == "none":
+        return ()
     name = text.partition(":")[0].strip()
     if text.strip() in PRESETS:
         return PRESETS[text.strip()]

@@ -8,6 +8,7 @@ Dimensions: N examples, B rows, T tokens, D width, C candidates.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -94,7 +95,10 @@ def logistic(embeddings_ND: Tensor, targets_N: Tensor, *, candidates: int, stren
     if len(seen) == 1:
         bias_C[seen] = 0.0
         return weight_CD, bias_C
-    found = LogisticRegression(C=strength, max_iter=1000).fit(embeddings_ND.double().numpy(), targets_N.numpy())
+    with warnings.catch_warnings():
+        # As many labels as rows are usual here; scikit-learn takes them for numbers to be predicted and says so.
+        warnings.filterwarnings("ignore", ".*could represent a regression problem", UserWarning)
+        found = LogisticRegression(C=strength, max_iter=1000).fit(embeddings_ND.double().numpy(), targets_N.numpy())
     rows_KD, biases_K = torch.from_numpy(found.coef_), torch.from_numpy(found.intercept_)
     if len(seen) == 2:  # of two classes scikit-learn gives the difference alone
         rows_KD, biases_K = torch.cat([-rows_KD, rows_KD]) / 2, torch.cat([-biases_K, biases_K]) / 2

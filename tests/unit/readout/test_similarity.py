@@ -49,6 +49,11 @@ def test_labels_without_a_row_get_next_to_no_probability():
     assert bool((weight_CD == 0).all()) and bias_C.argmax() == 1
 
 
+def test_as_many_labels_as_rows_are_no_cause_for_a_warning():
+    weight_CD, bias_C = logistic(torch.eye(25), torch.arange(25), candidates=25, strength=1.0)
+    assert (torch.eye(25).double() @ weight_CD.T + bias_C).argmax(-1).tolist() == list(range(25))
+
+
 def test_frozen_embeddings_alone_are_a_classifier():
     model, backbone = run(())
     assert model.trained_parameters == 2 * backbone.width + 2
