@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from fewtune import cli_backbones, cli_peft, terminal
+from fewtune import cli_backbones, cli_peft, cli_templates, terminal
 from fewtune.errors import FewtuneError, InputError
 from fewtune.flags import (
     AsJson,
@@ -308,6 +308,7 @@ def inspect(
 
 
 cli_peft.register(app)
+cli_templates.register(app)
 
 
 def main() -> None:

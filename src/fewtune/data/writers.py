@@ -39,6 +39,13 @@ def open_writer(target: Path | TextIO, *, columns: Sequence[str], form: str | No
         yield _writer(stream, columns, form, str(target))
 
 
+def write_text(target: Path, text: str, *, overwrite: bool = False) -> None:
+    """A text as a whole file; raises `DataError` for a path that cannot be written, or one that exists unless `overwrite`."""
+    _check_place(target, overwrite)
+    with _whole_file(target) as stream:
+        stream.write(text)
+
+
 def _checked(form: str, where: str) -> str:
     if form not in FORMS:
         raise data_error(where, "a format for answers", f'"{form}"', registry.nearest(form, FORMS))

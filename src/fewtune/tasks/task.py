@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -103,6 +104,21 @@ class Task:
     def to_dict(self) -> dict[str, registry.Plain]:
         """Plain data for JSON."""
         return registry.to_dict(self)
+
+    def to_toml(self) -> str:
+        """The text of a task file, which `load` reads back as an equal task; raises `TaskError` for half of a surrogate pair."""
+        lines = [f"{name} = {_toml(getattr(self, name))}" for name in ("name", "kind", "labels", "fields", "label_name", "templates")]
+        words = [f"{_toml(label)} = {_toml(words)}" for label, words in self.words.items()]
+        return "\n".join([*lines, *(["", "[words]", *words] if words else []), ""])
+
+
+def _toml(value: str | tuple[str, ...]) -> str:
+    if not isinstance(value, str):
+        return f"[{', '.join(map(_toml, value))}]"
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise TaskError(expected="text", got=f"half of a surrogate pair in {ascii(value[:40])}", where="task", fix="Remove it.")
+    # TOML's escapes are those of JSON, and one character more must be escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _unique(names: Sequence[str], what: str) -> None:

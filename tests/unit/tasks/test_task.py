@@ -33,6 +33,18 @@ def test_plain_data_goes_through_json_and_back(task: Task) -> None:
     assert Task.from_dict(json.loads(json.dumps(task.to_dict()))) == task
 
 
+@given(tasks())
+def test_a_task_file_reads_back_equal(tmp_path_factory: pytest.TempPathFactory, task: Task) -> None:
+    path = tmp_path_factory.getbasetemp() / "written.toml"
+    path.write_text(task.to_toml(), encoding="utf-8", newline="")
+    assert Task.load(path) == task
+
+
+def test_a_task_file_holds_text_only() -> None:
+    with pytest.raises(TaskError, match="surrogate"):
+        Task.classification(["a", "\ud800"]).to_toml()
+
+
 def test_the_listed_kinds() -> None:
     assert list(KINDS) == ["classification"]
     assert Task.classification(["a", "b"]).kind in KINDS
