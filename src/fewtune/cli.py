@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from fewtune import cli_backbones, cli_peft, cli_templates, terminal
+from fewtune import cli_backbones, cli_compare, cli_peft, cli_templates, terminal
 from fewtune.errors import FewtuneError, InputError
 from fewtune.flags import (
     AsJson,
@@ -309,6 +309,7 @@ def inspect(
 
 cli_peft.register(app)
 cli_templates.register(app)
+cli_compare.register(app)
 
 
 def main() -> None:

@@ -15,11 +15,15 @@ from fewtune.tasks.metrics import Measures, measure
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured; `seconds` is the time that predicting took, `shortened` how many rows had a field cut to fit."""
+    """What was measured; `seconds` is the time that predicting took, `shortened` how many rows had a field cut to fit.
+
+    `right` says of each row, in order, whether its most probable candidate is its label.
+    """
 
     measures: Measures
     seconds: float
     shortened: int
+    right: tuple[bool, ...]
 
     def to_dict(self) -> dict[str, registry.Plain]:
         """Plain data for JSON: metrics, per-class table, confusion matrix (rows: true label), number of rows."""
@@ -34,5 +38,7 @@ def evaluate(model: TunedModel, examples: Sequence[Example], *, batch_size: int 
     tally, start = Tally(), time.perf_counter()
     probabilities_NC = model.probabilities(examples, batch_size=batch_size, tally=tally).numpy()
     seconds = time.perf_counter() - start
-    measures = measure(kind.targets(model.task, examples), probabilities_NC, labels=model.task.labels, names=kind.metrics)
-    return Evaluation(measures, seconds, tally.shortened)
+    targets = kind.targets(model.task, examples)
+    measures = measure(targets, probabilities_NC, labels=model.task.labels, names=kind.metrics)
+    right = tuple((probabilities_NC.argmax(1) == targets).tolist())
+    return Evaluation(measures, seconds, tally.shortened, right)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fewtune.costs import Cost, Costs
     from fewtune.evaluation import Evaluation
     from fewtune.inspection import Inspection
+    from fewtune.runs.table import Comparison, Row
 
 
 def say(line: str) -> None:
@@ -109,6 +110,46 @@ def show_inspection(found: Inspection) -> None:
     _show(rows)
 
 
+def show_comparison(found: Comparison) -> None:
+    """A row for each data set, number of shots and method; why runs failed stands below."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE)
+    for name in ("data", "shots", "method"):
+        table.add_column(name, overflow="fold")
+    for name in ("accuracy", "macro F1", "difference", "p"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column(f"against {escape(found.baseline)}")
+    for row in found.rows:
+        shots = "all" if row.shots is None else str(row.shots)
+        table.add_row(*map(escape, (row.data, shots, row.method, *_measured(row), *_contrasted(row, found.baseline))))
+    notes = [f"{row.data}, {row.method}: {message}" for row in found.rows for message in row.failed]
+    _show(table, *map(escape, dict.fromkeys(notes)))
+
+
+def _measured(row: Row) -> tuple[str, str]:
+    return _percent(row, "accuracy"), _percent(row, "macro_f1")
+
+
+def _percent(row: Row, name: str) -> str:
+    """Mean ± sample deviation over seeds; of a single run the 95 % interval."""
+    figure = row.metrics.get(name)
+    if figure is None:
+        return "failed" if row.failed else "to do"
+    spread = "" if figure.low is None or figure.high is None else f" ({100 * figure.low:.1f}–{100 * figure.high:.1f})"
+    if figure.deviation is not None:
+        spread = f" ± {100 * figure.deviation:.1f}"
+    return f"{100 * figure.value:.1f}{spread}" + (f", {row.done} of {row.runs}" if row.done < row.runs else "")
+
+
+def _contrasted(row: Row, baseline: str) -> tuple[str, str, str]:
+    if row.contrast is None:
+        return "", "", "baseline" if row.method == baseline else ""
+    return f"{100 * row.contrast.difference:+.1f}", f"{row.contrast.p:.3f}", row.contrast.verdict
+
+
 def size(count: int) -> str:
     """Bytes as a person reads them.
 
@@ -146,6 +187,20 @@ def progress_bar() -> Iterator[Callable[[str, int, int, float], None]]:
             bar.update(tasks[what], completed=done, description=f"{what} (loss {loss:.3f})")
 
         yield progress
+
+
+@contextlib.contextmanager
+def jobs_bar() -> Iterator[Callable[[int, int], None]]:
+    """Jobs done of all, with time left, on a terminal; nothing in a pipe."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # Jobs take minutes; the speed is that of the last hour.
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True, speed_estimate_period=3600) as bar:
+        task = bar.add_task("jobs", total=None)
+        yield lambda done, jobs: bar.update(task, completed=done, total=jobs)
 
 
 @contextlib.contextmanager

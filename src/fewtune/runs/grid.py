@@ -1,0 +1,134 @@
+"""A job file → jobs: each cell of data × shots × methods × seeds, and each different job once, under a key that names all that decides it.
+
+Reads data and knows of a backbone what its fingerprints say; runs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from fewtune import job as main
+from fewtune.backbone.backbone import Backbone
+from fewtune.data.example import Example, Split
+from fewtune.data.sampling import shots as draw
+from fewtune.job import Settings, Source
+from fewtune.runs.jobfile import DataSet, JobFile
+from fewtune.tasks.task import Task
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One method on one draw of one data set. `key` is the same exactly where everything is that its figures depend on."""
+
+    key: str
+    data: str
+    method: str
+    shots: int | None
+    seed: int
+    task: Task
+    split: Split
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A place of the table, and the keys of its jobs in the order of the seeds."""
+
+    data: str
+    shots: int | None
+    method: str
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """`jobs` has each job once, those of a backbone together; `cells` may share jobs."""
+
+    jobs: tuple[Job, ...]
+    cells: tuple[Cell, ...]
+
+
+def plan(file: JobFile, backbone: Callable[[str], Backbone], say: Say) -> Grid:
+    """Read the data, draw, and key every job.
+
+    Raises `InputError` for data that cannot be read or have too few rows, and for a PLM that cannot be loaded.
+    """
+    jobs: dict[str, Job] = {}
+    cells: dict[tuple[str, int | None, str], list[str]] = {}
+    read = {name: _read(data, file.folder, say) for name, data in file.data.items()}
+    for name in dict.fromkeys(settings.backbone for settings in file.methods.values()):
+        for job in _jobs(file, read, backbone(name), name):
+            jobs.setdefault(job.key, job)
+            cells.setdefault((job.data, job.shots, job.method), []).append(job.key)
+    places = ((data, shots, method) for data in file.data for shots in file.shots for method in file.methods)
+    return Grid(tuple(jobs.values()), tuple(Cell(*place, tuple(cells[place])) for place in places))
+
+
+def _jobs(file: JobFile, read: dict[str, tuple[Task, Split]], backbone: Backbone, name: str) -> Iterator[Job]:
+    """Every job of the methods on this backbone, seed after seed within each cell."""
+    methods = {method: settings for method, settings in file.methods.items() if settings.backbone == name}
+    for data, (task, whole) in read.items():
+        for shots in file.shots:
+            for seed in file.seeds:
+                drawn = whole if shots is None else replace(whole, train=draw(whole.train, shots, seed=seed))
+                for method, settings in methods.items():
+                    split, seeded = _of(settings, drawn, seed)
+                    yield Job(key_of(task, split, seeded, backbone), data, method, shots, seed, task, split, seeded)
+
+
+def _of(settings: Settings, drawn: Split, seed: int) -> tuple[Split, Settings]:
+    """What a method is given: without training neither labelled rows nor a seed, so that it is one job for all draws."""
+    if settings.way == "zeroshot":
+        return replace(drawn, train=()), settings
+    return drawn, replace(settings, seed=seed)
+
+
+def _read(data: DataSet, folder: Path, say: Say) -> tuple[Task, Split]:
+    """The task of a data set and all its rows, as `fewtune fit` would read them."""
+
+    def source(name: str, label: str | None = data.label) -> Source:
+        return Source(folder / name, data.text, label)
+
+    task = None if data.task is None else Task.load(folder / data.task)
+    reading = main.read(source(data.train), labeled=True, task=task, say=say)
+    task = task or main.task_of(reading, labels=data.labels, templates=data.template, words=data.words)
+    test = main.read(source(data.test), labeled=True, task=task, say=say).examples
+    pool = main.read(source(data.unlabeled, None), labeled=False, task=task, say=say).examples if data.unlabeled else ()
+    return task, Split(reading.examples, pool, test)
+
+
+def key_of(task: Task, split: Split, settings: Settings, backbone: Backbone) -> str:
+    """sha256 over the recipe, the rows, the code, and the PLM by what it is, not by what it is called."""
+    recipe = replace(main.recipe_of(task, backbone, settings), backbone=backbone.fingerprint)
+    facts = [
+        recipe.to_dict(),
+        settings.way,
+        [_rows(part) for part in (split.train, split.unlabeled, split.test)],
+        backbone.tokenizer_fingerprint,
+        str(backbone.device),
+        code_version(),
+    ]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _rows(examples: tuple[Example, ...]) -> list[list[object]]:
+    return [[dict(example.fields), example.label] for example in examples]
+
+
+@cache
+def code_version() -> str:
+    """Which code computes: the sources of this package, and the versions of what it computes with."""
+    digest, root = hashlib.sha256(), Path(__file__).parents[1]
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return f"{digest.hexdigest()} torch {torch.__version__} transformers {importlib.metadata.version('transformers')}"
