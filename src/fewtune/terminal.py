@@ -116,26 +116,22 @@ def show_comparison(found: Comparison) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE)
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     for name in ("data", "shots", "method"):
         table.add_column(name, overflow="fold")
-    for name in ("accuracy", "macro F1", "difference", "p"):
+    for name in ("accuracy", "difference", "p"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column(f"against {escape(found.baseline)}")
     for row in found.rows:
         shots = "all" if row.shots is None else str(row.shots)
-        table.add_row(*map(escape, (row.data, shots, row.method, *_measured(row), *_contrasted(row, found.baseline))))
+        table.add_row(*map(escape, (row.data, shots, row.method, _accuracy(row), *_contrasted(row, found.baseline))))
     notes = [f"{row.data}, {row.method}: {message}" for row in found.rows for message in row.failed]
     _show(table, *map(escape, dict.fromkeys(notes)))
 
 
-def _measured(row: Row) -> tuple[str, str]:
-    return _percent(row, "accuracy"), _percent(row, "macro_f1")
-
-
-def _percent(row: Row, name: str) -> str:
-    """Mean ± sample deviation over seeds; of a single run the 95 % interval."""
-    figure = row.metrics.get(name)
+def _accuracy(row: Row) -> str:
+    """Percent: mean ± sample deviation over seeds; of a single run the 95 % interval."""
+    figure = row.metrics.get("accuracy")
     if figure is None:
         return "failed" if row.failed else "to do"
     spread = "" if figure.low is None or figure.high is None else f" ({100 * figure.low:.1f}–{100 * figure.high:.1f})"

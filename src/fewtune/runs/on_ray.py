@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -73,11 +74,21 @@ def _result(ray: Any, reference: Any) -> Result:
 def _cluster(ray: Any, address: str | None) -> Iterator[int]:
     """A connection, for as long as it is needed; the number of processors."""
     try:
+        if address:
+            _reach(address)
         ray.init(address=address or "local", include_dashboard=None if address else False, log_to_driver=False, logging_level="error")
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         got = str(error).strip().split("\n")[0]
-        raise FewtuneError(expected="a Ray that answers", got=got, where=f"--ray-address {address}", fix="Check the address.") from error
+        where = f"--ray-address {address}" if address else "--engine ray"
+        raise FewtuneError(expected="a Ray that answers", got=got, where=where, fix="Check that it runs, and where.") from error
     try:
         yield max(1, int(ray.cluster_resources().get("CPU", 1)))
     finally:
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raise `OSError` where nobody listens at `host:port` or `ray://host:port`; Ray itself tries for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()

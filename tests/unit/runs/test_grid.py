@@ -1,0 +1,123 @@
+"""Each different job once, under a key that changes with whatever decides its figures, and with nothing else."""
+
+import shutil
+
+import pytest
+
+from fewtune.backbone import tiny
+from fewtune.backbone.load import load
+from fewtune.data import sampling
+from fewtune.errors import DataError
+from fewtune.runs import grid
+from fewtune.runs.jobfile import JobFile
+
+JOB = """shots = [1, 2]
+seeds = [13, 21]
+[data.reviews]
+train = "train.csv"
+test = "test.csv"
+words = {positive = "great", negative = "terrible"}
+[methods.zeroshot]
+strategy = "zeroshot"
+backbone = "plm"
+[methods.lora]
+deltas = ["lora:rank=2"]
+steps = 2
+backbone = "plm"
+"""
+ROWS = [
+    "great fun,positive",
+    "a dull mess,negative",
+    "good and great,positive",
+    "terrible,negative",
+    "fun,positive",
+    "mess,negative",
+]
+
+
+@pytest.fixture(scope="module")
+def plm(tmp_path_factory):
+    return tiny.save("llama", tmp_path_factory.mktemp("plm") / "llama")
+
+
+@pytest.fixture
+def work(tmp_path, plm):
+    shutil.copytree(plm, tmp_path / "plm")
+    for name, rows in {"train": ROWS, "test": ROWS[:3]}.items():
+        (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    return tmp_path
+
+
+def planned(work, text=JOB):
+    (work / "job.toml").write_text(text)
+    return grid.plan(JobFile.load(work / "job.toml"), load, lambda line: None)
+
+
+def keys(work, text=JOB):
+    return {job.key for job in planned(work, text).jobs}
+
+
+def test_cells_and_jobs(work):
+    found = planned(work)
+    assert [(cell.shots, cell.method) for cell in found.cells] == [(1, "zeroshot"), (1, "lora"), (2, "zeroshot"), (2, "lora")]
+    assert all(len(cell.keys) == 2 for cell in found.cells)
+    assert len(found.jobs) == 1 + 4 and {key for cell in found.cells for key in cell.keys} == {job.key for job in found.jobs}
+    zeroshot = found.jobs[0]
+    assert found.cells[0].keys == found.cells[2].keys == (zeroshot.key,) * 2
+    assert zeroshot.split.train == () and zeroshot.settings.seed == 42 and len(zeroshot.split.test) == 3
+
+
+def test_draws_are_those_of_sampling(work):
+    found = planned(work)
+    everything = planned(work, JOB.replace("shots = [1, 2]\n", "")).jobs[1].split.train
+    assert len(everything) == len(ROWS)
+    for job in found.jobs[1:]:
+        assert job.split.train == sampling.shots(everything, job.shots, seed=job.seed) and job.settings.seed == job.seed
+
+
+def test_jobs_that_are_the_same_keep_their_keys(work):
+    before = keys(work)
+    more = JOB.replace("[13, 21]", "[21, 42, 13]") + '[methods.again]\ndeltas = ["lora:rank=2"]\nsteps = 2\nbackbone = "plm"\n'
+    assert before < keys(work, more) and len(keys(work, more)) == 1 + 6
+    renamed = JOB.replace("lora]", "tuned]").replace("data.reviews", "data.films")
+    assert keys(work, renamed) == before
+    (work / "plm").rename(work / "other")
+    assert keys(work, JOB.replace('"plm"', '"other"')) == before
+
+
+@pytest.mark.parametrize("change", ["steps", "rank", "words", "train", "test", "weights", "code"])
+def test_what_decides_a_result_is_in_its_key(work, monkeypatch, change):
+    before, text = keys(work), JOB
+    common = 1  # zero-shot, which knows neither steps nor deltas nor labelled rows
+    if change in ("steps", "rank", "words"):
+        old, new = {"steps": ("steps = 2", "steps = 3"), "rank": ("rank=2", "rank=3"), "words": ("great", "good")}[change]
+        text, common = JOB.replace(old, new), 0 if change == "words" else 1
+    elif change in ("train", "test"):
+        path = work / f"{change}.csv"
+        path.write_text(path.read_text().replace("fun", "joy"))
+        common = 0 if change == "test" else None  # draws without the changed rows stay as they are
+    elif change == "weights":
+        shutil.rmtree(work / "plm")
+        tiny.save("gpt2", work / "plm")
+        common = 0
+    else:
+        monkeypatch.setattr(grid, "code_version", lambda: "another")
+        common = 0
+    after = keys(work, text)
+    assert after != before
+    if common is not None:
+        assert len(after & before) == common
+
+
+def test_too_few_rows_are_found_before_anything_runs(work):
+    with pytest.raises(DataError, match="4 examples of label"):
+        planned(work, JOB.replace("[1, 2]", "[4]"))
+
+
+def test_a_task_file_and_unlabelled_rows(work):
+    (work / "task.toml").write_text('labels = ["negative", "positive"]\nfields = ["review"]\ntemplate = "{review} It was {slot}"\n')
+    (work / "pool.csv").write_text("text\nfun\njoy\n")
+    text = JOB.replace('words = {positive = "great", negative = "terrible"}', 'task = "task.toml"\ntext = "text"\nunlabeled = "pool.csv"')
+    job = planned(work, text).jobs[0]
+    assert job.task.templates == ("{review} It was {slot}",)
+    assert [dict(one.fields) for one in job.split.unlabeled] == [{"review": "fun"}, {"review": "joy"}]
