@@ -24,12 +24,18 @@ def work(tmp_path, monkeypatch):
     rows = ["great fun and joy,positive", "a dull mess,negative"] * 3
     for name, column in {"reviews": "review", "test": "review", "new": "review", "texts": "text"}.items():
         (tmp_path / f"{name}.csv").write_text("\n".join([f"{column},sentiment", *rows]) + "\n")
+    (block,) = re.findall(r"```toml\n(.*?)```", README, flags=re.DOTALL)
+    changes = {"smollm2-135m": "plm", "[8, 16]": "[1, 2]", "steps = 40": "steps = 2"}
+    for old, new in changes.items():
+        assert old in block
+        block = block.replace(old, new)
+    (tmp_path / "compare.toml").write_text(block)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def test_the_commands_run(work, monkeypatch, capsys):
-    assert len(COMMANDS) == 7
+    assert len(COMMANDS) == 8
     for command in COMMANDS:
         more = {"fit": ["--backbone", "plm", "--steps", "2", *WORDS], "zeroshot": ["--backbone", "plm", *WORDS]}.get(command[1], [])
         command = ["plm" if word == "smollm2-135m" else word for word in command]
