@@ -169,7 +169,7 @@ def start(folder, *arguments, slow=0.0):
 
 
 def finish(process):
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     return process.returncode, out, err.decode()
 
 

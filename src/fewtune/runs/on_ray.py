@@ -19,6 +19,8 @@ from fewtune.runs.worker import Worker
 def require() -> Any:
     """The package ray; raises `MissingExtraError` where it is not installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's workers stand back for everything else by default: on a busy machine they would hardly run at all.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         import ray
     except ImportError:
