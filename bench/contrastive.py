@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from machine import DEFAULT_SHARED, RESULTS, DataSet, heading, table, write
+from machine import DEFAULT_SHARED, RESULTS, DataSet, guarded, heading, table, write
 from runs import append, code_hash, finished, key_of, spread, task_of
 
 from fewtune import job
@@ -30,7 +30,6 @@ from fewtune.backbone import catalogue
 from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.load import load
 from fewtune.data.example import Example, Split
-from fewtune.errors import FewtuneError
 from fewtune.readout import READOUTS
 from fewtune.train.fit import Session
 
@@ -167,12 +166,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     torch.set_num_threads(options.threads)
     options.out = options.out or RESULTS / f"contrastive-{options.backbone}.md"
-    try:
-        run_all(options, arguments)
-    except FewtuneError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return guarded(lambda: run_all(options, arguments))
 
 
 def run_all(options: argparse.Namespace, arguments: Sequence[str]) -> None:

@@ -10,7 +10,8 @@ import json
 import os
 import platform
 import shlex
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -22,7 +23,7 @@ import torch
 import fewtune
 from fewtune.data.example import Example
 from fewtune.data.readers import read
-from fewtune.errors import DataError
+from fewtune.errors import DataError, FewtuneError
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -173,3 +174,13 @@ def write(path: Path, text: str) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def guarded(run: Callable[[], None]) -> int:
+    """The exit code of a script that does `run`: 2, with one line, for what fewtune refuses."""
+    try:
+        run()
+    except FewtuneError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0

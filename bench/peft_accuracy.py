@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import DEFAULT_SHARED, RESULTS, DataSet, heading, table, write
+from machine import DEFAULT_SHARED, RESULTS, DataSet, guarded, heading, table, write
 from runs import PROMPTS, append, code_hash, figures, finished, key_of, spread, task_of
 
 from fewtune import artifact
@@ -300,12 +300,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run what is not finished; the page is written anew after each run, so that a run may be stopped."""
     options = parse(arguments)
     torch.set_num_threads(options.threads)
-    try:
-        run_all(options, arguments)
-    except FewtuneError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return guarded(lambda: run_all(options, arguments))
 
 
 def run_all(options: argparse.Namespace, arguments: Sequence[str]) -> None:

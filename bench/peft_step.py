@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import transformers
 from duel import Duel, Watch, alone, duel
-from machine import DEFAULT_SHARED, RESULTS, DataSet, forget_peak, heading, peak_bytes, table, versions, write
+from machine import DEFAULT_SHARED, RESULTS, DataSet, forget_peak, guarded, heading, peak_bytes, table, versions, write
 from runs import append, code_hash, finished
 from sides import Setting
 
@@ -33,7 +33,6 @@ from fewtune.backbone.load import load
 from fewtune.backbone.quiet import quiet
 from fewtune.data.example import Example
 from fewtune.deltas import DELTAS
-from fewtune.errors import FewtuneError
 
 RAW = RESULTS / "raw" / "peft_step.jsonl"
 BASE = "bert-base"
@@ -230,15 +229,7 @@ def main(arguments: Sequence[str]) -> int:
     """Measure what is not finished; the table is written anew after each setting, so that a run may be stopped."""
     options = parse(arguments)
     torch.set_num_threads(options.threads)
-    try:
-        if options.child:
-            child(options)
-        else:
-            run_all(options, arguments)
-    except FewtuneError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return guarded(lambda: child(options) if options.child else run_all(options, arguments))
 
 
 def run_all(options: argparse.Namespace, arguments: Sequence[str]) -> None:

@@ -6,7 +6,6 @@ Dimensions: N rows, M methods.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +37,8 @@ class Estimate:
 
 def accuracy(value: float, rows: int, *, level: float = LEVEL) -> Estimate:
     """The interval (Wilson 1927) around a share of `rows` distinct rows; at no share is it without width.
+
+    By the formula, for a share that is a mean over draws is no whole number of rows, which scipy asks for; where it is one, the two agree.
 
     Raises `DataError` without a row.
 
@@ -99,11 +100,3 @@ def spoken(estimate: Estimate) -> str:
     """
     ends = f"{100 * estimate.low:.0f}–{100 * estimate.high:.0f}"
     return f"{100 * estimate.value:.0f} % ({100 * estimate.level:.0f} % interval {ends}, from {estimate.rows} labelled rows)"
-
-
-def distinct(texts: Sequence[tuple[str, ...]]) -> list[int]:
-    """The position of each text's first row, so that a text that stands twice cannot be learned from and judged on."""
-    first: dict[tuple[str, ...], int] = {}
-    for position, text in enumerate(texts):
-        first.setdefault(tuple(part.strip() for part in text), position)
-    return sorted(first.values())

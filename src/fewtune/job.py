@@ -272,17 +272,21 @@ def fit_files(
 
 def _key(task: Task, split: Split, backbone: Backbone, settings: Settings) -> str:
     """Names everything that decides the result, so that no other job's checkpoint is gone on with."""
-    rows = [[dict(example.fields), example.label] for example in (*split.train, *split.unlabeled)]
     plain = [
         recipe_of(task, backbone, settings).to_dict(),
         settings.way,
-        rows,
+        plain_rows((*split.train, *split.unlabeled)),
         backbone.fingerprint,
         torch.__version__,
         torch.get_num_threads(),
         str(backbone.device),
     ]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def plain_rows(examples: Sequence[Example]) -> list[list[registry.Plain]]:
+    """Examples as plain data, for keys: their fields and their label."""
+    return [[dict(example.fields), example.label] for example in examples]
 
 
 def evaluate_files(

@@ -63,7 +63,3 @@ def test_choosing_is_corrected_for(monkeypatch):
 def test_the_same_seed_gives_the_same_estimate():
     losses_NM, right_NM = simulated(3)
     assert estimate.chosen(losses_NM, right_NM, seed=5) == estimate.chosen(losses_NM, right_NM, seed=5)
-
-
-def test_a_text_counts_once():
-    assert estimate.distinct([("a",), ("b",), (" a ",), ("b", ""), ("b",)]) == [0, 1, 3]

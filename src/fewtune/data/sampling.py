@@ -82,6 +82,14 @@ def capped(examples_by_task: Mapping[str, Sequence[Example]], cap: int, *, seed:
     )
 
 
+def distinct(examples: Sequence[Example]) -> tuple[Example, ...]:
+    """Each text's first example, in the order of the input, so that a text that stands twice is not learned from and judged on."""
+    first: dict[tuple[str, ...], Example] = {}
+    for example in examples:
+        first.setdefault(_text_of(example), example)
+    return tuple(first.values())
+
+
 def _shuffled(positions: Sequence[int], seed: int, *names: str) -> list[int]:
     order = np.random.default_rng(derive(seed, *names)).permutation(len(positions))
     return [positions[place] for place in order]

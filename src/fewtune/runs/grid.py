@@ -17,7 +17,7 @@ import torch
 
 from fewtune import job as main
 from fewtune.backbone.backbone import Backbone
-from fewtune.data.example import Example, Split
+from fewtune.data.example import Split
 from fewtune.data.sampling import shots as draw
 from fewtune.job import Settings, Source
 from fewtune.runs.jobfile import DataSet, JobFile
@@ -113,16 +113,12 @@ def key_of(task: Task, split: Split, settings: Settings, backbone: Backbone) -> 
     facts = [
         recipe.to_dict(),
         settings.way,
-        [_rows(part) for part in (split.train, split.unlabeled, split.test)],
+        [main.plain_rows(part) for part in (split.train, split.unlabeled, split.test)],
         backbone.tokenizer_fingerprint,
         str(backbone.device),
         code_version(),
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _rows(examples: tuple[Example, ...]) -> list[list[object]]:
-    return [[dict(example.fields), example.label] for example in examples]
 
 
 @cache

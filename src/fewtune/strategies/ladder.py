@@ -19,6 +19,7 @@ from torch import Tensor
 from fewtune import estimate
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Split
+from fewtune.data.sampling import distinct
 from fewtune.model import TunedModel
 from fewtune.readout.calibration import Calibration, Contextual, Uncalibrated
 from fewtune.recipe import Recipe
@@ -73,7 +74,7 @@ class Ladder:
         """
         if split.train:
             KINDS.member(recipe.task.kind)().check(recipe.task, split.train, "fit")
-        judging = _judging(split)
+        judging = replace(split, train=distinct(split.train))
         if min((Counter(example.label for example in judging.train)[label] for label in recipe.task.labels), default=0) < 2:
             session.say("No estimate: it needs two different rows of each label.")
             return Supervised().run(recipe, split, backbone, session=session)
@@ -107,12 +108,6 @@ def _rungs(recipe: Recipe) -> tuple[Rung, ...]:
     if recipe.calibration is not None and recipe.calibration.needs != "targets":
         kinds = {"zero-shot": recipe.calibration}
     return (*(Rung(name, ZeroShot(), replace(bare, calibration=kind)) for name, kind in kinds.items()), tuned)
-
-
-def _judging(split: Split) -> Split:
-    """The split with each text once, so that none is learned from and judged on."""
-    first = estimate.distinct([tuple(example.fields.values()) for example in split.train])
-    return replace(split, train=tuple(split.train[position] for position in first))
 
 
 def _unseen(rung: Rung, judging: Split, backbone: Backbone, session: Session) -> Tensor:

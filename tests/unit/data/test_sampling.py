@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewtune.data.example import Example
-from fewtune.data.sampling import capped, derive, folds, pool, shots
+from fewtune.data.sampling import capped, derive, distinct, folds, pool, shots
 from fewtune.errors import DataError, SpecError
 
 seeds = st.integers(0, 2**63)
@@ -147,3 +147,9 @@ def test_draws_that_cannot_be_made(draw, kind, told):
     data = [Example({"text": str(row)}, label) for row, label in enumerate("aaab")]
     with pytest.raises(kind, match=told):
         draw(data)
+
+
+def test_a_text_counts_once():
+    texts = [("a",), ("b",), (" a ",), ("b", ""), ("b",)]
+    examples = [Example(dict(zip("xy", text, strict=False)), where=str(row)) for row, text in enumerate(texts)]
+    assert [int(example.where) for example in distinct(examples)] == [0, 1, 3]
