@@ -233,7 +233,7 @@ def _assemble(
     readout = READOUTS.from_dict(manifest["readout"], f"{where}: readout")
     specs = [DELTAS.from_dict(data, f"{where}: deltas[{number}]") for number, data in enumerate(manifest["deltas"])]
     model = TunedModel.assemble(backbone, task, readout, max_length=manifest["max_length"])
-    settled = [str(template) for template in model.asked.templates], [[list(w) for w in words.ids] for words in model.asked.words]
+    settled = [str(template) for template in model.asked.templates], json.loads(json.dumps([words.ids for words in model.asked.words]))
     if settled != (manifest["templates"], manifest["words"]):
         raise ArtifactError(
             expected="the templates and label words of the manifest",

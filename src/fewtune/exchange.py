@@ -16,6 +16,7 @@ from fewtune.deltas.peft_write import Saved
 from fewtune.deltas.soft_prompt import SoftPrompt
 from fewtune.errors import ArtifactError, TaskError
 from fewtune.model import DEFAULT_LENGTH, TunedModel
+from fewtune.prompt.verbalizer import WordIds
 from fewtune.readout import classifiers
 from fewtune.readout.calibration import Calibrator
 from fewtune.readout.cloze import Cloze
@@ -123,7 +124,9 @@ def _beside(model: TunedModel) -> list[str]:
     for template in model.asked.templates:
         lines.append(f"Not in the folder: the template {str(template)!r}.")
     if not isinstance(model.readout, Head):
-        lines += [f"Not in the folder: the label words {_words(words.ids, model)}." for words in model.asked.words]
+        lines += [
+            f"Not in the folder: the label words {_words(words.ids, model)}." for words in model.asked.words if isinstance(words, WordIds)
+        ]
     if model.calibrator != Calibrator.identity(len(model.task.labels)):
         lines.append("Not in the folder: the calibration; scores are those before it.")
     return lines

@@ -107,7 +107,7 @@ def _below(model: TunedModel, batch: Batch) -> Tensor | None:
     if model.first_block == 0:
         return None
     with torch.no_grad():
-        return model.backbone.below(batch.ids_BT, batch.mask_BT, batch.types_BT, start=model.first_block)
+        return model.below(batch)
 
 
 def _timed(run: Callable[[], object], model: TunedModel, most: int) -> float:

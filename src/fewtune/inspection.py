@@ -96,16 +96,18 @@ def inspect(model: TunedModel, examples: Sequence[Example], *, batch_size: int =
 def moved(model: TunedModel, batch: Batch) -> Tensor:
     """How far each row's states are from those of the bare backbone, relative to them, moved_BL."""
     tuned, bare = _walk(model, batch, 0), _walk(model, batch, NOBODY)
-    return torch.stack([_relative(after_BTD, before_BTD, batch.mask_BT) for after_BTD, before_BTD in zip(tuned, bare, strict=True)], 1)
+    pairs = zip(tuned, bare, strict=True)
+    moved_RL = torch.stack([_relative(after_BTD, before_BTD, batch.mask_BT) for after_BTD, before_BTD in pairs], 1)
+    return moved_RL.reshape(len(batch), -1, moved_RL.shape[1]).mean(1)  # a row may stand there with several fills of its slot
 
 
 def _walk(model: TunedModel, batch: Batch, entry: int) -> list[Tensor]:
-    states = model.backbone.layers(batch.ids_BT, batch.mask_BT, batch.types_BT, route_B=_route(batch, entry))
+    states = model.backbone.layers(batch.ids_BT, batch.mask_BT, batch.types_BT, route_B=_route(batch, entry), parents=batch.parents)
     return [hidden_BTD.float() for hidden_BTD in states]
 
 
 def _route(batch: Batch, entry: int) -> Tensor:
-    return torch.full((len(batch),), entry, device=batch.ids_BT.device)
+    return torch.full((len(batch.ids_BT),), entry, device=batch.ids_BT.device)
 
 
 def _relative(after_BTD: Tensor, before_BTD: Tensor, mask_BT: Tensor) -> Tensor:
@@ -119,7 +121,7 @@ def _scores(model: TunedModel, batch: Batch, entry: int) -> Tensor:
     """Uncalibrated scores_BC; the LM head, too, is read as the entry has it."""
     route_B = _route(batch, entry)
     with model.backbone.routing.of(route_B):
-        output = model.backbone.forward(batch.ids_BT, batch.mask_BT, batch.types_BT, route_B=route_B)
+        output = model.backbone.forward(batch.ids_BT, batch.mask_BT, batch.types_BT, route_B=route_B, parents=batch.parents)
         scores_BC: Tensor = model.reader.scores(output, batch)
         return scores_BC
 

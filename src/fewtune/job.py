@@ -31,9 +31,11 @@ from fewtune.deltas.soft_prompt import SoftPrompt
 from fewtune.errors import DataError
 from fewtune.evaluation import Evaluation, evaluate
 from fewtune.model import DEFAULT_LENGTH, Tally, TunedModel
+from fewtune.prompt.defaults import single_tokens
 from fewtune.readout import READOUTS
 from fewtune.readout.calibration import Calibration, Contextual
 from fewtune.readout.cloze import Cloze
+from fewtune.readout.likelihood import Likelihood
 from fewtune.readout.readout import Readout
 from fewtune.readout.similarity import Similarity
 from fewtune.recipe import DEFAULT_BACKBONE, Recipe
@@ -163,8 +165,8 @@ def tune(task: Task, split: Split, backbone: Backbone, settings: Settings, *, se
 
 
 def recipe_of(task: Task, backbone: Backbone, settings: Settings) -> Recipe:
-    """Defaults for what the user left open: cloze where there is an LM head, else similarity; LoRA in the upper blocks."""
-    readout = settings.readout or (Cloze() if backbone.has_lm_head else Similarity())
+    """Defaults for what the user left open: `readout_of`, LoRA in the upper blocks."""
+    readout = settings.readout or readout_of(task, backbone)
     usual = () if settings.way == "zeroshot" else PAIRED_DELTAS if readout.pairs else DEFAULT_DELTAS
     deltas = usual if settings.deltas is None else settings.deltas
     return Recipe(
@@ -178,6 +180,13 @@ def recipe_of(task: Task, backbone: Backbone, settings: Settings) -> Recipe:
         precision=settings.precision,
         seed=settings.seed,
     )
+
+
+def readout_of(task: Task, backbone: Backbone) -> Readout:
+    """Similarity where there is no LM head; the slot's one token where it tells all label words apart, else their likelihood."""
+    if not backbone.has_lm_head:
+        return Similarity()
+    return Cloze() if single_tokens(task, backbone.tokenizer) else Likelihood(per="token")
 
 
 def _named(delta: Delta, task: Task) -> Delta:

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -21,7 +22,9 @@ from fewtune.deltas.delta import Installed, remove_all
 from fewtune.errors import DataError
 from fewtune.prompt import defaults
 from fewtune.prompt.defaults import Asked
-from fewtune.prompt.encode import Batch, Encoder, Row, buckets, collate
+from fewtune.prompt.encode import Batch, Encoder, Row, buckets, collate, collate_spelled
+from fewtune.prompt.spelling import Spelling, spell
+from fewtune.prompt.verbalizer import WholeWords, WordIds
 from fewtune.readout.calibration import CONTENT_FREE, Calibrator
 from fewtune.readout.readout import Reader, Readout
 from fewtune.registry import Plain
@@ -69,7 +72,7 @@ class TunedModel:
         seed: int = 0,
     ) -> TunedModel:
         """Settle templates and words for this backbone, install the readout, and calibrate nothing."""
-        asked = defaults.resolve(task, backbone.tokenizer, slot=readout.needs_slot)
+        asked = defaults.resolve(task, backbone.tokenizer, slot=readout.needs_slot, whole=readout.spells)
         generator = torch.Generator().manual_seed(seed)
         reader = readout.install(backbone, candidates=len(task.labels), generator=generator)
         length = min(max_length, backbone.max_length)
@@ -96,17 +99,40 @@ class TunedModel:
             for module in modules:
                 module.eval()
 
+    @cached_property
+    def spellings(self) -> tuple[Spelling, ...]:
+        """For each template how words of several tokens are read, where the readout reads all of their tokens."""
+        return tuple(spell(words, causal=self.backbone.causal) for words in self.asked.words if isinstance(words, WholeWords))
+
     def rows(self, examples: Sequence[Example], template: int) -> list[Row]:
         """Each example rendered through template number `template` and encoded."""
-        encoder = Encoder(self.backbone.tokenizer, causal=self.backbone.causal, max_length=min(self.max_length, self.backbone.room))
+        room = min(self.max_length, self.backbone.room) - (self.spellings[template].room if self.spellings else 0)
+        encoder = Encoder(self.backbone.tokenizer, causal=self.backbone.causal, max_length=room)
         chosen = self.asked.templates[template]
         return encoder.encode([chosen.render(example.fields) for example in examples])
 
+    def given(self, row: Row, template: int) -> list[tuple[tuple[int, ...], ...]]:
+        """What decides the states of each row that `collate` makes of this one: tokens, segments, and how the last tokens go on."""
+        if not self.spellings:
+            return [(row.ids, row.types)]
+        spelling = self.spellings[template]
+        return [(*put, spelling.parents) for put in spelling.put(row.ids, row.types, row.slot, self._mask)]
+
+    @property
+    def _mask(self) -> int | None:
+        """The token that stands for a word to be read; None for autoregressive models, which read what follows."""
+        mask: int | None = None if self.backbone.causal else self.backbone.tokenizer.mask_token_id
+        return mask
+
     def collate(self, rows: Sequence[Row], template: int) -> Batch:
         """One batch of rows of the same template, on the backbone's device."""
-        words = self.asked.words[template].ids if self.asked.words else None
-        pad = self.backbone.tokenizer.pad_token_id
-        return collate(rows, pad=0 if pad is None else pad, words=words).to(self.backbone.device)
+        tokenizer = self.backbone.tokenizer
+        pad = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        if self.spellings:
+            return collate_spelled(rows, self.spellings[template], pad=pad, mask=self._mask).to(self.backbone.device)
+        words = self.asked.words[template] if self.asked.words else None
+        ids = words.ids if isinstance(words, WordIds) else None
+        return collate(rows, pad=pad, words=ids).to(self.backbone.device)
 
     @property
     def first_block(self) -> int:
@@ -122,14 +148,21 @@ class TunedModel:
 
     def output(self, batch: Batch, below_BTD: Tensor | None = None) -> Output:
         """What the backbone makes of one batch with the deltas in it."""
-        return self.backbone.forward(batch.ids_BT, batch.mask_BT, batch.types_BT, start=self.first_block, below_BTD=below_BTD)
+        return self.backbone.forward(
+            batch.ids_BT, batch.mask_BT, batch.types_BT, start=self.first_block, below_BTD=below_BTD, parents=batch.parents
+        )
+
+    def below(self, batch: Batch) -> Tensor:
+        """The states hidden_BTD of one batch that `first_block` is given."""
+        return self.backbone.below(batch.ids_BT, batch.mask_BT, batch.types_BT, start=self.first_block, parents=batch.parents)
 
     def raw_scores(self, examples: Sequence[Example], *, batch_size: int = 32, tally: Tally | None = None) -> Tensor:
         """Uncalibrated scores_NC, averaged over the templates, float32 on the processor."""
         total_NC = torch.zeros(len(examples), len(self.task.labels))
         for template in range(len(self.asked.templates)):
             rows = self.rows(examples, template)
-            for indices in buckets([len(row.ids) for row in rows], size=batch_size):
+            fills = len(self.spellings[template].fills) if self.spellings else 1
+            for indices in buckets([len(row.ids) for row in rows], size=max(1, batch_size // fills)):
                 with torch.inference_mode():
                     batch = self.collate([rows[index] for index in indices], template)
                     total_NC[indices] += self.batch_scores(batch).cpu()

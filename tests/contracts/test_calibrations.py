@@ -12,11 +12,11 @@ from fewtune.readout import CALIBRATIONS
 from fewtune.readout.calibration import Calibrator
 
 SEEN = list(CALIBRATIONS)
-NEEDS = {"nothing", "content_free", "targets", "unlabeled"}
+NEEDS = {"nothing", "content_free", "premise", "targets", "unlabeled"}
 
 
 def test_every_calibration_is_seen():
-    assert len(SEEN) == 4
+    assert len(SEEN) == 5
 
 
 def fitted(name, *, candidates=4, seed=0, spread=2.0):

@@ -8,24 +8,30 @@ import torch
 from fewtune.backbone import tiny
 from fewtune.backbone.backbone import Backbone, Output
 from fewtune.backbone.families import FAMILIES
-from fewtune.prompt.encode import Row, collate
+from fewtune.prompt.encode import Row, collate, collate_spelled
+from fewtune.prompt.spelling import spell
+from fewtune.prompt.verbalizer import WholeWords
 from fewtune.readout import READOUTS
 from fewtune.readout.cloze import Cloze
 from fewtune.readout.head import Head
+from fewtune.readout.likelihood import Likelihood
 from fewtune.readout.similarity import Similarity
 
-SETTINGS = (Cloze(), Head(), Head(pool="first", dropout=0.0), Head(pool="mean"), Head(pool="last"), Similarity(), Similarity(pool="first"))
+SETTINGS = (
+    *(Cloze(), Likelihood(), Likelihood(per="token"), Likelihood(per="byte")),
+    *(Head(), Head(pool="first", dropout=0.0), Head(pool="mean"), Head(pool="last"), Similarity(), Similarity(pool="first")),
+)
 WORDS = ((20,), (31, 42, 53), (64, 15))
 CASES = [
     pytest.param(family, readout, id=f"{family}-{readout}")
     for family in FAMILIES
     for readout in SETTINGS
-    if not (family == "t5" and readout == Cloze())  # of T5 the encoder alone is there
+    if not (family == "t5" and readout.needs_slot)  # of T5 the encoder alone is there
 ]
 
 
 def test_every_readout_is_seen():
-    assert len(READOUTS) == 3 and {READOUTS.name_of(readout) for readout in SETTINGS} == set(READOUTS)
+    assert len(READOUTS) == 4 and {READOUTS.name_of(readout) for readout in SETTINGS} == set(READOUTS)
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +57,26 @@ def rows(backbone, lengths=(7, 3, 5, 1)):
     return [Row(ids, (0,) * len(ids), len(ids) - 1 if backbone.causal else len(ids) // 2) for ids in drawn]
 
 
-def scored(backbone, reader, listed, *, words=WORDS):
-    batch = collate(listed, pad=backbone.tokenizer.pad_token_id or 0, words=words)
+def batch_of(backbone, readout, listed, *, words=WORDS, pad=0):
+    """The rows with these words to read; where all tokens of a word are read, some of the words have two."""
+    if not readout.spells:
+        return collate(listed, pad=pad, words=words)
+    whole = tuple(tuple((token, token + 1)[: 1 + token % 2] for token in tokens) for tokens in words)
+    sizes = tuple(tuple(3 * len(word) for word in candidate) for candidate in whole)
+    mask = None if backbone.causal else backbone.tokenizer.mask_token_id
+    return collate_spelled(listed, spell(WholeWords(whole, sizes), causal=backbone.causal), pad=pad, mask=mask)
+
+
+def scored(backbone, readout, reader, listed, *, words=WORDS):
+    batch = batch_of(backbone, readout, listed, words=words, pad=backbone.tokenizer.pad_token_id or 0)
     with torch.no_grad():
-        return reader.scores(backbone.forward(batch.ids_BT, batch.mask_BT), batch)
+        return reader.scores(backbone.forward(batch.ids_BT, batch.mask_BT, parents=batch.parents), batch)
 
 
 @pytest.mark.parametrize(("family", "readout"), CASES)
 def test_scores_are_a_finite_row_of_candidates_for_each_row(backbones, family, readout):
     backbone = backbones[family]
-    scores_BC = scored(backbone, reader_of(readout, backbone), rows(backbone))
+    scores_BC = scored(backbone, readout, reader_of(readout, backbone), rows(backbone))
     assert scores_BC.shape == (4, 3) and scores_BC.dtype == torch.float32
     assert bool(scores_BC.isfinite().all())
     assert len({tuple(row) for row in scores_BC.tolist()}) == 4
@@ -70,9 +86,9 @@ def test_scores_are_a_finite_row_of_candidates_for_each_row(backbones, family, r
 def test_a_rows_scores_do_not_depend_on_its_neighbours(backbones, family, readout):
     backbone = backbones[family]
     reader, listed = reader_of(readout, backbone), rows(backbone)
-    together_BC = scored(backbone, reader, listed)
-    alone_BC = torch.cat([scored(backbone, reader, [row]) for row in listed])
-    turned_BC = scored(backbone, reader, listed[::-1]).flip(0)
+    together_BC = scored(backbone, readout, reader, listed)
+    alone_BC = torch.cat([scored(backbone, readout, reader, [row]) for row in listed])
+    turned_BC = scored(backbone, readout, reader, listed[::-1]).flip(0)
     torch.testing.assert_close(together_BC, alone_BC, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(together_BC, turned_BC, atol=1e-5, rtol=1e-5)
 
@@ -81,7 +97,7 @@ def test_a_rows_scores_do_not_depend_on_its_neighbours(backbones, family, readou
 def test_what_stands_in_the_padding_is_not_read(backbones, family, readout):
     backbone = backbones[family]
     reader = reader_of(readout, backbone)
-    batch = collate(rows(backbone), pad=0, words=WORDS)
+    batch = batch_of(backbone, readout, rows(backbone))
     hidden_BTD = torch.randn(*batch.ids_BT.shape, backbone.width, generator=torch.Generator().manual_seed(4))
     spoilt_BTD = torch.where(batch.mask_BT.bool()[:, :, None], hidden_BTD, torch.tensor(1e6))
     with torch.no_grad():
@@ -92,12 +108,12 @@ def test_what_stands_in_the_padding_is_not_read(backbones, family, readout):
 def test_the_order_of_the_candidates_is_carried(backbones, family, readout):
     backbone, order = backbones[family], [2, 0, 1]
     listed, reader = rows(backbone), reader_of(readout, backbone)
-    scores_BC = scored(backbone, reader, listed)
+    scores_BC = scored(backbone, readout, reader, listed)
     for name, weight in reader.weights.items():
         assert weight.shape[0] == 3, name
         with torch.no_grad():
             weight.copy_(weight[order].clone())
-    turned_BC = scored(backbone, reader, listed, words=tuple(WORDS[candidate] for candidate in order))
+    turned_BC = scored(backbone, readout, reader, listed, words=tuple(WORDS[candidate] for candidate in order))
     torch.testing.assert_close(turned_BC, scores_BC[:, order], atol=1e-6, rtol=1e-6)
 
 
@@ -105,7 +121,7 @@ def test_the_order_of_the_candidates_is_carried(backbones, family, readout):
 @pytest.mark.parametrize(("family", "readout"), CASES)
 def test_scores_are_finite_at_extremes(backbones, family, readout, size):
     backbone = backbones[family]
-    batch = collate(rows(backbone), pad=0, words=WORDS)
+    batch = batch_of(backbone, readout, rows(backbone))
     hidden_BTD = torch.randn(*batch.ids_BT.shape, backbone.width, generator=torch.Generator().manual_seed(4)) * size
     reader = reader_of(readout, backbone)
     for precision in ("float32", "bfloat16"):
@@ -119,15 +135,15 @@ def test_scores_are_finite_at_extremes(backbones, family, readout, size):
 def test_any_number_of_candidates(backbones, family, readout, candidates):
     backbone = backbones[family]
     words = tuple((10 + number,) for number in range(candidates))
-    scores_BC = scored(backbone, reader_of(readout, backbone, candidates=candidates), rows(backbone), words=words)
+    scores_BC = scored(backbone, readout, reader_of(readout, backbone, candidates=candidates), rows(backbone), words=words)
     assert scores_BC.shape == (4, candidates)
 
 
 @pytest.mark.parametrize(("family", "readout"), CASES)
 def test_only_the_readouts_own_weights_learn(backbones, family, readout):
     backbone, reader = backbones[family], reader_of(readout, backbones[family])
-    batch = collate(rows(backbone), pad=0, words=WORDS)
-    hidden_BTD = backbone.forward(batch.ids_BT, batch.mask_BT).hidden_BTD
+    batch = batch_of(backbone, readout, rows(backbone))
+    hidden_BTD = backbone.forward(batch.ids_BT, batch.mask_BT, parents=batch.parents).hidden_BTD
     assert not hidden_BTD.requires_grad
     states_BTD = hidden_BTD.clone().requires_grad_()
     reader.scores(Output(states_BTD), batch).square().sum().backward()
@@ -151,7 +167,7 @@ def test_named_drawn_from_its_generator_and_dropout_off(backbones, name):
     assert not drawn or any(not torch.equal(first[key], other[key]) for key in first)
     reader = reader_of(readout, backbone)
     assert not any(module.training for module in reader.train_mode)
-    assert torch.equal(scored(backbone, reader, rows(backbone)), scored(backbone, reader, rows(backbone)))
+    assert torch.equal(scored(backbone, readout, reader, rows(backbone)), scored(backbone, readout, reader, rows(backbone)))
 
 
 def test_a_head_pools_what_it_is_told_to():
@@ -175,4 +191,4 @@ def test_auto_takes_the_last_token_of_autoregressive_models_only(backbones):
     for family, pool in {"bert": "mean", "roberta": "mean", "llama": "last", "gpt2": "last"}.items():
         backbone = backbones[family]
         auto, named = reader_of(Head(), backbone), reader_of(replace(Head(), pool=pool), backbone)
-        assert torch.equal(scored(backbone, auto, rows(backbone)), scored(backbone, named, rows(backbone)))
+        assert torch.equal(scored(backbone, Head(), auto, rows(backbone)), scored(backbone, Head(), named, rows(backbone)))

@@ -6,6 +6,9 @@ from fewtune.backbone import tiny
 from fewtune.backbone.backbone import Backbone
 from fewtune.deltas.prefix import Prefix
 from fewtune.deltas.soft_prompt import SoftPrompt
+from fewtune.readout.cloze import Cloze
+from fewtune.readout.likelihood import Likelihood
+from fewtune.readout.similarity import Similarity
 
 TASK = ft.Task.classification(["no", "yes"], words={"no": "bad", "yes": ("good", "fine")})
 
@@ -24,3 +27,20 @@ def test_other_texts_and_deltas_stay_as_they_are():
     wanted = (SoftPrompt(text="plain"), SoftPrompt(length=3), ft.LoRA(rank=2))
     assert deltas(*wanted) == wanted
     assert deltas() == ()
+
+
+def readout(words, *, family="llama", kept=None):
+    backbone = Backbone(*tiny.model(family), name="tiny")
+    task = ft.Task.classification(["no", "yes"], words=words)
+    return job.recipe_of(task, backbone, job.Settings(readout=kept)).readout
+
+
+def test_whole_words_are_read_where_one_token_does_not_hold_them():
+    assert readout({"no": "dull", "yes": ("great", "positive")}) == Cloze()
+    for words in ({"no": "dull", "yes": "great fun"}, {"no": "dull mess", "yes": "dull joy"}):
+        assert readout(words) == readout(words, family="bert") == Likelihood(per="token")
+        assert readout(words, kept=Cloze()) == Cloze()
+
+
+def test_an_encoder_without_an_lm_head_reads_no_words():
+    assert readout({"no": "dull", "yes": "great"}, family="t5") == Similarity()

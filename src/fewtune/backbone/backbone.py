@@ -10,7 +10,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fewtune import registry
-from fewtune.backbone import bank, fingerprints, surgery, turns, walk
+from fewtune.backbone import bank, fingerprints, surgery, tree, turns, walk
 from fewtune.backbone.attention import KeyValues, Prefixes, Seen
 from fewtune.backbone.bank import NOBODY, Edit, Routing
 from fewtune.backbone.families import FAMILIES, SITES, Family
@@ -213,16 +213,18 @@ class Backbone:
         start: int = 0,
         below_BTD: Tensor | None = None,
         route_B: Tensor | None = None,
+        parents: Sequence[int] = (),
     ) -> Output:
         """Run the stack without the LM head; `mask_BT` is 1 at real tokens, which stand on the left.
 
         With `below_BTD`, the states that `below` gave for step `start`, only the steps from there on are computed. Row b goes
-        through the deltas of entry `route_B[b]`: those of entry 0 where it is None, and none where it is negative.
+        through the deltas of entry `route_B[b]`: those of entry 0 where it is None, and none where it is negative. The last
+        tokens of each row, as many as there are `parents`, go on from one another as these say (see `fewtune.backbone.tree`).
         """
         if turning := turns.of(self.stack, self.family.unrouted, route_B):
             return self._in_turn(turning, ids_BT, mask_BT, types_BT, start=start, below_BTD=below_BTD, route_B=route_B)
         with self.routing.of(route_B):
-            packed = self._pack(ids_BT, mask_BT, types_BT)
+            packed = self._pack(ids_BT, mask_BT, types_BT, parents)
             if below_BTD is None:
                 with self.autocast():
                     hidden_BTD = self.stack(**self._inputs(packed)).last_hidden_state.float()
@@ -232,11 +234,19 @@ class Backbone:
                 hidden_BTD = self.norm(below_BTD)
             return Output(packed.unpack(hidden_BTD), hidden_BTD[:, 0])
 
-    def below(self, ids_BT: Tensor, mask_BT: Tensor, types_BT: Tensor | None, *, start: int) -> Tensor:
+    def below(self, ids_BT: Tensor, mask_BT: Tensor, types_BT: Tensor | None, *, start: int, parents: Sequence[int] = ()) -> Tensor:
         """The states hidden_BTD that step number `start` would be given."""
-        return next(itertools.islice(self.layers(ids_BT, mask_BT, types_BT), start, None))
+        return next(itertools.islice(self.layers(ids_BT, mask_BT, types_BT, parents=parents), start, None))
 
-    def layers(self, ids_BT: Tensor, mask_BT: Tensor, types_BT: Tensor | None = None, *, route_B: Tensor | None = None) -> Iterator[Tensor]:
+    def layers(
+        self,
+        ids_BT: Tensor,
+        mask_BT: Tensor,
+        types_BT: Tensor | None = None,
+        *,
+        route_B: Tensor | None = None,
+        parents: Sequence[int] = (),
+    ) -> Iterator[Tensor]:
         """Walk the stack: yields the embeddings, then each step's output `hidden_BTD`, before the final norm.
 
         The arguments of each block are what the model's own forward hands to it (masks, positions), recorded with the blocks
@@ -250,7 +260,7 @@ class Backbone:
             yield from (turns.in_order(states, turning) for states in zip(*walks, strict=True))
             return
         with self.routing.of(route_B):
-            packed = self._pack(ids_BT, mask_BT, types_BT)
+            packed = self._pack(ids_BT, mask_BT, types_BT, parents)
         steps = self._walk(packed, start=0, below_BTD=None)
         while True:
             # Only while a step runs, for between two of them another batch may go through.
@@ -286,8 +296,9 @@ class Backbone:
         first = [output.first_BD for output in outputs if output.first_BD is not None]
         return Output(turns.in_order([output.hidden_BTD for output in outputs], turning), turns.in_order(first, turning))
 
-    def _pack(self, ids_BT: Tensor, mask_BT: Tensor, types_BT: Tensor | None) -> Packed:
-        return self.fronts.pack(ids_BT, mask_BT, types_BT, routing=self.routing, embed=self.embed)
+    def _pack(self, ids_BT: Tensor, mask_BT: Tensor, types_BT: Tensor | None, parents: Sequence[int]) -> Packed:
+        packed = self.fronts.pack(ids_BT, mask_BT, types_BT, routing=self.routing, embed=self.embed)
+        return replace(packed, parents=tuple(parents))
 
     def _inputs(self, packed: Packed) -> dict[str, Any]:
         inputs: dict[str, Any] = {"attention_mask": packed.mask_BT}
@@ -299,7 +310,18 @@ class Backbone:
         positions_BT = self.prefixes.positions(packed.mask_BT, first=self._first_position)
         if positions_BT is not None:
             inputs["position_ids"] = positions_BT
-        return inputs
+        return inputs | self._branching(packed, positions_BT) if packed.parents else inputs
+
+    def _branching(self, packed: Packed, positions_BT: Tensor | None) -> dict[str, Any]:
+        """Masks and positions for rows that end in a tree; a mapping by the kind of block where some have a window."""
+        config = self.model.config
+        seen_B1TT = tree.seen(packed.mask_BT, packed.parents)
+        positions_BT = tree.positions(packed.mask_BT, packed.parents, positions_BT)
+        mask: Any = seen_B1TT
+        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+            near_B1TT = tree.near(positions_BT, config.sliding_window)
+            mask = {"full_attention": seen_B1TT, "sliding_attention": seen_B1TT & near_B1TT}
+        return {"attention_mask": mask, "position_ids": positions_BT}
 
     @cached_property
     def _numbers_segments(self) -> bool:
@@ -325,15 +347,23 @@ class Backbone:
             normed: Tensor = self.stack.get_submodule(self.family.final_norm)(hidden_BTD)
         return normed.float()
 
-    def lm_logits(self, hidden_ND: Tensor, tokens_K: Tensor) -> Tensor:
-        """The LM head's logits_NK for the tokens asked for only; `hidden_ND` are states after the final norm."""
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the LM head scores."""
+        return len(self.model.get_submodule(self.family.decoder).weight)
+
+    def lm_logits(self, hidden_ND: Tensor, tokens_K: Tensor | None) -> Tensor:
+        """The LM head's logits_NK for the tokens asked for only, or for the whole vocabulary where it is None; `hidden_ND` are states
+        after the final norm."""
         self.require_lm_head()
         with self.autocast():
             for step in self.family.transform:
                 hidden_ND = self._step(step)(hidden_ND)
             decoder = self.model.get_submodule(self.family.decoder)
-            bias = decoder.bias[tokens_K] if decoder.bias is not None else None
-            logits_NK = nn.functional.linear(hidden_ND, decoder.weight[tokens_K], bias)
+            weight, bias = decoder.weight, decoder.bias
+            if tokens_K is not None:
+                weight, bias = weight[tokens_K], None if bias is None else bias[tokens_K]
+            logits_NK = nn.functional.linear(hidden_ND, weight, bias)
         return logits_NK.float()
 
     def _step(self, step: str) -> Callable[[Tensor], Tensor]:
@@ -351,7 +381,7 @@ class Backbone:
             raise BackboneError(
                 expected="a PLM with a language-modelling head",
                 got=f"{self.name}, {self.family.lacks.get('lm_head', 'an encoder without one')}",
-                where="--readout cloze",
+                where="--readout",
                 fix="Use --readout head, or another --backbone.",
             )
 

@@ -17,7 +17,10 @@ from fewtune.backbone.bank import Routing
 
 @dataclass(frozen=True)
 class Packed:
-    """What the stack is given: ids, or vectors where some stand in front: `ahead` of them in every row, or `ahead_B`, row by row."""
+    """What the stack is given: ids, or vectors where some stand in front: `ahead` of them in every row, or `ahead_B`, row by row.
+
+    With `parents`, the last tokens of each row are a tree's.
+    """
 
     ids_BT: Tensor
     mask_BT: Tensor
@@ -25,6 +28,7 @@ class Packed:
     vectors_BTD: Tensor | None = None
     ahead: int = 0
     ahead_B: Tensor | None = None
+    parents: tuple[int, ...] = ()
 
     def unpack(self, hidden_BSD: Tensor) -> Tensor:
         """The states hidden_BTD of the tokens alone."""

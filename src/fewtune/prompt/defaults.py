@@ -12,7 +12,7 @@ from typing import Any
 
 from fewtune.errors import TaskError
 from fewtune.prompt.template import Template, literal
-from fewtune.prompt.verbalizer import Verbalizer, WordIds
+from fewtune.prompt.verbalizer import Verbalizer, WholeWords, WordIds
 from fewtune.tasks.task import Task
 
 
@@ -21,23 +21,20 @@ class Asked:
     """Templates with the label words' ids for each (none for a head), and sentences for the user."""
 
     templates: tuple[Template, ...]
-    words: tuple[WordIds, ...] = ()
+    words: tuple[WordIds, ...] | tuple[WholeWords, ...] = ()
     notes: tuple[str, ...] = ()
 
 
-def resolve(task: Task, tokenizer: Any, *, slot: bool) -> Asked:
-    """Settle templates and words for one tokenizer; `slot` says whether a word is read.
+def resolve(task: Task, tokenizer: Any, *, slot: bool, whole: bool = False) -> Asked:
+    """Settle templates and words for one tokenizer; `slot` says whether a word is read, `whole` whether all of its tokens are.
 
     Raises `TaskError` for a template that does not fit the task and for given words that cannot be told apart.
     """
-    templates = tuple(
-        Template.parse(text, f"template {number + 1}") for number, text in enumerate(task.templates or _templates(task, slot))
-    )
-    for number, template in enumerate(templates):
-        template.check(task.fields, slot=slot, where=f"template {number + 1}")
+    templates, verbalizer = _settled(task, slot=slot)
     if not slot:
         return Asked(templates)
-    verbalizer = Verbalizer({label: task.words.get(label, (spoken(label),)) for label in task.labels})
+    if whole:
+        return Asked(templates, tuple(verbalizer.whole(tokenizer, lead=_lead(template)) for template in templates))
     try:
         return _asked(templates, verbalizer, tokenizer)
     except TaskError:
@@ -46,9 +43,33 @@ def resolve(task: Task, tokenizer: Any, *, slot: bool) -> Asked:
     return _with_codes(task, templates, tokenizer)
 
 
+def _settled(task: Task, *, slot: bool) -> tuple[tuple[Template, ...], Verbalizer]:
+    """The templates and words that a task has, or those that its names make."""
+    templates = tuple(
+        Template.parse(text, f"template {number + 1}") for number, text in enumerate(task.templates or _templates(task, slot))
+    )
+    for number, template in enumerate(templates):
+        template.check(task.fields, slot=slot, where=f"template {number + 1}")
+    return templates, Verbalizer({label: task.words.get(label, (spoken(label),)) for label in task.labels})
+
+
+def single_tokens(task: Task, tokenizer: Any) -> bool:
+    """Whether each label word is one token of its own behind every template, so that one token tells the labels apart."""
+    templates, verbalizer = _settled(task, slot=True)
+    try:
+        words = [verbalizer.whole(tokenizer, lead=_lead(template)) for template in templates]
+    except TaskError:
+        return True  # whatever is wrong is said when the words are read
+    return all(len(word) == 1 for found in words for candidate in found.ids for word in candidate)
+
+
 def _asked(templates: tuple[Template, ...], verbalizer: Verbalizer, tokenizer: Any) -> Asked:
-    words = tuple(verbalizer.ids(tokenizer, lead=template.slot.lead if template.slot else "") for template in templates)
+    words = tuple(verbalizer.ids(tokenizer, lead=_lead(template)) for template in templates)
     return Asked(templates, words, tuple(dict.fromkeys(note for ids in words for note in ids.notes)))
+
+
+def _lead(template: Template) -> str:
+    return template.slot.lead if template.slot else ""
 
 
 def _templates(task: Task, slot: bool) -> tuple[str, ...]:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from fewtune.errors import TaskError
+from fewtune.prompt.spelling import Spelling
 from fewtune.prompt.template import Piece, Prompt, Sep, Slot
 from fewtune.prompt.tokens import Specials, ends, plain_batch, specials
-from fewtune.prompt.verbalizer import WordIds
 
 _CHUNK = 8  # training batches are formed inside chunks of so many batches, so that lengths are alike and order stays random
 
@@ -35,23 +35,35 @@ class Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one template, padded on the right; `words` are the token ids of each candidate's words."""
+    """Rows of one template, padded on the right; `words` are the token ids of each candidate's words.
+
+    Where words of several tokens are read, `spelling` says how, ids and masks have a row for each of its fills, prompt after prompt, and
+    `places_BP` are the states that are read, rows and tokens being laid flat.
+    """
 
     ids_BT: Tensor
     mask_BT: Tensor
     types_BT: Tensor | None
     slot_B: Tensor
     words: tuple[tuple[int, ...], ...] | None = None
+    spelling: Spelling | None = None
+    places_BP: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.ids_BT)
+        return len(self.slot_B)
+
+    @property
+    def parents(self) -> tuple[int, ...]:
+        """How the last tokens of each row go on from one another; see `fewtune.backbone.tree`."""
+        return self.spelling.parents if self.spelling else ()
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        types_BT = None if self.types_BT is None else self.types_BT.to(device)
-        return replace(
-            self, ids_BT=self.ids_BT.to(device), mask_BT=self.mask_BT.to(device), types_BT=types_BT, slot_B=self.slot_B.to(device)
-        )
+        moved = {name: getattr(self, name).to(device) for name in _TENSORS if getattr(self, name) is not None}
+        return replace(self, **moved)
+
+
+_TENSORS = ("ids_BT", "mask_BT", "types_BT", "slot_B", "places_BP")
 
 
 @dataclass(frozen=True)
@@ -167,19 +179,31 @@ def level(lengths: Sequence[int], room: int) -> int:
     return best
 
 
-def collate(rows: Sequence[Row], *, pad: int, words: tuple[tuple[int, ...], ...] | WordIds | None = None) -> Batch:
+def collate(rows: Sequence[Row], *, pad: int, words: tuple[tuple[int, ...], ...] | None = None) -> Batch:
     """Pad rows on the right into one batch."""
-    width = max(len(row.ids) for row in rows)
+    ids_BT, mask_BT, types_BT = _padded([(row.ids, row.types) for row in rows], pad)
+    return Batch(ids_BT, mask_BT, types_BT, torch.tensor([row.slot for row in rows]), words)
+
+
+def collate_spelled(rows: Sequence[Row], spelling: Spelling, *, pad: int, mask: int | None) -> Batch:
+    """Pad each row's fills on the right into one batch; `mask` is None for autoregressive models."""
+    ids_BT, mask_BT, types_BT = _padded([fill for row in rows for fill in spelling.put(row.ids, row.types, row.slot, mask)], pad)
+    slot_B = torch.tensor([row.slot for row in rows])
+    fills, width = len(spelling.fills), ids_BT.shape[1]
+    fill_P, steps_P = torch.tensor(spelling.places).T
+    places_BP = (torch.arange(len(rows))[:, None] * fills + fill_P) * width + slot_B[:, None] + steps_P
+    return Batch(ids_BT, mask_BT, types_BT, slot_B, spelling=spelling, places_BP=places_BP)
+
+
+def _padded(rows: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], pad: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    width = max(len(ids) for ids, _ in rows)
     ids_BT = torch.full((len(rows), width), pad)
     mask_BT, types_BT = torch.zeros_like(ids_BT), torch.zeros_like(ids_BT)
-    for number, row in enumerate(rows):
-        ids_BT[number, : len(row.ids)] = torch.tensor(row.ids)
-        mask_BT[number, : len(row.ids)] = 1
-        types_BT[number, : len(row.ids)] = torch.tensor(row.types)
-    slot_B = torch.tensor([row.slot for row in rows])
-    numbered = bool(types_BT.any())
-    ids = words.ids if isinstance(words, WordIds) else words
-    return Batch(ids_BT, mask_BT, types_BT if numbered else None, slot_B, ids)
+    for number, (ids, types) in enumerate(rows):
+        ids_BT[number, : len(ids)] = torch.tensor(ids)
+        mask_BT[number, : len(ids)] = 1
+        types_BT[number, : len(ids)] = torch.tensor(types)
+    return ids_BT, mask_BT, types_BT if bool(types_BT.any()) else None
 
 
 def buckets(lengths: Sequence[int], *, size: int) -> list[list[int]]:

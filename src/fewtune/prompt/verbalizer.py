@@ -10,6 +10,7 @@ from fewtune.errors import TaskError
 from fewtune.prompt.tokens import plain_ids
 
 _SENTINELS = ("=", ":", ".")
+Word = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,15 @@ class WordIds:
     """For each label, in order, the token ids of its words; `notes` are sentences for the user."""
 
     ids: tuple[tuple[int, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class WholeWords:
+    """For each label, in order, its words as all of their token ids, and how many bytes of text each is; `notes` are for the user."""
+
+    ids: tuple[tuple[Word, ...], ...]
+    sizes: tuple[tuple[int, ...], ...]
     notes: tuple[str, ...] = ()
 
 
@@ -42,7 +52,7 @@ class Verbalizer:
                 raise TaskError(expected=f'words for "{label}"', got="none", where=where, fix="Name one with --words.")
             found: dict[int, None] = {}
             for word in words:
-                tokens = _tokens(tokenizer, word, lead, where)
+                tokens = _shown_tokens(tokenizer, word, lead, where)
                 _claim(tokens[0], (label, word), owners, tokenizer, where)
                 found[tokens[0]] = None
                 if len(tokens) > 1:
@@ -50,6 +60,31 @@ class Verbalizer:
             ids.append(tuple(found))
         notes = (f"Read at their first token: {', '.join(split)}.",) if split else ()
         return WordIds(tuple(ids), notes)
+
+    def whole(self, tokenizer: Any, *, lead: str, where: str = "words") -> WholeWords:
+        """All tokens of each word as it stands in running text, after a space if the slot has a `lead`.
+
+        Raises `TaskError` for a word with a piece that the tokenizer does not know and for two labels with the same word.
+        """
+        owners: dict[Word, tuple[str, str]] = {}
+        ids: list[tuple[Word, ...]] = []
+        sizes: list[tuple[int, ...]] = []
+        for label, words in self.words.items():
+            if not words:
+                raise TaskError(expected=f'words for "{label}"', got="none", where=where, fix="Name one with --words.")
+            found: dict[Word, int] = {}
+            for word in words:
+                tokens = tuple(_tokens(tokenizer, word, lead, where))
+                if tokenizer.unk_token_id in tokens:
+                    raise _unknown(word, where)
+                other = owners.setdefault(tokens, (label, word))
+                if other[0] != label:
+                    got = f'"{other[1]}" for {other[0]} and "{word}" for {label}, which are the same for this tokenizer'
+                    raise TaskError(expected="words that differ", got=got, where=where, fix="Choose other words with --words.")
+                found[tokens] = len(word.strip().encode())
+            ids.append(tuple(found))
+            sizes.append(tuple(found.values()))
+        return WholeWords(tuple(ids), tuple(sizes))
 
 
 def _claim(token: int, owner: tuple[str, str], owners: dict[int, tuple[str, str]], tokenizer: Any, where: str) -> None:
@@ -64,19 +99,31 @@ def _claim(token: int, owner: tuple[str, str], owners: dict[int, tuple[str, str]
     )
 
 
+def _shown_tokens(tokenizer: Any, word: str, lead: str, where: str) -> list[int]:
+    """The ids of `word` in running text, without a token at its beginning that is only white space."""
+    ids = _tokens(tokenizer, word, lead, where)
+    while len(ids) > 1 and not tokenizer.decode([ids[0]]).strip():
+        ids = ids[1:]
+    if ids[0] == tokenizer.unk_token_id:
+        raise _unknown(word, where)
+    return ids
+
+
 def _tokens(tokenizer: Any, word: str, lead: str, where: str) -> list[int]:
-    """The ids of `word` in running text, without a token that is only white space."""
+    """The ids of `word` in running text."""
     if not word.strip():
         raise TaskError(expected="a word", got=repr(word), where=where, fix="Name one with --words.")
     text = (" " if lead else "") + word.strip()
     sentinel, before = _sentinel(tokenizer)
     whole = plain_ids(tokenizer, sentinel + text)
     ids = whole[len(before) :] if whole[: len(before)] == before else plain_ids(tokenizer, text)
-    while len(ids) > 1 and not tokenizer.decode([ids[0]]).strip():
-        ids = ids[1:]
-    if not ids or ids[0] == tokenizer.unk_token_id:
-        raise TaskError(expected="a word that the tokenizer knows", got=f'"{word}"', where=where, fix="Choose another word.")
+    if not ids:
+        raise _unknown(word, where)
     return ids
+
+
+def _unknown(word: str, where: str) -> TaskError:
+    return TaskError(expected="a word that the tokenizer knows", got=f'"{word}"', where=where, fix="Choose another word.")
 
 
 def _sentinel(tokenizer: Any) -> tuple[str, list[int]]:

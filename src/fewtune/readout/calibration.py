@@ -17,7 +17,7 @@ from torch import Tensor
 from fewtune import registry
 from fewtune.errors import BackboneError, SpecError
 
-Needs = Literal["nothing", "content_free", "targets", "unlabeled"]
+Needs = Literal["nothing", "content_free", "premise", "targets", "unlabeled"]
 CONTENT_FREE = ("N/A", "", "[MASK]")
 """Texts that say nothing, after Zhao et al. 2021, section 5."""
 

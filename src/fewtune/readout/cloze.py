@@ -23,6 +23,7 @@ class Cloze:
     """The LM head stays as it is and nothing new is learned (Schick & Schütze 2021; Gao et al. 2021, section 4)."""
 
     needs_slot: ClassVar[bool] = True
+    spells: ClassVar[bool] = False
     pairs: ClassVar[bool] = False
     learning_rate: ClassVar[float] = 0.0
 

@@ -41,6 +41,7 @@ class Head:
     bias: bool = True
 
     needs_slot: ClassVar[bool] = False
+    spells: ClassVar[bool] = False
     pairs: ClassVar[bool] = False
     learning_rate: ClassVar[float] = 1e-3
 

@@ -55,11 +55,12 @@ class Scored(ABC):
 class Readout(Protocol):
     """A frozen dataclass with one verb.
 
-    `needs_slot` says whether prompts must have a slot, `pairs` whether it learns from pairs of rows of a batch. With a
-    `learning_rate` of 0 the loop leaves its weights alone.
+    `needs_slot` says whether prompts must have a slot, `spells` whether every token of the label words is read there, `pairs` whether
+    it learns from pairs of rows of a batch. With a `learning_rate` of 0 the loop leaves its weights alone.
     """
 
     needs_slot: ClassVar[bool]
+    spells: ClassVar[bool]
     pairs: ClassVar[bool]
     learning_rate: ClassVar[float]
 

@@ -38,6 +38,7 @@ class Similarity:
     strength: float = 1.0
 
     needs_slot: ClassVar[bool] = False
+    spells: ClassVar[bool] = False
     learning_rate: ClassVar[float] = 0.0
     pairs: ClassVar[bool] = True
 

@@ -232,16 +232,17 @@ def _loss(
     bias_C = torch.tensor(model.calibrator.bias_C, device=model.backbone.device)
 
     def loss(drawn: _Drawn) -> Tensor:
-        keys = [_key(model, rows[drawn.template][index]) for index in drawn.indices] if cache else []
-        below_BTD = cache.get(keys, model.backbone.device) if cache else None
+        encoded = [rows[drawn.template][index] for index in drawn.indices]
+        below_BTD = cache.get(_keys(model, encoded, drawn.template), model.backbone.device) if cache else None
         return model.reader.loss(model.output(drawn.batch, below_BTD), drawn.batch, targets_N[drawn.indices], bias_C)
 
     return loss
 
 
-def _key(model: TunedModel, row: Row) -> Hashable:
-    """What a row's states below the first trained block depend on: the frozen weights there, how they compute, and the tokens."""
-    return model.backbone.fingerprint, model.backbone.precision, model.first_block, row.ids, row.types
+def _keys(model: TunedModel, rows: Sequence[Row], template: int) -> list[Hashable]:
+    """What the rows' states below the first trained block depend on: the frozen weights there, how they compute, and the tokens."""
+    frozen = model.backbone.fingerprint, model.backbone.precision, model.first_block
+    return [(*frozen, *given) for row in rows for given in model.given(row, template)]
 
 
 def _kept_below(model: TunedModel, rows: Sequence[Sequence[Row]], recipe: Recipe, steps: int, session: Session) -> StateCache | None:
@@ -268,7 +269,7 @@ def _kept_below(model: TunedModel, rows: Sequence[Sequence[Row]], recipe: Recipe
 def _uncached(model: TunedModel, rows: Sequence[Sequence[Row]], cache: StateCache) -> list[tuple[int, Sequence[Row], list[int]]]:
     """For each template, its rows and the indices of those whose states are not kept yet."""
     return [
-        (template, encoded, [index for index, row in enumerate(encoded) if _key(model, row) not in cache])
+        (template, encoded, [index for index, row in enumerate(encoded) if not all(key in cache for key in _keys(model, [row], template))])
         for template, encoded in enumerate(rows)
     ]
 
@@ -280,9 +281,10 @@ def _pays(model: TunedModel, recipe: Recipe, steps: int, computed: int) -> bool:
 
 def _fill(model: TunedModel, rows: Sequence[Row], template: int, cache: StateCache) -> bool:
     for indices in buckets([len(row.ids) for row in rows], size=32):
-        batch = model.collate([rows[index] for index in indices], template)
+        chosen = [rows[index] for index in indices]
+        batch = model.collate(chosen, template)
         with torch.no_grad():
-            hidden_BTD = model.backbone.below(batch.ids_BT, batch.mask_BT, batch.types_BT, start=model.first_block)
-        if not cache.add([_key(model, rows[index]) for index in indices], batch.mask_BT.sum(1).tolist(), hidden_BTD):
+            hidden_BTD = model.below(batch)
+        if not cache.add(_keys(model, chosen, template), batch.mask_BT.sum(1).tolist(), hidden_BTD):
             return False
     return True

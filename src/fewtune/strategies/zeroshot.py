@@ -62,6 +62,8 @@ def _loss(calibrator: Calibrator, scores_NC: Tensor, targets_N: Tensor) -> float
 def _fit(model: TunedModel, calibration: Calibration, split: Split) -> Calibrator:
     if calibration.needs == "content_free":
         return calibration.fit(model.content_free_scores(), None)
+    if calibration.needs == "premise":
+        return calibration.fit(model.raw_scores([Example(dict.fromkeys(model.task.fields, ""))]), None)
     if calibration.needs == "targets":
         if not split.train:
             raise DataError(

@@ -13,7 +13,6 @@ from fewtune.backbone import tiny
 from fewtune.errors import TaskError
 from fewtune.prompt.encode import Encoder, Row, balanced_order, bucketed_order, buckets, collate, level
 from fewtune.prompt.template import Template, literal
-from fewtune.prompt.verbalizer import WordIds
 
 MASKED = {"wordpiece": tiny.tokenizer("wordpiece"), "unigram": tiny.tokenizer("unigram"), "roberta": tiny.model("roberta")[1]}
 CAUSAL = {"bpe": tiny.tokenizer("bpe"), "unigram causal": MASKED["unigram"]}
@@ -219,7 +218,7 @@ def test_collate_by_hand():
 
 
 def test_collate_numbers_segments_only_where_there_are_some():
-    batch = collate([Row((5, 6), (0, 1), 0), Row((7,), (0,), 0)], pad=0, words=WordIds(((1,), (2,)), ("note",)))
+    batch = collate([Row((5, 6), (0, 1), 0), Row((7,), (0,), 0)], pad=0, words=((1,), (2,)))
     assert batch.types_BT.tolist() == [[0, 1], [0, 0]] and batch.words == ((1,), (2,))
     moved = batch.to("cpu")
     assert torch.equal(moved.types_BT, batch.types_BT) and moved.words == batch.words
