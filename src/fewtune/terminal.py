@@ -8,18 +8,20 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
     from fewtune.costs import Cost, Costs
     from fewtune.evaluation import Evaluation
     from fewtune.inspection import Inspection
     from fewtune.runs.table import Comparison, Row
+    from fewtune.tasks.metrics import Measures
 
 
 def say(line: str) -> None:
@@ -47,13 +49,43 @@ def show_evaluation(found: Evaluation) -> None:
     metrics = Table("metric", "value", "95 % interval", title=f"{measures.rows} rows")
     for name, metric in measures.metrics.items():
         metrics.add_row(name, f"{metric.value:.3f}", f"{metric.low:.3f} – {metric.high:.3f}")
-    classes = Table("label", "precision", "recall", "f1", "rows", *(f"→ {label}" for label in measures.labels[:10]))
-    for row, confusion in zip(measures.classes, measures.confusion, strict=True):
-        scores = (f"{row.precision:.3f}", f"{row.recall:.3f}", f"{row.f1:.3f}")
-        classes.add_row(row.label, *scores, str(row.support), *map(str, confusion[:10]))
+    classes = _classes(measures)
     _show(metrics, classes)
     if found.shortened:
         _show(f"{found.shortened} of {measures.rows} rows were shortened to fit.")
+
+
+def _classes(measures: Measures) -> Table:
+    """A row for each label, with how often each was given where there is room for that, else with those given most instead."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    given = [f"→ {label}" for label in measures.labels]
+    longest = max(map(len, measures.labels))
+    whole = longest + sum(len(name) + 3 for name in given) + 46 <= Console().width
+    table = Table()
+    table.add_column("label", overflow="fold")
+    for name in ("precision", "recall", "f1", "rows", *(map(escape, given) if whole else ())):
+        table.add_column(name, justify="right", no_wrap=True)
+    if not whole:
+        table.add_column("given instead", overflow="fold")
+    for row, counts in zip(measures.classes, measures.confusion, strict=True):
+        scores = (f"{row.precision:.3f}", f"{row.recall:.3f}", f"{row.f1:.3f}", str(row.support))
+        shown = list(map(str, counts)) if whole else [escape(_instead(row.label, measures.labels, counts))]
+        table.add_row(escape(row.label), *scores, *shown)
+    return table
+
+
+def _instead(label: str, labels: Sequence[str], counts: Sequence[int], most: int = 3) -> str:
+    """The labels that were given most often instead of `label`.
+
+    >>> _instead("a", ["a", "b", "c", "d"], [5, 0, 2, 3])
+    'd 3, c 2'
+    """
+    others = sorted((pair for pair in zip(counts, labels, strict=True) if pair[0] and pair[1] != label), key=lambda pair: -pair[0])
+    listed = ", ".join(f"{other} {count}" for count, other in others[:most])
+    return listed + (", …" if len(others) > most else "")
 
 
 def show_costs(found: Costs) -> None:
