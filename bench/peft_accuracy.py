@@ -130,9 +130,9 @@ def deltas_of(method: str) -> tuple[Delta, ...]:
     return presets.read(SPECS[method], "method") if SPECS[method] else ()
 
 
-def steps_of(rows: int) -> int:
+def steps_of(rows: int, labels: int) -> int:
     """fewtune's default, but no less than three passes over the rows in steps of 8."""
-    return max(default_steps(rows), rows * 3 // 8)
+    return max(default_steps(rows, labels), rows * 3 // 8)
 
 
 def train_rows(job: Job, dataset: DataSet) -> tuple[Example, ...]:
@@ -151,7 +151,7 @@ def recipe_of(job: Job, dataset: DataSet, rows: int) -> Recipe:
         deltas=deltas_of(job.method),
         readout=Cloze() if job.cloze else Head(),
         calibration=None if job.cloze else Uncalibrated(),
-        fit=FitOptions(steps=steps_of(rows)),
+        fit=FitOptions(steps=steps_of(rows, len(dataset.labels()))),
         precision="float32",
         seed=job.seed,
     )

@@ -17,7 +17,7 @@ def plain_batch(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     if not texts:
         return []
     _check(texts)
-    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     return [row if special.isdisjoint(row) else _defused(tokenizer, text) for row, text in zip(ids, texts, strict=True)]
 
@@ -40,13 +40,13 @@ def _defused(tokenizer: Any, text: str) -> list[int]:
     # Some vocabularies hold special tokens as ordinary pieces too; a space inside keeps the piece from being found.
     for token in tokenizer.all_special_tokens:
         text = text.replace(token, f"{token[0]} {token[1:]}")
-    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
     return ids
 
 
 def ends(tokenizer: Any, text: str) -> list[int]:
     """For each token of `text`, the position in the text where it ends."""
-    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False)
     return [end for _, end in encoded["offset_mapping"]]
 
 

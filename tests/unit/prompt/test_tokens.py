@@ -92,3 +92,12 @@ def test_autoregressive_models_get_no_end_and_new_lines_between():
     assert specials(TOKENIZERS["bpe"], causal=True) == Specials((), tuple(plain_ids(TOKENIZERS["bpe"], "\n")), (), None, False)
     found = specials(TOKENIZERS["roberta"], causal=True)
     assert (found.prefix, found.suffix, found.mask) == ((TOKENIZERS["roberta"].bos_token_id,), (), None)
+
+
+def test_a_text_longer_than_the_model_takes_is_no_matter_here(caplog):
+    # It is shortened later, and said once; the tokenizer's own warning would stand between the user's lines.
+    tokenizer = tiny.tokenizer("wordpiece")
+    long = "good " * (tokenizer.model_max_length + 10 if tokenizer.model_max_length < 10_000 else 5000)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, 512)
+    assert len(plain_batch(tokenizer, [long])[0]) == len(ends(tokenizer, long)) > 512
+    assert not caplog.records
