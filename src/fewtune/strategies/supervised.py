@@ -86,9 +86,9 @@ def out_of_fold(
 
 
 def default_steps(rows: int, labels: int, *, pairs: bool = False) -> int:
-    """About twenty passes over the rows in steps of 8, at least 40, at most 80 for each label and 400 in all; docs/defaults.md shows the runs.
+    """About twenty passes over the rows in steps of 8: at least 40, at most 80 for each label and 400 in all.
 
-    With `pairs` ten passes in steps of 32, at least 10 and at most 100.
+    docs/defaults.md shows the runs. With `pairs` ten passes in steps of 32, at least 10 and at most 100.
 
     >>> default_steps(16, 2), default_steps(128, 2), default_steps(48, 6), default_steps(512, 6), default_steps(48, 6, pairs=True)
     (40, 160, 120, 400, 15)
@@ -102,7 +102,9 @@ def _tune(model: TunedModel, recipe: Recipe, train: tuple[Example, ...], session
         generator = torch.Generator().manual_seed(derive(recipe.seed, "init", number))
         deltas.append(delta.install(model.backbone, generator=generator))
     tuned = replace(model, deltas=tuple(deltas))
-    steps = recipe.fit.steps if recipe.fit.steps is not None else default_steps(len(train), len(model.task.labels), pairs=model.readout.pairs)
+    steps = recipe.fit.steps
+    if steps is None:
+        steps = default_steps(len(train), len(model.task.labels), pairs=model.readout.pairs)
     groups = _groups(tuned, recipe)
     try:
         rows = [tuned.rows(train, template) for template in range(len(tuned.asked.templates))]
