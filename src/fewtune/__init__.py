@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fewtune.job import fit as fit
     from fewtune.job import zeroshot as zeroshot
     from fewtune.model import TunedModel as TunedModel
+    from fewtune.prompt.demonstrations import Demonstrations as Demonstrations
     from fewtune.readout.calibration import Contextual as Contextual
     from fewtune.readout.calibration import Temperature as Temperature
     from fewtune.readout.calibration import Uncalibrated as Uncalibrated
@@ -40,6 +41,7 @@ _PUBLIC = {
     "Adapter": "fewtune.deltas.adapter:Adapter",
     "Cloze": "fewtune.readout.cloze:Cloze",
     "Contextual": "fewtune.readout.calibration:Contextual",
+    "Demonstrations": "fewtune.prompt.demonstrations:Demonstrations",
     "Example": "fewtune.data.example:Example",
     "FewtuneError": "fewtune.errors:FewtuneError",
     "FitOptions": "fewtune.train.fit:FitOptions",

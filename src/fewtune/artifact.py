@@ -1,6 +1,7 @@
 """TunedModel ↔ folder: manifest.json, safetensors, a card (README.md). Versioned, fingerprinted, strict. Knows no training.
 
-Holds only what was trained; the backbone is named, and its weights and tokenizer are told apart by fingerprints.
+Holds only what was trained, and the labelled examples that the model shows, if it shows any; the backbone is named, and its weights
+and tokenizer are told apart by fingerprints.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from safetensors.torch import save as to_bytes
 from fewtune import card, registry
 from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.load import load as load_backbone
+from fewtune.data.example import Example
 from fewtune.deltas import DELTAS
 from fewtune.deltas.delta import install_saved, load_strictly
 from fewtune.errors import ArtifactError, FewtuneError
 from fewtune.model import TunedModel
 from fewtune.precision import has_bfloat16
-from fewtune.readout import READOUTS
+from fewtune.prompt.demonstrations import Demonstrated, Demonstrations
+from fewtune.readout import READOUTS, sentences
 from fewtune.readout.calibration import Calibrator
 from fewtune.tasks.task import Task
 
@@ -96,6 +99,7 @@ def _manifest(model: TunedModel, files: Mapping[str, bytes]) -> dict[str, regist
         "deltas": [DELTAS.to_dict(delta.delta) for delta in model.deltas],
         "readout": READOUTS.to_dict(model.readout),
         "calibrator": model.calibrator.to_dict(),
+        "demonstrations": None if model.demonstrations is None else _shown(model.demonstrations),
         "max_length": model.max_length,
         "precision": backbone.precision,
         "trained_parameters": model.trained_parameters,
@@ -104,6 +108,25 @@ def _manifest(model: TunedModel, files: Mapping[str, bytes]) -> dict[str, regist
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())},
     }
     return {**body, "fingerprint": _fingerprint(body)}
+
+
+def _shown(demonstrations: Demonstrated) -> dict[str, registry.Plain]:
+    """The labelled examples that stand in prompts, how they are drawn, and the weights of the encoder that compares them."""
+    spec, fields = demonstrations.spec, demonstrations.task.fields
+    return {
+        "spec": registry.to_dict(spec),
+        "seed": demonstrations.seed,
+        "encoder_fingerprint": sentences.loaded(spec.encoder).backbone.fingerprint if spec.compares else None,
+        "examples": [[{name: one.fields[name] for name in fields}, one.label] for one in demonstrations.examples],
+    }
+
+
+def _demonstrated(data: Mapping[str, registry.Plain], model: TunedModel, where: str) -> Demonstrated:
+    """What `_shown` wrote, ready for `model`."""
+    spec = registry.from_dict(Demonstrations, data["spec"], f"{where}.spec")
+    examples = [Example(fields, label) for fields, label in data["examples"]]
+    embed = sentences.lazily(spec.encoder, data["encoder_fingerprint"])
+    return spec.of(examples, model.task, seed=data["seed"], in_front=model.backbone.causal, embed=embed)
 
 
 def _fingerprint(body: Mapping[str, registry.Plain]) -> str:
@@ -247,5 +270,7 @@ def _assemble(
         backbone, [(spec, states.get(file, {}), f"{folder}/{file}") for spec, file in zip(specs, files, strict=True)]
     )
     model.calibrator = Calibrator.from_dict(manifest["calibrator"], f"{where}: calibrator")
+    if manifest.get("demonstrations") is not None:
+        model.demonstrations = _demonstrated(manifest["demonstrations"], model, f"{where}: demonstrations")
     model.about = manifest["about"]
     return model

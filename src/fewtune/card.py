@@ -48,6 +48,7 @@ def _body(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:
         "",
         "This folder holds only what was trained; the backbone is fetched by name and checked by fingerprint.",
         "",
+        *_demonstrations(manifest),
         *_templates(manifest),
         "## Use",
         "",
@@ -78,6 +79,19 @@ def _beside(manifest: Manifest, sizes: Mapping[str, int]) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _demonstrations(manifest: Manifest) -> list[str]:
+    """That labelled examples lie in the folder, which whoever passes it on must know."""
+    shown = manifest.get("demonstrations")
+    if shown is None:
+        return []
+    draws = shown["spec"]["draws"]
+    return [
+        f"**It also holds {len(shown['examples'])} labelled examples, with their texts** (in `manifest.json`): some of them stand in each "
+        f"prompt as demonstrations, and answers are the mean over {draws} draws.",
+        "",
+    ]
 
 
 def _templates(manifest: Manifest) -> list[str]:

@@ -19,6 +19,7 @@ from fewtune.flags import (
     BackboneName,
     BatchSize,
     Calibration,
+    Demonstrations,
     Device,
     Label,
     Labels,
@@ -41,6 +42,7 @@ from fewtune.terminal import print_json, print_lines, say
 if TYPE_CHECKING:
     from fewtune.deltas.delta import Delta
     from fewtune.job import Source
+    from fewtune.prompt.demonstrations import Demonstrations as DemonstrationsSpec
     from fewtune.readout.readout import Readout as ReadoutSpec
     from fewtune.tasks.task import Task
 
@@ -74,6 +76,7 @@ def fit(
     ] = None,
     readout: Readout = None,
     calibration: Calibration = None,
+    demonstrations: Demonstrations = None,
     steps: Annotated[int | None, typer.Option("--steps", min=0)] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate")] = None,
     batch_size: BatchSize = 8,
@@ -96,6 +99,7 @@ def fit(
         deltas=None if delta is None else _deltas(delta),
         readout=_readout(readout),
         calibration=_calibration(calibration),
+        demonstrations=_demonstrations(demonstrations),
         fit=FitOptions(steps=steps, learning_rate=learning_rate, batch_size=batch_size),
         max_length=max_length,
         precision=precision,
@@ -356,6 +360,13 @@ def _readout(text: str | None) -> ReadoutSpec | None:
     from fewtune.readout import READOUTS
 
     return None if text is None else READOUTS.from_text(text, "--readout")
+
+
+def _demonstrations(text: str | None) -> DemonstrationsSpec | None:
+    from fewtune import registry
+    from fewtune.prompt.demonstrations import Demonstrations
+
+    return None if text is None or text == "none" else registry.from_text(Demonstrations, text, "--demonstrations")
 
 
 def _calibration(name: str | None) -> Any:

@@ -25,6 +25,13 @@ Readout = Annotated[
 Calibration = Annotated[
     str | None, typer.Option("--calibration", help="none, contextual, temperature or prior (from unlabelled rows); by default what helps.")
 ]
+Demonstrations = Annotated[
+    str | None,
+    typer.Option(
+        "--demonstrations",
+        help="Labelled rows shown in each prompt: per_label=1,similar=0.5,draws=4 …; fields left out are as by default.",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed")]
 MaxLength = Annotated[int, typer.Option("--max-length", min=8, help="Tokens; longer texts are shortened, templates never.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]

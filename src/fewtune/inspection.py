@@ -88,7 +88,7 @@ def inspect(model: TunedModel, examples: Sequence[Example], *, batch_size: int =
         moved_NL[indices] += moved(model, batch).cpu()
         after_NC[indices] += _scores(model, batch, 0).cpu()
         before_NC[indices] += _scores(model, batch, NOBODY).cpu()
-    embeddings, *steps = (moved_NL / len(model.asked.templates)).mean(0).tolist()
+    embeddings, *steps = (moved_NL / model.passes).mean(0).tolist()
     changed = () if note else tuple(_changed(model, examples, before_NC, after_NC))
     return Inspection(len(examples), embeddings, tuple(steps), changed, note)
 
@@ -127,8 +127,7 @@ def _scores(model: TunedModel, batch: Batch, entry: int) -> Tensor:
 
 
 def _batches(model: TunedModel, examples: Sequence[Example], size: int) -> Iterator[tuple[list[int], Batch]]:
-    for template in range(len(model.asked.templates)):
-        rows = model.rows(examples, template)
+    for template, rows in model.encoded(examples):
         for indices in buckets([len(row.ids) for row in rows], size=size):
             yield indices, model.collate([rows[index] for index in indices], template)
 
@@ -141,5 +140,5 @@ def _changed(model: TunedModel, examples: Sequence[Example], before_NC: Tensor, 
 
 
 def _answers(model: TunedModel, scores_NC: Tensor) -> list[Answer]:
-    best = model.calibrator(scores_NC / len(model.asked.templates)).softmax(-1).max(-1)
+    best = model.calibrator(scores_NC / model.passes).softmax(-1).max(-1)
     return [Answer(model.task.labels[index], value) for index, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)]

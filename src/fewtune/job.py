@@ -32,6 +32,7 @@ from fewtune.errors import DataError
 from fewtune.evaluation import Evaluation, evaluate
 from fewtune.model import DEFAULT_LENGTH, Tally, TunedModel
 from fewtune.prompt.defaults import single_tokens
+from fewtune.prompt.demonstrations import Demonstrations
 from fewtune.readout import READOUTS
 from fewtune.readout.calibration import Calibration, Contextual
 from fewtune.readout.cloze import Cloze
@@ -63,6 +64,7 @@ class Settings:
     deltas: tuple[Delta, ...] | None = None
     readout: Readout | None = None
     calibration: Calibration | None = None
+    demonstrations: Demonstrations | None = None
     fit: FitOptions = field(default_factory=FitOptions)
     max_length: int = DEFAULT_LENGTH
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -72,7 +74,7 @@ class Settings:
     @property
     def way(self) -> str:
         """The strategy: the one that is named; else the ladder, unless something of the method is settled already."""
-        settled = (self.deltas, self.readout, self.calibration, self.fit.steps, self.fit.learning_rate)
+        settled = (self.deltas, self.readout, self.calibration, self.demonstrations, self.fit.steps, self.fit.learning_rate)
         return self.strategy or ("ladder" if all(choice is None for choice in settled) else "supervised")
 
 
@@ -120,6 +122,7 @@ def fit(
     deltas: Sequence[Delta] | None = None,
     readout: Readout | None = None,
     calibration: Calibration | None = None,
+    demonstrations: Demonstrations | None = None,
     options: FitOptions | None = None,
     max_length: int = DEFAULT_LENGTH,
     seed: int = 42,
@@ -133,6 +136,7 @@ def fit(
         deltas=None if deltas is None else tuple(deltas),
         readout=readout,
         calibration=calibration,
+        demonstrations=demonstrations,
         fit=options or FitOptions(),
         max_length=max_length,
         seed=seed,
@@ -175,6 +179,7 @@ def recipe_of(task: Task, backbone: Backbone, settings: Settings) -> Recipe:
         deltas=tuple(_named(delta, task) for delta in deltas),
         readout=readout,
         calibration=settings.calibration,
+        demonstrations=settings.demonstrations,
         fit=settings.fit,
         max_length=settings.max_length,
         precision=settings.precision,
@@ -204,6 +209,7 @@ def method(recipe: Recipe, strategy: str) -> str:
     'zeroshot, cloze'
     """
     parts = [strategy, READOUTS.name_of(recipe.readout), *(DELTAS.name_of(delta) for delta in recipe.deltas)]
+    parts += ["demonstrations"] if recipe.demonstrations else []
     return ", ".join(parts)
 
 

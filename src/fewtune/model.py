@@ -7,6 +7,7 @@ Dimensions: N examples, B rows, C candidates.
 from __future__ import annotations
 
 import itertools
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,8 +23,10 @@ from fewtune.deltas.delta import Installed, remove_all
 from fewtune.errors import DataError
 from fewtune.prompt import defaults
 from fewtune.prompt.defaults import Asked
+from fewtune.prompt.demonstrations import Demonstrated
 from fewtune.prompt.encode import Batch, Encoder, Row, buckets, collate, collate_spelled
 from fewtune.prompt.spelling import Spelling, spell
+from fewtune.prompt.template import Prompt
 from fewtune.prompt.verbalizer import WholeWords, WordIds
 from fewtune.readout.calibration import CONTENT_FREE, Calibrator
 from fewtune.readout.readout import Reader, Readout
@@ -46,8 +49,8 @@ class Tally:
 class TunedModel:
     """Everything that turns texts into answers.
 
-    `asked` holds the templates and label words as they were settled for this tokenizer; `about` holds plain facts for the
-    artifact (how it was made).
+    `asked` holds the templates and label words as they were settled for this tokenizer; `demonstrations` are the labelled examples
+    that are shown beside a prompt, if any; `about` holds plain facts for the artifact (how it was made).
     """
 
     backbone: Backbone
@@ -58,6 +61,7 @@ class TunedModel:
     calibrator: Calibrator
     deltas: tuple[Installed, ...] = ()
     max_length: int = DEFAULT_LENGTH
+    demonstrations: Demonstrated | None = None
     about: Mapping[str, Plain] = field(default_factory=dict)
 
     @classmethod
@@ -104,12 +108,64 @@ class TunedModel:
         """For each template how words of several tokens are read, where the readout reads all of their tokens."""
         return tuple(spell(words, causal=self.backbone.causal) for words in self.asked.words if isinstance(words, WholeWords))
 
+    def encoder(self, template: int) -> Encoder:
+        """From prompts to rows, within what is left of the PLM's length beside demonstrations and the words that are read."""
+        most = min(self.max_length, self.backbone.room - self.budget) - (self.spellings[template].room if self.spellings else 0)
+        return Encoder(self.backbone.tokenizer, causal=self.backbone.causal, max_length=most)
+
+    @property
+    def budget(self) -> int:
+        """The most tokens that demonstrations take."""
+        return 0 if self.demonstrations is None else min(self.demonstrations.spec.budget, self.backbone.room // 2)
+
     def rows(self, examples: Sequence[Example], template: int) -> list[Row]:
-        """Each example rendered through template number `template` and encoded."""
-        room = min(self.max_length, self.backbone.room) - (self.spellings[template].room if self.spellings else 0)
-        encoder = Encoder(self.backbone.tokenizer, causal=self.backbone.causal, max_length=room)
+        """Each example rendered through template number `template` and encoded, without demonstrations."""
         chosen = self.asked.templates[template]
-        return encoder.encode([chosen.render(example.fields) for example in examples])
+        return self.encoder(template).encode([chosen.render(example.fields) for example in examples])
+
+    def showing(self, rows: Sequence[Row], template: int, chosen: Sequence[tuple[int, ...]]) -> list[Row]:
+        """`rows` of one template, each with the examples that were chosen for it; raises `TaskError` where these cannot be cut to fit."""
+        encoder = self.encoder(template)
+        parts = {one: encoder.demonstrations(self._filled(one, template), most=self.budget) for one in dict.fromkeys(chosen)}
+        return [encoder.join(row, parts[one]) for row, one in zip(rows, chosen, strict=True)]
+
+    def _filled(self, chosen: Sequence[int], template: int) -> list[Prompt]:
+        """The chosen examples' prompts, each with its label's word in the slot."""
+        assert self.demonstrations is not None
+        fills, examples = self._fills, [self.demonstrations.examples[number] for number in chosen]
+        return [self.asked.templates[template].render(one.fields).filled(fills[one.label or ""]) for one in examples]
+
+    def check_budget(self) -> None:
+        """Raise `TaskError` where the demonstrations of all labels do not fit, even with their texts left out."""
+        shown = self.demonstrations
+        if shown is None:
+            return
+        empty = {name: "" for name in self.task.fields}
+        for number, template in enumerate(self.asked.templates):
+            prompts = [template.render(empty).filled(fill) for label, fill in self._fills.items() if label in shown.members]
+            self.encoder(number).demonstrations(prompts * shown.most, most=self.budget)
+
+    @property
+    def _fills(self) -> dict[str, str]:
+        """The word that stands in the slot for each label."""
+        return dict(zip(self.task.labels, self.asked.fills, strict=True))
+
+    @property
+    def passes(self) -> int:
+        """How many scores each row gets, of which the mean is taken: one for each template and draw of demonstrations."""
+        return len(self.asked.templates) * (1 if self.demonstrations is None else self.demonstrations.spec.draws)
+
+    def encoded(self, examples: Sequence[Example]) -> Iterator[tuple[int, list[Row]]]:
+        """For each pass its template and the examples' rows, as they are answered."""
+        shown = self.demonstrations
+        similarity_QN = None if shown is None else shown.similarity(examples)
+        for template in range(len(self.asked.templates)):
+            rows = self.rows(examples, template)
+            if shown is None:
+                yield template, rows
+                continue
+            for draw in range(shown.spec.draws):
+                yield template, self.showing(rows, template, shown.draw(examples, draw, similarity_QN))
 
     def given(self, row: Row, template: int) -> list[tuple[tuple[int, ...], ...]]:
         """What decides the states of each row that `collate` makes of this one: tokens, segments, and how the last tokens go on."""
@@ -157,20 +213,35 @@ class TunedModel:
         return self.backbone.below(batch.ids_BT, batch.mask_BT, batch.types_BT, start=self.first_block, parents=batch.parents)
 
     def raw_scores(self, examples: Sequence[Example], *, batch_size: int = 32, tally: Tally | None = None) -> Tensor:
-        """Uncalibrated scores_NC, averaged over the templates, float32 on the processor."""
+        """Uncalibrated scores_NC, averaged over templates and draws of demonstrations, float32 on the processor."""
         total_NC = torch.zeros(len(examples), len(self.task.labels))
-        for template in range(len(self.asked.templates)):
-            rows = self.rows(examples, template)
-            fills = len(self.spellings[template].fills) if self.spellings else 1
-            for indices in buckets([len(row.ids) for row in rows], size=max(1, batch_size // fills)):
-                with torch.inference_mode():
-                    batch = self.collate([rows[index] for index in indices], template)
-                    total_NC[indices] += self.batch_scores(batch).cpu()
-            if tally:
-                tally.shortened += sum(row.shortened for row in rows) if template == 0 else 0
-        if tally:
-            tally.rows += len(examples)
-        return total_NC / len(self.asked.templates)
+        for number, (template, rows) in enumerate(self.encoded(examples)):
+            for front, members in self._fronts(rows).items():
+                rest = [rows[index].rest if front else rows[index] for index in members]
+                with torch.inference_mode(), self.backbone.after(front):
+                    total_NC[members] += self._row_scores(rest, template, batch_size)
+            if tally and number == 0:
+                tally.rows += len(examples)
+                tally.shortened += sum(row.shortened for row in rows)
+        return total_NC / self.passes
+
+    def _row_scores(self, rows: Sequence[Row], template: int, batch_size: int) -> Tensor:
+        scores_NC = torch.zeros(len(rows), len(self.task.labels))
+        fills = len(self.spellings[template].fills) if self.spellings else 1
+        for indices in buckets([len(row.ids) for row in rows], size=max(1, batch_size // fills)):
+            scores_NC[indices] = self.batch_scores(self.collate([rows[index] for index in indices], template)).cpu()
+        return scores_NC
+
+    def _fronts(self, rows: Sequence[Row]) -> dict[tuple[int, ...], list[int]]:
+        """The rows that begin with the same demonstrations, by these tokens, which are then computed once; by none those that are
+        computed whole, because they alone begin so or the PLM cannot go on after others' tokens."""
+        goes_on = self.backbone.goes_on
+        fronts = [row.ids[: row.front] if goes_on else () for row in rows]
+        times = Counter(fronts)
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, front in enumerate(fronts):
+            groups[front if times[front] > 1 else ()].append(index)
+        return groups
 
     def content_free_scores(self) -> Tensor:
         """Uncalibrated scores of inputs that say nothing (`CONTENT_FREE` in every field)."""

@@ -10,6 +10,7 @@ from fewtune import registry
 from fewtune.deltas import DELTAS
 from fewtune.deltas.delta import Delta
 from fewtune.model import DEFAULT_LENGTH
+from fewtune.prompt.demonstrations import Demonstrations
 from fewtune.readout import CALIBRATIONS, READOUTS
 from fewtune.readout.calibration import Calibration
 from fewtune.readout.cloze import Cloze
@@ -29,6 +30,7 @@ class Recipe:
     deltas: tuple[Delta, ...] = ()
     readout: Readout = field(default_factory=Cloze)
     calibration: Calibration | None = None
+    demonstrations: Demonstrations | None = None
     fit: FitOptions = field(default_factory=FitOptions)
     max_length: int = DEFAULT_LENGTH
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -42,6 +44,7 @@ class Recipe:
             "deltas": [DELTAS.to_dict(delta) for delta in self.deltas],
             "readout": READOUTS.to_dict(self.readout),
             "calibration": None if self.calibration is None else CALIBRATIONS.to_dict(self.calibration),
+            "demonstrations": None if self.demonstrations is None else registry.to_dict(self.demonstrations),
             "fit": registry.to_dict(self.fit),
             "max_length": self.max_length,
             "precision": self.precision,
@@ -60,6 +63,7 @@ class Recipe:
             readout=READOUTS.from_dict(data.get("readout", {"name": "cloze"}), f"{where}.readout"),
             calibration=None if calibration is None else CALIBRATIONS.from_dict(calibration, f"{where}.calibration"),
             backbone=plain.backbone,
+            demonstrations=plain.demonstrations,
             fit=plain.fit,
             max_length=plain.max_length,
             precision=plain.precision,
@@ -75,6 +79,7 @@ class _Plain:
     """The fields of a recipe that need no table."""
 
     backbone: str = DEFAULT_BACKBONE
+    demonstrations: Demonstrations | None = None
     fit: FitOptions = field(default_factory=FitOptions)
     max_length: int = DEFAULT_LENGTH
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

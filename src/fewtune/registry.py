@@ -84,20 +84,24 @@ class Table(Generic[T]):
         """
         where = where or self.kind
         name, _, rest = text.partition(":")
-        member = self.member(name.strip(), where)
-        fields: dict[str, Plain] = {}
-        for part in filter(None, rest.split(",")):
-            key, equals, value = part.partition("=")
-            if not equals:
-                raise SpecError(expected="field=value", got=f'"{part}"', where=f"{where} {name}", fix=_fields_of(member))
-            fields[key.strip()] = value.strip()
-        return from_dict(member, fields, f"{where} {name}")
+        return from_text(self.member(name.strip(), where), rest, f"{where} {name}")
 
     def to_text(self, value: T) -> str:
         """What `from_text` reads as `value`: its name, and the fields that are not as they are by default."""
         plain = zip(dataclasses.fields(value), to_dict(value).items(), strict=True)  # type: ignore[arg-type]
         fields = [f"{name}={_spoken(given)}" for field, (name, given) in plain if given != _plain(field.default)]
         return f"{self.name_of(value)}:{','.join(fields)}" if fields else self.name_of(value)
+
+
+def from_text(kind: type[T], text: str, where: str) -> T:
+    """The dataclass `kind` from `field=value,field=a+b`; a `+` separates the items of a list."""
+    fields: dict[str, Plain] = {}
+    for part in filter(None, text.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise SpecError(expected="field=value", got=f'"{part}"', where=where, fix=_fields_of(kind))
+        fields[key.strip()] = value.strip()
+    return from_dict(kind, fields, where)
 
 
 def _spoken(value: Plain) -> str:

@@ -1,5 +1,5 @@
-"""Trained keys and values in front of the tokens' own, inside the attention function that a model looks up by name. Knows no
-method and no family.
+"""Keys and values in front of the tokens' own, trained ones or those of tokens that came before, inside the attention function that
+a model looks up by name. Knows no method and no family.
 
     tokens' keys and values ──► [ prefix │ tokens ] ──┐
     mask, position bias     ──► [  0/1   │  own   ] ──┴─► transformers' sdpa ──► out
@@ -38,6 +38,18 @@ class Stored(nn.Module):
     def forward(self) -> tuple[Tensor, Tensor]:
         """(keys, values), each (H, P, E)."""
         return self.key_HPE, self.value_HPE
+
+
+class Given(nn.Module):
+    """Keys and values of tokens that were computed already; nothing learns from them."""
+
+    def __init__(self, seen: Seen) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """(keys, values) of the only row, each (H, P, E)."""
+        return self.seen.key_BHKE[0], self.seen.value_BHKE[0]
 
 
 class KeyValues(nn.Module):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fewtune import registry
 from fewtune.backbone import bank, fingerprints, surgery, tree, turns, walk
-from fewtune.backbone.attention import KeyValues, Prefixes, Seen
+from fewtune.backbone.attention import Given, KeyValues, Prefixes, Seen
 from fewtune.backbone.bank import NOBODY, Edit, Routing
 from fewtune.backbone.families import FAMILIES, SITES, Family
 from fewtune.backbone.front import Fronts, Packed
@@ -27,6 +27,8 @@ from fewtune.backbone.sites import Site, sizes, weighted
 from fewtune.errors import BackboneError
 
 Precision = Literal["float32", "bfloat16"]
+_WINDOW = "sliding_attention"  # transformers' name for blocks that see the last tokens only
+_BY_LENGTH = ("dynamic", "longrope")  # and for positions that are scaled by the length of the row
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,36 @@ class Backbone:
         with torch.no_grad(), self.as_precision("float32"), self.prefixes.seeing(self._attention(top)) as seen:
             self.forward(ids_BT, torch.ones_like(ids_BT), route_B=nobody)
         return seen
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether `after` gives what whole rows would: attention looks back only and at everything, from positions that do not depend
+        on the length, and no trained vectors stand in front of the tokens, which would have to be there once."""
+        config = self.model.config
+        scaled = str((getattr(config, "rope_parameters", None) or {}).get("rope_type", "default"))
+        looks_back = self.causal and self.family.attention is not None and scaled not in _BY_LENGTH
+        return looks_back and _WINDOW not in (getattr(config, "layer_types", None) or ()) and not self.fronts.length(self.entry)
+
+    @contextmanager
+    def after(self, ids_T: Sequence[int]) -> Iterator[None]:
+        """Within it, rows of the current entry go on after these tokens as if they stood in front of each (where `goes_on`).
+
+        Their keys and values are computed here, once, with the deltas of the entry in the stack; a prefix stays in front of them.
+        With no tokens nothing changes.
+        """
+        if not ids_T:
+            yield
+            return
+        ids_1T = torch.tensor([list(ids_T)], device=self.device)
+        route_1 = torch.full((1,), self.entry, device=self.device)
+        with torch.no_grad(), self.prefixes.seeing(self._attention(1.0)) as seen:
+            self.forward(ids_1T, torch.ones_like(ids_1T), route_B=route_1)
+        given = {path: KeyValues(Given(note)) for path, (note,) in seen.items()}
+        undo = self.put_in_attention(given, shift=len(ids_T))
+        try:
+            yield
+        finally:
+            undo()
 
     def _attention(self, top: float) -> list[str]:
         if self.family.attention is None:

@@ -18,11 +18,15 @@ from fewtune.tasks.task import Task
 
 @dataclass(frozen=True)
 class Asked:
-    """Templates with the label words' ids for each (none for a head), and sentences for the user."""
+    """Templates with the label words' ids for each (none for a head), and sentences for the user.
+
+    `fills` are what stands in the slot of a demonstration: each label's first word.
+    """
 
     templates: tuple[Template, ...]
     words: tuple[WordIds, ...] | tuple[WholeWords, ...] = ()
     notes: tuple[str, ...] = ()
+    fills: tuple[str, ...] = ()
 
 
 def resolve(task: Task, tokenizer: Any, *, slot: bool, whole: bool = False) -> Asked:
@@ -34,7 +38,8 @@ def resolve(task: Task, tokenizer: Any, *, slot: bool, whole: bool = False) -> A
     if not slot:
         return Asked(templates)
     if whole:
-        return Asked(templates, tuple(verbalizer.whole(tokenizer, lead=_lead(template)) for template in templates))
+        words = tuple(verbalizer.whole(tokenizer, lead=_lead(template)) for template in templates)
+        return Asked(templates, words, fills=verbalizer.firsts)
     try:
         return _asked(templates, verbalizer, tokenizer)
     except TaskError:
@@ -65,7 +70,7 @@ def single_tokens(task: Task, tokenizer: Any) -> bool:
 
 def _asked(templates: tuple[Template, ...], verbalizer: Verbalizer, tokenizer: Any) -> Asked:
     words = tuple(verbalizer.ids(tokenizer, lead=_lead(template)) for template in templates)
-    return Asked(templates, words, tuple(dict.fromkeys(note for ids in words for note in ids.notes)))
+    return Asked(templates, words, tuple(dict.fromkeys(note for ids in words for note in ids.notes)), verbalizer.firsts)
 
 
 def _lead(template: Template) -> str:

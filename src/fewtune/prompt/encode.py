@@ -6,6 +6,7 @@ Dimensions: B rows, T tokens.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,19 +19,28 @@ from torch import Tensor
 from fewtune.errors import TaskError
 from fewtune.prompt.spelling import Spelling
 from fewtune.prompt.template import Piece, Prompt, Sep, Slot
-from fewtune.prompt.tokens import Specials, ends, plain_batch, specials
+from fewtune.prompt.tokens import Specials, blank_line, ends, plain_batch, specials
 
 _CHUNK = 8  # training batches are formed inside chunks of so many batches, so that lengths are alike and order stays random
 
 
 @dataclass(frozen=True)
 class Row:
-    """One encoded prompt; `slot` is the token whose output is read: the mask, or the last token of an autoregressive model."""
+    """One encoded prompt; `slot` is the token whose output is read: the mask, or the last token of an autoregressive model.
+
+    The first `front` tokens are demonstrations and what stands before any text.
+    """
 
     ids: tuple[int, ...]
     types: tuple[int, ...]
     slot: int
     shortened: bool = False
+    front: int = 0
+
+    @property
+    def rest(self) -> Row:
+        """What comes after the front."""
+        return Row(self.ids[self.front :], self.types[self.front :], self.slot - self.front, self.shortened)
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,38 @@ class Encoder:
         rows = [self._join([next(ids) if isinstance(run, list) else run for run in row]) for row in runs]
         return [row if len(row.ids) <= self.max_length else self._shorten(prompt) for row, prompt in zip(rows, prompts, strict=True)]
 
+    def demonstrations(self, prompts: Sequence[Prompt], *, most: int) -> tuple[Row, ...]:
+        """Filled prompts as they stand beside another one: without what begins a text, each with what ends it (a blank line for
+        autoregressive models). Together they have at most `most` tokens; what is too long is cut in its longest fields, over all of
+        them alike. Raises `TaskError` where the templates and words alone are too long.
+        """
+        begin, end = len(self.specials.prefix), self._between
+        rows = self._fitted(prompts, most + len(prompts) * (begin - len(end)))
+        parts = [(*row.ids[begin:], *end) for row in rows]
+        if (size := sum(map(len, parts))) > most:
+            raise TaskError(
+                expected=f"demonstrations of at most {most} tokens",
+                got=f"{size} without any field",
+                where="demonstrations.budget",
+                fix="Raise it if the PLM takes more, show fewer for each label, or shorten the template.",
+            )
+        return tuple(Row(part, (int(self.specials.types),) * len(part), 0) for part in parts)
+
+    def join(self, query: Row, demonstrations: Sequence[Row]) -> Row:
+        """The query with its demonstrations behind it, as a second segment; in front of it for autoregressive models."""
+        ids = tuple(itertools.chain(*(row.ids for row in demonstrations)))
+        types = tuple(itertools.chain(*(row.types for row in demonstrations)))
+        if not self.causal:
+            return replace(query, ids=query.ids + ids, types=query.types + types)
+        begin = len(self.specials.prefix)
+        front = begin + len(ids) if ids and len(query.ids) > begin else 0
+        ids, types = query.ids[:begin] + ids + query.ids[begin:], query.types[:begin] + types + query.types[begin:]
+        return Row(ids, types, len(ids) - 1, query.shortened, front)
+
+    @cached_property
+    def _between(self) -> tuple[int, ...]:
+        return blank_line(self.tokenizer) if self.causal else ()
+
     def _one(self, prompt: Prompt) -> Row:
         texts = [_text(run) if isinstance(run, list) else run for run in _runs(prompt)]
         ids = iter(plain_batch(self.tokenizer, [text for text in texts if isinstance(text, str)]))
@@ -122,22 +164,32 @@ class Encoder:
         return self.specials.mask
 
     def _shorten(self, prompt: Prompt) -> Row:
-        """Cut the longest fields to a common length, from the end, until the row fits."""
-        stops = [ends(self.tokenizer, piece.text) if isinstance(piece, Piece) and piece.field else None for piece in prompt.pieces]
-        lengths = [len(stop) for stop in stops if stop is not None]
-        room = sum(lengths)
-        row = self._one(prompt)
-        while len(row.ids) > self.max_length:
-            if room == 0:
-                raise TaskError(
-                    expected=f"a template of at most {self.max_length} tokens",
-                    got=f"{len(row.ids)} tokens without any field",
-                    where="template",
-                    fix="Shorten the template or raise --max-length.",
-                )
-            room = max(0, room - (len(row.ids) - self.max_length))
-            row = self._one(_cut(prompt, stops, level(lengths, room)))
+        (row,) = self._fitted([prompt], self.max_length)
+        if len(row.ids) > self.max_length:
+            raise TaskError(
+                expected=f"a template of at most {self.max_length} tokens",
+                got=f"{len(row.ids)} tokens without any field",
+                where="template",
+                fix="Shorten the template or raise --max-length.",
+            )
         return replace(row, shortened=True)
+
+    def _fitted(self, prompts: Sequence[Prompt], most: int) -> list[Row]:
+        """Cut the longest fields of all prompts to a common length, from the end, until the rows together have `most` tokens or no
+        field is left."""
+        stops = [self._stops(prompt) for prompt in prompts]
+        lengths = [len(stop) for own in stops for stop in own if stop is not None]
+        room = sum(lengths)
+        rows = [self._one(prompt) for prompt in prompts]
+        while (size := sum(len(row.ids) for row in rows)) > most and room:
+            room = max(0, room - (size - most))
+            longest = level(lengths, room)
+            rows = [self._one(_cut(prompt, own, longest)) for prompt, own in zip(prompts, stops, strict=True)]
+        return rows
+
+    def _stops(self, prompt: Prompt) -> list[list[int] | None]:
+        """For each piece that may be shortened, where its tokens end."""
+        return [ends(self.tokenizer, piece.text) if isinstance(piece, Piece) and piece.field else None for piece in prompt.pieces]
 
 
 def _runs(prompt: Prompt) -> list[list[Piece] | Slot | Sep]:

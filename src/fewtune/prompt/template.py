@@ -59,6 +59,10 @@ class Prompt:
         """As a person would read it, with `word` in the slot."""
         return "".join(_shown(piece, word) for piece in self.pieces)
 
+    def filled(self, word: str) -> Prompt:
+        """The same with `word` in place of the slot, as plain text."""
+        return Prompt(tuple(Piece(piece.lead + word) if isinstance(piece, Slot) else piece for piece in self.pieces))
+
 
 def _shown(piece: Piece | Slot | Sep, word: str) -> str:
     if isinstance(piece, Piece):

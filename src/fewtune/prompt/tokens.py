@@ -78,5 +78,12 @@ def specials(tokenizer: Any, *, causal: bool) -> Specials:
     return Specials(prefix, tuple(between), suffix, tokenizer.mask_token_id, types)
 
 
+def blank_line(tokenizer: Any) -> tuple[int, ...]:
+    """The ids of a blank line as it stands between two texts, which need not be those of a blank line at an end."""
+    letter_ids, between = plain_ids(tokenizer, "a"), plain_ids(tokenizer, "a\n\na")
+    inside = between[len(letter_ids) : len(between) - len(letter_ids)]
+    return tuple(inside if [*letter_ids, *inside, *letter_ids] == between else plain_ids(tokenizer, "\n\n"))
+
+
 def _find(ids: list[int], part: list[int]) -> int:
     return next(start for start in range(len(ids)) if ids[start : start + len(part)] == part)

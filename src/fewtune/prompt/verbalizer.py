@@ -39,6 +39,11 @@ class Verbalizer:
 
     words: Mapping[str, tuple[str, ...]]
 
+    @property
+    def firsts(self) -> tuple[str, ...]:
+        """The first word of each label."""
+        return tuple(words[0] for words in self.words.values())
+
     def ids(self, tokenizer: Any, *, lead: str, where: str = "words") -> WordIds:
         """Each word's first token as it stands in running text, after a space if the slot has a `lead`.
 

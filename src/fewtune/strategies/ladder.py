@@ -40,8 +40,8 @@ class Rung:
 
     @property
     def learns(self) -> bool:
-        """Whether it learns from labelled rows, so that it must be judged on others."""
-        return isinstance(self.strategy, Supervised)
+        """Whether it learns from labelled rows or shows some, so that it must be judged on others."""
+        return isinstance(self.strategy, Supervised) or self.recipe.demonstrations is not None
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,10 @@ class Judged:
 
 @dataclass(frozen=True)
 class Ladder:
-    """Zero-shot, zero-shot calibrated, tuned; where no word is read, frozen embeddings and tuned, or tuned alone."""
+    """Zero-shot, zero-shot calibrated, tuned; with demonstrations, in-context before tuned, which has them too.
+
+    Where no word is read, frozen embeddings and tuned, or tuned alone.
+    """
 
     def run(self, recipe: Recipe, split: Split, backbone: Backbone, *, session: Session) -> TunedModel:
         """The model of the rung that was kept; `about` holds its estimate and each rung's figures.
@@ -100,19 +103,20 @@ def _judged(rungs: tuple[Rung, ...], judging: Split, backbone: Backbone, session
 
 
 def _rungs(recipe: Recipe) -> tuple[Rung, ...]:
-    tuned, bare = Rung("tuned", Supervised(), recipe), replace(recipe, deltas=())
+    tuned, bare = Rung("tuned", Supervised(), recipe), replace(recipe, deltas=(), demonstrations=None)
     if not recipe.readout.needs_slot:
         frozen = Rung("frozen embeddings", Supervised(), bare)
         return (frozen, tuned) if recipe.readout.pairs and recipe.deltas else (tuned,)
     kinds: dict[str, Calibration] = {"zero-shot": Uncalibrated(), "zero-shot calibrated": Contextual()}
     if recipe.calibration is not None and recipe.calibration.needs != "targets":
         kinds = {"zero-shot": recipe.calibration}
-    return (*(Rung(name, ZeroShot(), replace(bare, calibration=kind)) for name, kind in kinds.items()), tuned)
+    shown = [Rung("in-context", ZeroShot(), replace(recipe, deltas=()))] if recipe.demonstrations else []
+    return (*(Rung(name, ZeroShot(), replace(bare, calibration=kind)) for name, kind in kinds.items()), *shown, tuned)
 
 
 def _unseen(rung: Rung, judging: Split, backbone: Backbone, session: Session) -> Tensor:
     """Calibrated log-probabilities_NC of each row by a model that has not learned from it."""
     if rung.learns:
-        return out_of_fold(rung.recipe, judging, backbone, session, read=TunedModel.log_probabilities)
+        return out_of_fold(rung.recipe, judging, backbone, session, read=TunedModel.log_probabilities, strategy=rung.strategy)
     model = rung.strategy.run(rung.recipe, replace(judging, train=()), backbone, session=session)
     return model.log_probabilities(judging.train)

@@ -24,7 +24,8 @@ from fewtune.precision import settle_precision
 from fewtune.prompt.encode import Batch, Row, balanced_order, bucketed_order, buckets
 from fewtune.readout.calibration import Calibrator, Contextual, Uncalibrated
 from fewtune.recipe import Recipe
-from fewtune.strategies.zeroshot import calibrate, targets
+from fewtune.strategies.strategy import Strategy
+from fewtune.strategies.zeroshot import calibrate, demonstrated, targets
 from fewtune.tasks import KINDS
 from fewtune.train.cache import StateCache
 from fewtune.train.fit import Group, Session, fit
@@ -34,6 +35,8 @@ PAIRED = 4
 """A step of a readout that learns from pairs takes so many times the rows, for pairs grow with their square."""
 
 _Epoch = list[tuple[int, list[int]]]
+_Rows = Sequence[Sequence[Row]]
+"""The rows of each template, in the order of the examples."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,9 @@ class Supervised:
 
     Contextual calibration is fitted on the untuned model and stays in the scores while the deltas are trained, so that tuning
     starts from the best that the PLM does by itself. A temperature is fitted on rows that a fold's model has not seen.
+
+    With demonstrations, each row is shown others of each epoch's own draw (LM-BFF: Gao et al. 2021, section 6); nothing is cached then,
+    for no row is the same twice.
     """
 
     def run(self, recipe: Recipe, split: Split, backbone: Backbone, *, session: Session) -> TunedModel:
@@ -64,6 +70,7 @@ class Supervised:
         )
         for note in model.asked.notes:
             session.say(note)
+        model = demonstrated(model, recipe, split, session)
         settle_precision(model, recipe.precision, split)
         if not recipe.readout.needs_slot:
             return model  # a fresh head says nothing yet that could be calibrated
@@ -72,14 +79,20 @@ class Supervised:
 
 
 def out_of_fold(
-    recipe: Recipe, split: Split, backbone: Backbone, session: Session, *, read: Callable[[TunedModel, Sequence[Example]], Tensor]
+    recipe: Recipe,
+    split: Split,
+    backbone: Backbone,
+    session: Session,
+    *,
+    read: Callable[[TunedModel, Sequence[Example]], Tensor],
+    strategy: Strategy | None = None,
 ) -> Tensor:
-    """What `read` gives for each labelled row, in order, from a model that was tuned without it."""
+    """What `read` gives for each labelled row, in order, from a model that was made without it, by `Supervised` unless told otherwise."""
     found: dict[int, Tensor] = {}
     session.say(f"{_FOLDS} folds, each like the first:")
     for number, (kept, held) in enumerate(folds(split.train, _FOLDS, seed=derive(recipe.seed, "folds"))):
         part = replace(split, train=tuple(split.train[index] for index in kept))
-        model = Supervised().run(recipe, part, backbone, session=session.child(f"fold-{number + 1}", told=number > 0))
+        model = (strategy or Supervised()).run(recipe, part, backbone, session=session.child(f"fold-{number + 1}", told=number > 0))
         found |= zip(held, read(model, [split.train[index] for index in held]), strict=True)
         model.remove()
     return torch.stack([found[index] for index in range(len(split.train))])
@@ -107,21 +120,38 @@ def _tune(model: TunedModel, recipe: Recipe, train: tuple[Example, ...], session
         steps = default_steps(len(train), len(model.task.labels), pairs=model.readout.pairs)
     groups = _groups(tuned, recipe)
     try:
-        rows = [tuned.rows(train, template) for template in range(len(tuned.asked.templates))]
+        rows = _rows(tuned, train)
         if groups and steps:
             _learn(tuned, recipe, train, rows, groups, steps, session)
-        tuned.reader.settle(_outputs(tuned, rows), targets(tuned, train).repeat(len(rows)))
+        encoded = rows(0)
+        tuned.reader.settle(_outputs(tuned, encoded), targets(tuned, train).repeat(len(encoded)))
     except BaseException:
         tuned.remove()
         raise
     return tuned
 
 
+def _rows(model: TunedModel, train: tuple[Example, ...]) -> Callable[[int], _Rows]:
+    """epoch → rows: a pure function, and without demonstrations always the same rows."""
+    plain = [model.rows(train, template) for template in range(len(model.asked.templates))]
+    shown = model.demonstrations
+    if shown is None:
+        return lambda number: plain
+    similarity_NN = shown.similarity(train)
+
+    @lru_cache(maxsize=2)
+    def rows(number: int) -> _Rows:
+        chosen = shown.epoch(train, number, similarity_NN)
+        return [model.showing(own, template, chosen) for template, own in enumerate(plain)]
+
+    return rows
+
+
 def _learn(
     tuned: TunedModel,
     recipe: Recipe,
     train: tuple[Example, ...],
-    rows: Sequence[Sequence[Row]],
+    rows: Callable[[int], _Rows],
     groups: Sequence[Group],
     steps: int,
     session: Session,
@@ -129,18 +159,18 @@ def _learn(
     """Say what is going to be done and for how long, and do it."""
     epoch = _epochs(tuned, recipe, train, rows)
     if not session.told:
-        seconds = _forecast(tuned, rows, recipe, epoch(0), steps, session.cache)
+        seconds = _forecast(tuned, rows(0), recipe, epoch(0), steps, session.cache)
         session.say(
             f"Tuning {tuned.trained_parameters:,} of {tuned.backbone.parameters:,} weights on {len(train)} rows: "
             f"{steps} steps of {_step_rows(recipe)}, about {seconds:.0f} s."
         )
     with tuned.training():
         batches = _batches(rows, tuned, epoch)
-        loss = _loss(tuned, train, rows, _kept_below(tuned, rows, recipe, steps, session))
+        loss = _loss(tuned, train, _kept_below(tuned, rows(0), recipe, steps, session))
         fit(groups, batches, loss, steps=steps, options=recipe.fit, seed=recipe.seed, session=session)
 
 
-def _outputs(model: TunedModel, rows: Sequence[Sequence[Row]]) -> Iterator[tuple[Output, Batch]]:
+def _outputs(model: TunedModel, rows: _Rows) -> Iterator[tuple[Output, Batch]]:
     """What the backbone makes of every row, template by template, in order."""
     for template, encoded in enumerate(rows):
         for start in range(0, len(encoded), 32):
@@ -149,7 +179,7 @@ def _outputs(model: TunedModel, rows: Sequence[Sequence[Row]]) -> Iterator[tuple
                 yield model.output(batch), batch
 
 
-def _forecast(model: TunedModel, rows: Sequence[Sequence[Row]], recipe: Recipe, epoch: _Epoch, steps: int, cache: StateCache) -> float:
+def _forecast(model: TunedModel, rows: _Rows, recipe: Recipe, epoch: _Epoch, steps: int, cache: StateCache) -> float:
     """Seconds that the steps will take, each like one on a batch of the middle size, and once those of filling the cache."""
     sizes = [len(indices) * max(len(rows[template][index].ids) for index in indices) for template, indices in epoch]
     middle = statistics.fmean(sizes)
@@ -171,31 +201,34 @@ def _groups(model: TunedModel, recipe: Recipe) -> list[Group]:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """One training batch: which template, which examples, and their encoded rows."""
+    """One training batch: which template and examples, their rows, and these as one batch."""
 
     batch: Batch
     template: int
+    rows: list[Row]
     indices: list[int]
 
 
-def _batches(rows: Sequence[Sequence[Row]], model: TunedModel, epoch: Callable[[int], _Epoch]) -> Callable[[int], _Drawn]:
+def _batches(rows: Callable[[int], _Rows], model: TunedModel, epoch: Callable[[int], _Epoch]) -> Callable[[int], _Drawn]:
     """step → batch: a pure function."""
+    length = len(epoch(0))  # as many in every epoch
 
     def at(step: int) -> _Drawn:
-        length = len(epoch(0))
-        template, indices = epoch(step // length)[step % length]
-        return _Drawn(model.collate([rows[template][index] for index in indices], template), template, indices)
+        number = step // length
+        template, indices = epoch(number)[step % length]
+        chosen = [rows(number)[template][index] for index in indices]
+        return _Drawn(model.collate(chosen, template), template, chosen, indices)
 
     return at
 
 
-def _epochs(model: TunedModel, recipe: Recipe, train: tuple[Example, ...], rows: Sequence[Sequence[Row]]) -> Callable[[int], _Epoch]:
+def _epochs(model: TunedModel, recipe: Recipe, train: tuple[Example, ...], rows: Callable[[int], _Rows]) -> Callable[[int], _Epoch]:
     """number → epoch: a pure function. Each template has its own batches; an epoch holds all of them."""
-    targets_N = targets(model, train).tolist()
+    targets_N, templates = targets(model, train).tolist(), len(model.asked.templates)
 
     @lru_cache(maxsize=2)
     def epoch(number: int) -> _Epoch:
-        return _paired(targets_N, len(rows), recipe, number) if model.readout.pairs else _epoch(rows, recipe, number)
+        return _paired(targets_N, templates, recipe, number) if model.readout.pairs else _epoch(rows(number), recipe, number)
 
     return epoch
 
@@ -215,7 +248,7 @@ def _paired(targets: Sequence[int], templates: int, recipe: Recipe, number: int)
     ]
 
 
-def _epoch(rows: Sequence[Sequence[Row]], recipe: Recipe, number: int) -> _Epoch:
+def _epoch(rows: _Rows, recipe: Recipe, number: int) -> _Epoch:
     batches = [
         (template, indices)
         for template, encoded in enumerate(rows)
@@ -227,15 +260,12 @@ def _epoch(rows: Sequence[Sequence[Row]], recipe: Recipe, number: int) -> _Epoch
     return [batches[index] for index in order.tolist()] if len(rows) > 1 else batches
 
 
-def _loss(
-    model: TunedModel, train: tuple[Example, ...], rows: Sequence[Sequence[Row]], cache: StateCache | None
-) -> Callable[[_Drawn], Tensor]:
+def _loss(model: TunedModel, train: tuple[Example, ...], cache: StateCache | None) -> Callable[[_Drawn], Tensor]:
     targets_N = targets(model, train).to(model.backbone.device)
     bias_C = torch.tensor(model.calibrator.bias_C, device=model.backbone.device)
 
     def loss(drawn: _Drawn) -> Tensor:
-        encoded = [rows[drawn.template][index] for index in drawn.indices]
-        below_BTD = cache.get(_keys(model, encoded, drawn.template), model.backbone.device) if cache else None
+        below_BTD = cache.get(_keys(model, drawn.rows, drawn.template), model.backbone.device) if cache else None
         return model.reader.loss(model.output(drawn.batch, below_BTD), drawn.batch, targets_N[drawn.indices], bias_C)
 
     return loss
@@ -247,10 +277,11 @@ def _keys(model: TunedModel, rows: Sequence[Row], template: int) -> list[Hashabl
     return [(*frozen, *given) for row in rows for given in model.given(row, template)]
 
 
-def _kept_below(model: TunedModel, rows: Sequence[Sequence[Row]], recipe: Recipe, steps: int, session: Session) -> StateCache | None:
+def _kept_below(model: TunedModel, rows: _Rows, recipe: Recipe, steps: int, session: Session) -> StateCache | None:
     """The session's cache with the states below the first trained block, which stay the same from epoch to epoch and from fold to fold.
 
-    None where it would not be faster: nothing is frozen below, or the steps see hardly more rows than would have to be computed.
+    None where it would not be faster: nothing is frozen below, rows change with their demonstrations, or the steps see hardly more rows
+    than would have to be computed.
     That is counted, not timed, and the cache is filled before the first step in an order of its own, so that a run that goes on
     later has the same bits in it.
     """
@@ -268,7 +299,7 @@ def _kept_below(model: TunedModel, rows: Sequence[Sequence[Row]], recipe: Recipe
     return cache
 
 
-def _uncached(model: TunedModel, rows: Sequence[Sequence[Row]], cache: StateCache) -> list[tuple[int, Sequence[Row], list[int]]]:
+def _uncached(model: TunedModel, rows: _Rows, cache: StateCache) -> list[tuple[int, Sequence[Row], list[int]]]:
     """For each template, its rows and the indices of those whose states are not kept yet."""
     return [
         (template, encoded, [index for index, row in enumerate(encoded) if not all(key in cache for key in _keys(model, [row], template))])
@@ -278,7 +309,7 @@ def _uncached(model: TunedModel, rows: Sequence[Sequence[Row]], cache: StateCach
 
 def _pays(model: TunedModel, recipe: Recipe, steps: int, computed: int) -> bool:
     """Whether the steps see more rows than would have to be computed for the cache."""
-    return model.first_block > 0 and steps * _step_rows(recipe) > computed
+    return model.first_block > 0 and model.demonstrations is None and steps * _step_rows(recipe) > computed
 
 
 def _fill(model: TunedModel, rows: Sequence[Row], template: int, cache: StateCache) -> bool:

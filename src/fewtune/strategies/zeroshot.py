@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from fewtune.data.example import Example, Split
 from fewtune.errors import DataError, TaskError
 from fewtune.model import TunedModel
 from fewtune.precision import settle_precision
+from fewtune.readout import sentences
 from fewtune.readout.calibration import Calibration, Calibrator, Contextual, Uncalibrated
 from fewtune.recipe import Recipe
 from fewtune.tasks import KINDS
@@ -22,18 +23,49 @@ _MOST_UNLABELED = 1000  # as many rows tell the candidates' shares to a point or
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """Answers from the PLM alone. With no calibration named it is contextual, unless labelled rows say that it hurts."""
+    """Answers from the PLM alone. With no calibration named it is contextual, unless labelled rows say that it hurts.
+
+    With demonstrations it is in-context learning (Brown et al. 2020): labelled rows stand in the prompt, and nothing is trained.
+    """
 
     def run(self, recipe: Recipe, split: Split, backbone: Backbone, *, session: Session) -> TunedModel:
-        """Labelled rows are used for nothing but the calibration."""
+        """Labelled rows are used for nothing but the calibration, and demonstrations if they are asked for."""
         if recipe.deltas or not recipe.readout.needs_slot:
             what = "deltas" if recipe.deltas else "a head"
             raise TaskError(expected="the PLM as it is", got=what, where="strategy zeroshot", fix="Choose --strategy supervised.")
         model = TunedModel.assemble(backbone, recipe.task, recipe.readout, max_length=recipe.max_length, seed=recipe.seed)
         for note in model.asked.notes:
             session.say(note)
+        model = demonstrated(model, recipe, split, session)
         settle_precision(model, recipe.precision, split)
         return model.calibrated(calibrate(model, recipe.calibration, split, otherwise=Contextual()))
+
+
+def demonstrated(model: TunedModel, recipe: Recipe, split: Split, session: Session) -> TunedModel:
+    """The model with demonstrations from the labelled rows, if the recipe asks for them; calibration then sees them, too.
+
+    Raises `DataError` without labelled rows, `TaskError` for a readout that reads no word and where they do not fit.
+    """
+    spec = recipe.demonstrations
+    if spec is None:
+        return model
+    if not recipe.readout.needs_slot:
+        fix = "Use --readout cloze, or leave --demonstrations out."
+        raise TaskError(expected="a readout that reads a word", got="another", where="--demonstrations", fix=fix)
+    if not split.train:
+        raise DataError(expected="labelled rows", got="none", where="--demonstrations", fix="Give a file with labels to show some of.")
+    KINDS.member(recipe.task.kind)().check(recipe.task, split.train, "--demonstrations")
+    embed = sentences.lazily(spec.encoder)
+    shown = spec.of(split.train, recipe.task, seed=recipe.seed, in_front=model.backbone.causal, embed=embed)
+    model = replace(model, demonstrations=shown)
+    model.check_budget()
+    counts = {label: len(numbers) for label, numbers in shown.members.items()}
+    if unseen := [label for label in recipe.task.labels if label not in counts]:
+        session.say(f"No demonstration of {', '.join(unseen)}: no labelled row has that label.")
+    if min(counts.values()) < 2 and not session.told:
+        rare = min(counts, key=counts.__getitem__)
+        session.say(f'The only row of "{rare}" is learned from without demonstrations; with two or more it would have some.')
+    return model
 
 
 def calibrate(model: TunedModel, wanted: Calibration | None, split: Split, *, otherwise: Calibration) -> Calibrator:
