@@ -206,6 +206,100 @@ def test_level_is_the_greatest_that_fits(lengths, room):
         assert sum(min(length, best + 1) for length in lengths) > room
 
 
+# Demonstrations
+
+REVIEW = Template.parse("Review: {one} It was {slot}")
+
+
+def filled(text, word):
+    return REVIEW.render({"one": text}).filled(word)
+
+
+def joined(kind, text, shown, *, most=LONG, causal=None, max_length=LONG):
+    """(the query's row alone, the same with demonstrations)."""
+    tokenizer, causal = {**MASKED, **CAUSAL}[kind], kind in CAUSAL if causal is None else causal
+    one = Encoder(tokenizer, causal=causal, max_length=max_length)
+    (row,) = one.encode([REVIEW.render({"one": text})])
+    return row, one.join(row, one.demonstrations([filled(*pair) for pair in shown], most=most))
+
+
+def test_a_masked_query_comes_first_and_each_demonstration_ends_like_a_text():
+    row, both = joined("wordpiece", "good fun", [("a dull mess.", "bad"), ("a joy", "good")])
+    assert shown("wordpiece", both).replace(" ##", "") == (
+        "[CLS] review : good fun it was [MASK] [SEP] review : a dull mess . it was bad [SEP] review : a joy it was good [SEP]"
+    )
+    assert both.slot == row.slot and both.front == 0
+    assert both.types == (0,) * len(row.ids) + (1,) * (len(both.ids) - len(row.ids))
+
+
+def test_a_tokenizer_that_numbers_no_segments_gets_none():
+    row, both = joined("roberta", "good fun", [("a mess", "bad")])
+    expected = "<s>Review: good fun It was<mask></s>Review: a mess It was bad</s>"
+    assert MASKED["roberta"].decode(list(both.ids)) == expected
+    assert set(both.types) == {0} and both.slot == row.slot
+
+
+def test_an_autoregressive_query_comes_last_behind_blank_lines():
+    row, both = joined("bpe", "good fun", [("a mess", "bad"), ("a joy", "good")])
+    text = "Review: a mess It was bad\n\nReview: a joy It was good\n\nReview: good fun It was"
+    assert CAUSAL["bpe"].decode(list(both.ids)) == text
+    assert list(both.ids) == CAUSAL["bpe"](text)["input_ids"]  # and as the tokenizer itself cuts the whole text
+    assert both.slot == len(both.ids) - 1 and both.rest == row
+    assert both.ids[both.front :] == row.ids
+
+
+def test_what_begins_a_text_stands_once():
+    tokenizer = MASKED["roberta"]
+    row, both = joined("roberta", "good", [("a mess", "bad"), ("a joy", "good")], causal=True)
+    assert both.ids[0] == row.ids[0] == tokenizer.bos_token_id and both.ids.count(tokenizer.bos_token_id) == 1
+    assert both.ids[both.front :] == row.ids[1:] and both.rest.slot == len(row.ids) - 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_demonstrations_nothing_changes(kind):
+    row, both = joined(kind, "good", [])
+    assert both == row
+
+
+def test_a_query_without_a_token_shares_no_front():
+    one = Encoder(MASKED["roberta"], causal=True, max_length=LONG)
+    (row,) = one.encode([Template.parse("{one}{slot}").render({"one": ""})])
+    both = one.join(row, one.demonstrations([filled("good", "bad")], most=LONG))
+    assert len(row.ids) == 1 and both.front == 0 and both.slot == len(both.ids) - 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60, deadline=None)
+@given(pairs=st.lists(st.tuples(texts, st.sampled_from(["good", "bad"])), min_size=1, max_size=4), query=texts, extra=st.integers(0, 60))
+def test_demonstrations_keep_their_budget_their_words_and_the_query(kind, pairs, query, extra):
+    one = encoder(kind)
+    whole = one.demonstrations([filled(*pair) for pair in pairs], most=LONG)
+    least = sum(len(row.ids) for row in one.demonstrations([filled("", word) for _, word in pairs], most=LONG))
+    row, both = joined(kind, query, pairs, most=least + extra)
+    assert len(both.ids) - len(row.ids) <= least + extra and len(both.types) == len(both.ids)
+    own = row.ids[len(one.specials.prefix) :]
+    assert both.rest.ids == own if kind in CAUSAL else both.ids[: len(row.ids)] == row.ids
+    parts = one.demonstrations([filled(*pair) for pair in pairs], most=least + extra)
+    assert len(parts) == len(pairs)
+    if sum(len(part.ids) for part in whole) <= least + extra:
+        assert parts == whole
+    for (text, word), part in zip(pairs, parts, strict=True):  # each is the whole form of a beginning of its text
+        assert part in [one.demonstrations([filled(start, word)], most=LONG)[0] for start in beginnings(text.strip())]
+
+
+def test_the_longest_demonstration_is_cut_first():
+    one = encoder("wordpiece")
+    parts = one.demonstrations([filled("a b c d e f g h", "bad"), filled("good fun", "good")], most=17)
+    assert [shown("wordpiece", part) for part in parts] == ["review : a b c it was bad [SEP]", "review : good fun it was good [SEP]"]
+
+
+def test_demonstrations_whose_templates_alone_do_not_fit_are_refused():
+    least = len(encoder("bpe").demonstrations([filled("", "bad")], most=LONG)[0].ids)
+    assert encoder("bpe").demonstrations([filled("a dull mess", "bad")], most=least)
+    with pytest.raises(TaskError, match=rf"demonstrations.budget: expected demonstrations of at most {least - 1} tokens, got {least}"):
+        encoder("bpe").demonstrations([filled("a dull mess", "bad")], most=least - 1)
+
+
 # Batches
 
 

@@ -146,6 +146,12 @@ def test_rendering_puts_texts_in_place_and_keeps_their_names():
     assert prompt.text() == "Review: good\n{text} {slot} It was ___."
 
 
+def test_a_filled_prompt_has_the_word_as_text_of_the_template():
+    prompt = Template.parse("{text} It was {slot}.").render({"text": "good"})
+    assert prompt.filled("great").pieces == (Piece("good", "text"), Piece(" It was"), Piece(" great"), Piece("."))
+    assert prompt.filled("great").text() == prompt.text("great")
+
+
 def test_a_missing_field_is_refused_with_the_nearest():
     with pytest.raises(TaskError, match='expected the field "text", got none. Did you mean "texts"'):
         Template.parse("{text}").render({"texts": "a"})

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from fewtune.backbone import tiny
 from fewtune.errors import DataError
-from fewtune.prompt.tokens import Specials, ends, plain_batch, plain_ids, specials
+from fewtune.prompt.tokens import Specials, blank_line, ends, plain_batch, plain_ids, specials
 
 KINDS = ("wordpiece", "bpe", "unigram")
 TOKENIZERS = {kind: tiny.tokenizer(kind) for kind in KINDS}
@@ -101,3 +101,9 @@ def test_a_text_longer_than_the_model_takes_is_no_matter_here(caplog):
     tokenizer.model_max_length = min(tokenizer.model_max_length, 512)
     assert len(plain_batch(tokenizer, [long])[0]) == len(ends(tokenizer, long)) > 512
     assert not caplog.records
+
+
+def test_a_blank_line_is_what_stands_between_two_texts():
+    line = plain_ids(TOKENIZERS["bpe"], "\n")
+    assert blank_line(TOKENIZERS["bpe"]) == tuple(plain_ids(TOKENIZERS["bpe"], "a\n\na"))[1:-1] == (*line, *line)
+    assert blank_line(TOKENIZERS["unigram"]) == tuple(plain_ids(TOKENIZERS["unigram"], "\n\n"))  # its letters differ at a beginning
