@@ -42,7 +42,6 @@ from fewtune.terminal import print_json, print_lines, say
 if TYPE_CHECKING:
     from fewtune.deltas.delta import Delta
     from fewtune.job import Source
-    from fewtune.prompt.demonstrations import Demonstrations as DemonstrationsSpec
     from fewtune.readout.readout import Readout as ReadoutSpec
     from fewtune.tasks.task import Task
 
@@ -91,6 +90,7 @@ def fit(
     """Tune a model on a few labelled rows and write it to a folder."""
     from fewtune import job
     from fewtune.estimate import Estimate, spoken
+    from fewtune.prompt.demonstrations import read
     from fewtune.train.fit import FitOptions
 
     settings = job.Settings(
@@ -99,7 +99,7 @@ def fit(
         deltas=None if delta is None else _deltas(delta),
         readout=_readout(readout),
         calibration=_calibration(calibration),
-        demonstrations=_demonstrations(demonstrations),
+        demonstrations=read(demonstrations, "--demonstrations"),
         fit=FitOptions(steps=steps, learning_rate=learning_rate, batch_size=batch_size),
         max_length=max_length,
         precision=precision,
@@ -360,13 +360,6 @@ def _readout(text: str | None) -> ReadoutSpec | None:
     from fewtune.readout import READOUTS
 
     return None if text is None else READOUTS.from_text(text, "--readout")
-
-
-def _demonstrations(text: str | None) -> DemonstrationsSpec | None:
-    from fewtune import registry
-    from fewtune.prompt.demonstrations import Demonstrations
-
-    return None if text is None or text == "none" else registry.from_text(Demonstrations, text, "--demonstrations")
 
 
 def _calibration(name: str | None) -> Any:

@@ -86,6 +86,20 @@ def test_flags(work, fewtune, llama, more):
     assert fewtune("evaluate", "model", "train.csv")[0] == 0
 
 
+@pytest.mark.parametrize("more", [("--strategy", "zeroshot"), ()])
+def test_demonstrations(work, fewtune, llama, more):
+    shown = ("--demonstrations", "per_label=1,similar=1,draws=2")
+    code, out, err = fit(fewtune, llama, *shown, *more, "--json")
+    assert code == 0, err
+    assert json.loads(out)["method"].endswith("demonstrations")
+    manifest = json.loads((work / "model" / "manifest.json").read_text())["demonstrations"]
+    assert len(manifest["examples"]) == 4 and manifest["spec"]["draws"] == 2 and manifest["encoder_fingerprint"] is None
+    code, out, _ = fewtune("predict", "model", "train.csv", "--format", "jsonl")
+    assert code == 0 and len(out.splitlines()) == 4
+    code, out, err = fit(fewtune, llama, "--overwrite", "--demonstrations", "per_label=0")
+    assert code == 2 and err.strip() == "demonstrations.per_label: expected at least 1, got 0. Change the value."
+
+
 def test_a_template_from_the_shell_has_its_new_line(work, fewtune, llama):
     assert fit(fewtune, llama, "--template", r"{review}\nIt was {slot}")[0] == 0
     assert json.loads((work / "model/manifest.json").read_text())["templates"] == ["{review}\nIt was {slot}"]

@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
+from fewtune import registry
 from fewtune.data.example import Example
 from fewtune.data.sampling import derive, distinct
 from fewtune.errors import SpecError, TaskError
@@ -73,6 +74,15 @@ class Demonstrations:
                 fix = "Demonstrations show one label of the task for each text."
                 raise TaskError(expected="a label of the task", got=repr(example.label), where=example.where or "demonstrations", fix=fix)
         return Demonstrated(self, distinct(examples), task, seed, in_front, embed)
+
+
+def read(given: registry.Plain, where: str) -> Demonstrations | None:
+    """What a flag says as text (`per_label=1,similar=0.5`) or a file as a table; None where nothing or `none` is said."""
+    if given is None or given == "none":
+        return None
+    if isinstance(given, Mapping):
+        return registry.from_dict(Demonstrations, given, where)
+    return registry.from_text(Demonstrations, str(given), where)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from fewtune.deltas.delta import Delta
 from fewtune.errors import SpecError
 from fewtune.job import Settings
 from fewtune.model import DEFAULT_LENGTH
-from fewtune.prompt.demonstrations import Demonstrations
+from fewtune.prompt import demonstrations
 from fewtune.readout import CALIBRATIONS, READOUTS
 from fewtune.recipe import DEFAULT_BACKBONE
 from fewtune.registry import Plain, Table
@@ -155,7 +155,7 @@ def _settings(method: _Method, given: Mapping[str, Plain], where: str, folder: P
         deltas=_deltas(given["deltas"], f"{where}.deltas") if "deltas" in given else None,
         readout=_spec(READOUTS, given["readout"], f"{where}.readout") if "readout" in given else None,
         calibration=_spec(CALIBRATIONS, given["calibration"], f"{where}.calibration") if "calibration" in given else None,
-        demonstrations=_demonstrations(given.get("demonstrations"), f"{where}.demonstrations"),
+        demonstrations=demonstrations.read(given.get("demonstrations"), f"{where}.demonstrations"),
         fit=FitOptions(steps=method.steps, learning_rate=method.learning_rate, batch_size=method.batch_size),
         max_length=method.max_length,
         precision=method.precision,
@@ -177,13 +177,6 @@ def _deltas(given: Plain, where: str) -> tuple[Delta, ...]:
         for item, place in places
         for delta in (presets.read(item, place) if isinstance(item, str) else (DELTAS.from_dict(item, place),))
     )
-
-
-def _demonstrations(given: Plain, where: str) -> Demonstrations | None:
-    """Text as `--demonstrations` takes it, or a table."""
-    if given is None or isinstance(given, Mapping):
-        return None if given is None else registry.from_dict(Demonstrations, given, where)
-    return registry.from_text(Demonstrations, str(given), where)
 
 
 def _spec(table: Table[Any], given: Plain, where: str) -> Any:

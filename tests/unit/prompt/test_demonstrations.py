@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fewtune.data.example import Example
 from fewtune.data.sampling import derive
 from fewtune.errors import SpecError, TaskError
-from fewtune.prompt.demonstrations import Demonstrations, nearest
+from fewtune.prompt.demonstrations import Demonstrations, nearest, read
 from fewtune.tasks.task import Task
 
 TASK = Task(labels=("no", "yes"))
@@ -210,3 +210,12 @@ def test_a_label_of_another_task_and_a_missing_encoder():
 def test_only_what_compares_needs_embeddings():
     compared = [(similar, order) for similar in (0.5, 1) for order in ("labels", "random", "nearest")]
     assert [Demonstrations(similar=similar, order=order).compares for similar, order in compared] == [True] * 3 + [False, False, True]
+
+
+def test_written_forms():
+    assert read("per_label=2,similar=1/2,order=nearest", "flag") == Demonstrations(per_label=2, order="nearest")
+    assert read({"draws": 3, "similar": 1}, "file") == Demonstrations(draws=3, similar=1.0)
+    assert read(None, "flag") is read("none", "flag") is None
+    for wrong, message in (("lm-bff", 'flag: expected field=value, got "lm-bff"'), ("draw=3", 'got "draw". Did you mean "draws"')):
+        with pytest.raises(SpecError, match=message):
+            read(wrong, "flag")

@@ -121,3 +121,10 @@ def test_a_task_file_and_unlabelled_rows(work):
     job = planned(work, text).jobs[0]
     assert job.task.templates == ("{review} It was {slot}",)
     assert [dict(one.fields) for one in job.split.unlabeled] == [{"review": "fun"}, {"review": "joy"}]
+
+
+def test_in_context_learning_is_given_the_draws_rows_and_a_seed(work):
+    shown = JOB.replace('strategy = "zeroshot"\n', 'strategy = "zeroshot"\ndemonstrations = "similar=1"\n')
+    jobs = [job for job in planned(work, shown).jobs if job.method == "zeroshot"]
+    assert [(job.shots, job.seed, len(job.split.train)) for job in jobs] == [(1, 13, 2), (1, 21, 2), (2, 13, 4), (2, 21, 4)]
+    assert [job.settings.seed for job in jobs] == [13, 21, 13, 21]

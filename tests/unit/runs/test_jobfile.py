@@ -39,7 +39,8 @@ def test_everything_that_can_be_said(load, tmp_path):
         + 'words = {yes = ["good", "great"], no = "A+"}\nunlabeled = "pool.csv"\n'
         + '[methods.lora]\nstrategy = "supervised"\ndeltas = ["lora:rank=4", "bitfit", {name = "soft-prompt", length = 0, text = "a, b"}]\n'
         + 'readout = "cloze"\ncalibration = {name = "none"}\nsteps = 3\nlearning_rate = 1e-3\nbatch_size = 4\nmax_length = 64\n'
-        + 'precision = "float32"\nbackbone = "minilm-l6"\n[methods.head]\nreadout = {name = "head"}\ndeltas = []\n'
+        + 'precision = "float32"\nbackbone = "minilm-l6"\ndemonstrations = "per_label=2,similar=1"\n'
+        + '[methods.head]\nreadout = {name = "head"}\ndeltas = []\n[methods.shown]\nstrategy = "zeroshot"\ndemonstrations = {draws = 2}\n'
     )
     assert file.shots == (8,) and file.seeds == (1, 2) and file.out == tmp_path / "results" / "all.jsonl"
     data = file.data["reviews"]
@@ -51,10 +52,12 @@ def test_everything_that_can_be_said(load, tmp_path):
         deltas=(ft.LoRA(rank=4), *PRESETS["bitfit"], SoftPrompt(length=0, text="a, b")),
         readout=ft.Cloze(),
         calibration=ft.Uncalibrated(),
+        demonstrations=ft.Demonstrations(per_label=2, similar=1),
         fit=ft.FitOptions(steps=3, learning_rate=1e-3, batch_size=4),
         max_length=64,
         precision="float32",
     )
+    assert file.methods["shown"] == job.Settings(strategy="zeroshot", demonstrations=ft.Demonstrations(draws=2))
     assert file.methods["head"].deltas == () and file.methods["head"].readout == ft.Head()
 
 
