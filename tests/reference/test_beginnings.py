@@ -14,6 +14,7 @@ from fewtune.deltas.prefix import Prefix
 from fewtune.deltas.scaling import IA3
 from fewtune.deltas.soft_prompt import SoftPrompt
 from fewtune.deltas.subset import Subset
+from fewtune.readout.likelihood import Likelihood
 
 CAUSAL = ("gemma", "gpt2", "llama", "qwen2", "qwen3")
 WINDOWED = ("gemma3_text",)
@@ -150,15 +151,17 @@ class Counting(Backbone):
         return super().forward(ids_BT, *arguments, **options)
 
 
+@pytest.mark.parametrize("readout", [ft.Cloze(), Likelihood()], ids=str)
 @pytest.mark.parametrize("deltas", [(), (LoRA(rank=2),), (Prefix(length=2),), (SoftPrompt(length=2),)], ids=str)
 @pytest.mark.parametrize("family", [*CAUSAL, *WINDOWED])
-def test_scores_are_those_of_whole_prompts(family, deltas):
+def test_scores_are_those_of_whole_prompts(family, deltas, readout):
     spec = ft.Demonstrations(similar=1, per_label=2, draws=3)
     scores, tokens = [], []
     for kind in (Whole, Counting):
         model, tokenizer = tiny.model(family)
         backbone = kind(model, tokenizer, name=family)
-        shown = ft.fit(TASK, ROWS, backbone=backbone, strategy="zeroshot", demonstrations=spec, calibration=ft.Uncalibrated())
+        options = {"demonstrations": spec, "calibration": ft.Uncalibrated(), "readout": readout}
+        shown = ft.fit(TASK, ROWS, backbone=backbone, strategy="zeroshot", **options)
         moved(backbone, deltas)
         before = getattr(backbone, "tokens", 0)
         scores.append(shown.raw_scores(QUERIES))

@@ -16,6 +16,7 @@ from fewtune.prompt.demonstrations import Demonstrations
 from fewtune.readout import sentences
 from fewtune.readout.calibration import CONTENT_FREE
 from fewtune.readout.head import Head
+from fewtune.readout.likelihood import Likelihood
 from fewtune.strategies import supervised
 from fewtune.train.cache import StateCache
 from fewtune.train.fit import FitOptions, Session
@@ -62,10 +63,12 @@ def test_a_prompt_shows_one_example_of_each_label_before_the_query():
             assert second["Sentiment"] == "great" and second["Review"] in POSITIVE
 
 
+@pytest.mark.parametrize("words", [WORDS, {"no": "terrible mess", "yes": "great fun"}], ids=["cloze", "likelihood"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_scores_are_the_mean_over_templates_and_draws(family):
-    task = ft.Task.classification(["no", "yes"], templates=[TEMPLATE, "{text} It was {slot}"], words=WORDS)
-    model = run(Demonstrations(similar=1, draws=3), family=family, task=task, calibration=ft.Uncalibrated())
+def test_scores_are_the_mean_over_templates_and_draws(family, words):
+    task = ft.Task.classification(["no", "yes"], templates=[TEMPLATE, "{text} It was {slot}"], words=words)
+    readout = ft.Cloze() if words is WORDS else Likelihood()
+    model = run(Demonstrations(similar=1, draws=3), family=family, task=task, calibration=ft.Uncalibrated(), readout=readout)
     scores = []
     for template in range(2):
         for draw in range(3):
@@ -115,7 +118,7 @@ def long_labelled(example, label):
 
 def test_where_the_plm_has_no_place_demonstrations_get_half_of_it():
     model = run(Demonstrations(similar=1, budget=2000), max_length=1000, family="bert")
-    assert model.budget == 256 and model.encoder.max_length == 256
+    assert model.budget == 256 and model.encoder(0).max_length == 256
     long = [Example({"text": "great fun " * 400})]
     assert all(len(row.ids) <= 512 and row.shortened for _, rows in model.encoded(long) for row in rows)
     model.raw_scores(long)
