@@ -64,16 +64,17 @@ def wait_for(path, seconds=60):
         time.sleep(0.01)
 
 
-def test_killed_and_started_again(work):
-    assert finish(start(work, "alone"))[0] == 0
+@pytest.mark.parametrize("more", [(), ("--demonstrations", "similar=1")], ids=" ".join)
+def test_killed_and_started_again(work, more):
+    assert finish(start(work, "alone", *more))[0] == 0
     for pause in (0.0, 0.3, 0.7):
-        process = start(work, "killed", slow=0.05)
+        process = start(work, "killed", *more, slow=0.05)
         wait_for(work / ".killed.work" / "fit.safetensors")
         time.sleep(pause)
         process.kill()
         assert finish(process)[0] == -signal.SIGKILL
         assert not (work / "killed").exists()
-    code, err = finish(start(work, "killed"))
+    code, err = finish(start(work, "killed", *more))
     assert code == 0 and "Going on with fit after step" in err
     assert content(work / "killed") == content(work / "alone")
     assert not (work / ".killed.work").exists()
