@@ -25,7 +25,7 @@ from fewtune.prompt.encode import Batch, Row, balanced_order, bucketed_order, bu
 from fewtune.readout.calibration import Calibrator, Contextual, Uncalibrated
 from fewtune.recipe import Recipe
 from fewtune.strategies.zeroshot import calibrate, targets
-from fewtune.tasks import KINDS
+from fewtune.tasks import kind_of
 from fewtune.train.cache import StateCache
 from fewtune.train.fit import Group, Session, fit
 
@@ -48,7 +48,7 @@ class Supervised:
         """Raises `DataError` for examples that do not fit the task, `Interrupted` after Ctrl-C."""
         if not split.train:
             raise DataError(expected="labelled rows", got="none", where="fit", fix="Give a file with labels, or use zeroshot.")
-        KINDS.member(recipe.task.kind)().check(recipe.task, split.train, "fit")
+        kind_of(recipe.task).check(recipe.task, split.train, "fit")
         model = self._untuned(recipe, split, backbone, session)
         temperature = 1.0
         if recipe.calibration is not None and recipe.calibration.needs == "targets":
@@ -77,7 +77,8 @@ def out_of_fold(
     """What `read` gives for each labelled row, in order, from a model that was tuned without it."""
     found: dict[int, Tensor] = {}
     session.say(f"{_FOLDS} folds, each like the first:")
-    for number, (kept, held) in enumerate(folds(split.train, _FOLDS, seed=derive(recipe.seed, "folds"))):
+    groups = kind_of(recipe.task).groups(recipe.task, split.train, max(1, len(split.train) // _FOLDS))
+    for number, (kept, held) in enumerate(folds(split.train, _FOLDS, seed=derive(recipe.seed, "folds"), groups=groups)):
         part = replace(split, train=tuple(split.train[index] for index in kept))
         model = Supervised().run(recipe, part, backbone, session=session.child(f"fold-{number + 1}", told=number > 0))
         found |= zip(held, read(model, [split.train[index] for index in held]), strict=True)
@@ -110,7 +111,7 @@ def _tune(model: TunedModel, recipe: Recipe, train: tuple[Example, ...], session
         rows = [tuned.rows(train, template) for template in range(len(tuned.asked.templates))]
         if groups and steps:
             _learn(tuned, recipe, train, rows, groups, steps, session)
-        tuned.reader.settle(_outputs(tuned, rows), targets(tuned, train).repeat(len(rows)))
+        tuned.reader.settle(_outputs(tuned, rows), torch.cat([targets(tuned, train)] * len(rows)))
     except BaseException:
         tuned.remove()
         raise

@@ -14,8 +14,9 @@ from fewtune.model import TunedModel
 from fewtune.precision import settle_precision
 from fewtune.readout.calibration import Calibration, Calibrator, Contextual, Uncalibrated
 from fewtune.recipe import Recipe
-from fewtune.tasks import KINDS
+from fewtune.tasks import kind_of
 from fewtune.train.fit import Session
+from fewtune.train.losses import cross_entropy
 
 _MOST_UNLABELED = 1000  # as many rows tell the candidates' shares to a point or two
 
@@ -51,12 +52,12 @@ def calibrate(model: TunedModel, wanted: Calibration | None, split: Split, *, ot
 
 
 def targets(model: TunedModel, labeled: tuple[Example, ...]) -> Tensor:
-    """The index of each example's label, targets_N."""
-    return torch.tensor(KINDS.member(model.task.kind)().targets(model.task, labeled))
+    """What scores are to learn: the index of each example's label, targets_N, or a distribution over the candidates, targets_NC."""
+    return torch.tensor(kind_of(model.task).targets(model.task, labeled))
 
 
-def _loss(calibrator: Calibrator, scores_NC: Tensor, targets_N: Tensor) -> float:
-    return torch.nn.functional.cross_entropy(calibrator(scores_NC), targets_N).item()
+def _loss(calibrator: Calibrator, scores_NC: Tensor, targets: Tensor) -> float:
+    return cross_entropy(calibrator(scores_NC), targets).item()
 
 
 def _fit(model: TunedModel, calibration: Calibration, split: Split) -> Calibrator:

@@ -197,19 +197,24 @@ def _interval(name: str, value: float, targets_N: Array, probabilities_NC: Array
     elif rows == 1:
         ends = _RANGES[name]
     else:
-        ends = _bootstrap(_RESAMPLED[name](targets_N, probabilities_NC), rows, probabilities_NC.shape[1], confidence, seed)
+        statistic = _RESAMPLED[name](targets_N, probabilities_NC)
+        ends = bootstrap(statistic, rows, cells=probabilities_NC.shape[1] ** 2, confidence=confidence, seed=seed)
     low, high = ends
     return Interval(value, min(float(low), value), max(float(high), value))
 
 
-def _bootstrap(statistic: Callable[[Array], Array], rows: int, candidates: int, confidence: float, seed: int) -> tuple[float, float]:
+def bootstrap(statistic: Callable[[Array], Array], rows: int, *, cells: int = 0, confidence: float, seed: int) -> tuple[float, float]:
+    """The ends of the percentile interval of a statistic, which takes resampled row numbers rows_RN and gives R values.
+
+    `cells` is how many numbers it holds for each resample, where these are more than the rows.
+    """
     from scipy.stats import bootstrap
 
     found = bootstrap(
         (np.arange(rows),),
         lambda rows_RN, axis: statistic(rows_RN),
         n_resamples=RESAMPLES,
-        batch=max(1, _CELLS_AT_ONCE // max(rows, candidates**2)),
+        batch=max(1, _CELLS_AT_ONCE // max(rows, cells)),
         vectorized=True,
         confidence_level=confidence,
         method="percentile",
