@@ -178,7 +178,7 @@ def _without_ladder(task: Task, settings: Settings, say: Say) -> Settings:
     if settings.strategy is not None:
         fix = "Choose --strategy supervised."
         raise SpecError(expected="a task whose answers are right or wrong", got=task.kind, where="strategy ladder", fix=fix)
-    say("No estimate and no ladder: they judge labels, right or wrong. Tuned on all rows; --test measures.")
+    say("No estimate and no ladder: they judge single labels, right or wrong. Tuned on all rows; --test measures.")
     return replace(settings, strategy="supervised")
 
 
@@ -188,10 +188,7 @@ def recipe_of(task: Task, backbone: Backbone, settings: Settings) -> Recipe:
     Raises `TaskError` for a readout that cannot answer the task.
     """
     readout = settings.readout or readout_of(task, backbone)
-    if readout.pairs and not kind_of(task).paired:
-        got = f"{READOUTS.name_of(readout)}, which learns which rows are of one label"
-        fix = "Choose --readout head, or cloze with a PLM that has an LM head."
-        raise TaskError(expected=f"a readout for {task.kind}", got=got, where="--readout", fix=fix)
+    _check_readout(task, readout, settings)
     usual = () if settings.way == "zeroshot" else PAIRED_DELTAS if readout.pairs else DEFAULT_DELTAS
     deltas = usual if settings.deltas is None else settings.deltas
     return Recipe(
@@ -207,13 +204,29 @@ def recipe_of(task: Task, backbone: Backbone, settings: Settings) -> Recipe:
     )
 
 
+def _check_readout(task: Task, readout: Readout, settings: Settings) -> None:
+    kind, name, expected = kind_of(task), READOUTS.name_of(readout), f"a readout for {task.kind}"
+    if settings.way == "zeroshot" and kind.independent:
+        fix = "Label some rows and use `fewtune fit`."
+        raise TaskError(expected="one label a row", got=task.kind, where="strategy zeroshot", fix=fix)
+    if readout.pairs and not kind.paired:
+        fix = "Choose --readout head, or cloze with a PLM that has an LM head."
+        raise TaskError(expected=expected, got=f"{name}, which learns which rows are of one label", where="--readout", fix=fix)
+    if readout.needs_slot and kind.independent:
+        fix = "Choose --readout head, or similarity with a sentence encoder."
+        raise TaskError(expected=expected, got=f"{name}, whose slot holds the word of one label", where="--readout", fix=fix)
+
+
 def readout_of(task: Task, backbone: Backbone) -> Readout:
     """The slot's one token where it tells all label words apart, else their likelihood; without an LM head similarity.
 
-    A head instead where rows are not of one label or another, so that none are pairs.
+    A head instead where a slot cannot hold the answer, or where rows share no labels.
     """
+    kind = kind_of(task)
     if not backbone.has_lm_head:
-        return Similarity() if kind_of(task).paired else Head()
+        return Similarity() if kind.paired else Head()
+    if kind.independent:
+        return Head()
     return Cloze() if single_tokens(task, backbone.tokenizer) else Likelihood(per="token")
 
 

@@ -178,7 +178,13 @@ class TunedModel:
 
     def probabilities(self, examples: Sequence[Example], *, batch_size: int = 32, tally: Tally | None = None) -> Tensor:
         """Calibrated probabilities_NC, float64."""
-        return self.calibrator(self.raw_scores(examples, batch_size=batch_size, tally=tally)).softmax(-1)
+        return self.likely(self.raw_scores(examples, batch_size=batch_size, tally=tally))
+
+    def likely(self, scores_NC: Tensor) -> Tensor:
+        """Calibrated probabilities_NC, float64, of uncalibrated scores; the kind of task says whether they add up to 1."""
+        if kind_of(self.task).independent:
+            return self.calibrator.each(scores_NC).sigmoid()
+        return self.calibrator(scores_NC).softmax(-1)
 
     def log_probabilities(self, examples: Sequence[Example]) -> Tensor:
         """Calibrated log-probabilities_NC, float64."""
@@ -207,7 +213,7 @@ class TunedModel:
 
     def answers(self, scores_NC: Tensor) -> list[Prediction]:
         """What uncalibrated scores answer."""
-        kind, rows = kind_of(self.task), self.calibrator(scores_NC).softmax(-1).tolist()
+        kind, rows = kind_of(self.task), self.likely(scores_NC).tolist()
         return [
             Prediction(answer, kind.confidence(self.task, row), dict(zip(self.task.labels, row, strict=True)), self.backbone.depth)
             for answer, row in zip(kind.answers(self.task, rows), rows, strict=True)

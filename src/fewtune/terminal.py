@@ -62,16 +62,16 @@ def _classes(measures: Measures) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    given = [f"→ {label}" for label in measures.labels]
+    given = [f"→ {label}" for label in measures.labels] if measures.confusion else []
     longest = max(map(len, measures.labels))
-    whole = longest + sum(len(name) + 3 for name in given) + 46 <= Console().width
+    whole = not given or longest + sum(len(name) + 3 for name in given) + 46 <= Console().width
     table = Table()
     table.add_column("label", overflow="fold")
     for name in ("precision", "recall", "f1", "rows", *(map(escape, given) if whole else ())):
         table.add_column(name, justify="right", no_wrap=True)
     if not whole:
         table.add_column("given instead", overflow="fold")
-    for row, counts in zip(measures.classes, measures.confusion, strict=True):
+    for row, counts in zip(measures.classes, measures.confusion or [()] * len(measures.classes), strict=True):
         scores = (f"{row.precision:.3f}", f"{row.recall:.3f}", f"{row.f1:.3f}", str(row.support))
         shown = list(map(str, counts)) if whole else [escape(_instead(row.label, measures.labels, counts))]
         table.add_row(escape(row.label), *scores, *shown)

@@ -64,6 +64,13 @@ CASES = {
         ("cloze", "head", "likelihood"),
         ("zeroshot", "supervised"),
     ),
+    "multilabel": Case(
+        Task.multilabel(["dull", "fun"], threshold=0.5),
+        ("fun", "dull", "fun", "dull", "fun", "dull", "fun", "dull"),
+        "perhaps",
+        ("head", "similarity"),
+        ("supervised",),
+    ),
 }
 READERS = {"cloze": Cloze(), "head": Head(dropout=0.0), "likelihood": Likelihood(), "similarity": Similarity()}
 EACH = pytest.mark.parametrize("name", list(KINDS))
@@ -80,7 +87,7 @@ def tuned(case, readout, *, family="bert", strategy="supervised", steps=60, **mo
 
 
 def test_every_kind_is_seen():
-    assert list(KINDS) == ["classification", "regression"] == list(CASES)
+    assert list(KINDS) == ["classification", "regression", "multilabel"] == list(CASES)
     assert {readout for case in CASES.values() for readout in case.readouts} == set(READERS) == set(READOUTS)
 
 
@@ -134,7 +141,7 @@ def test_targets_are_a_form_that_the_loss_knows_and_certain_answers_give_them_ba
 def test_measures_are_those_it_names_the_main_one_first(name):
     case = CASES[name]
     kind, rng = kind_of(case.task), np.random.default_rng(0)
-    probabilities = rng.dirichlet([1] * len(case.task.labels), len(case.rows))
+    probabilities = rng.dirichlet([1] * len(case.task.labels), len(case.rows))  # as good as any where they need not add up to 1
     found = kind.measure(case.task, case.rows, probabilities)
     assert tuple(found.metrics) == kind.metrics and found.rows == len(case.rows) and found.labels == case.task.labels
     assert all(one.low <= one.value <= one.high for one in found.metrics.values())

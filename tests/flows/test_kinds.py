@@ -158,3 +158,71 @@ def test_pairs_are_guessed_by_their_usual_names(work, fewtune, llama):
     assert json.loads((work / "m/manifest.json").read_text())["templates"] == [
         "Premise: {premise}\nHypothesis: {hypothesis}\nLabel: {slot}"
     ]
+
+
+FEELINGS = """text,labels
+great fun and joy,joy
+a dull mess,gloom|anger
+good and great,joy
+"terrible, lifeless",gloom
+joy from start to finish,joy
+a mess,anger
+the film,
+dull and a mess,gloom|anger
+"""
+
+
+@pytest.mark.parametrize("readout", ["head", "similarity"])
+def test_several_labels_from_a_file_to_answers(work, fewtune, llama, readout):
+    (work / "feelings.csv").write_text(FEELINGS)
+    more = ("--backbone", llama, "--readout", readout, "--steps", "3", "--out", "m", "--test", "feelings.csv", "--json")
+    code, out, err = fewtune("fit", "feelings.csv", "--kind", "multilabel", *more)
+    assert code == 0, err
+    result = json.loads(out)
+    assert list(result["metrics"]) == ["micro_f1", "macro_f1", "subset_accuracy", "hamming_loss", "mean_average_precision"]
+    assert result["labels"] == ["anger", "gloom", "joy"] == [row["label"] for row in result["classes"]]
+    assert result["confusion"] == [] and result["estimate"] is None
+    kind = json.loads((work / "m/manifest.json").read_text())["task"]["kind"]
+    assert kind.startswith("multilabel:separator=|,threshold=0.") and f"Chosen on rows not seen: --kind {kind}." in err
+    assert "Answers any of, or none of: anger, gloom, joy." in (work / "m/README.md").read_text()
+
+    code, out, err = fewtune("evaluate", "m", "feelings.csv", "--json")
+    assert code == 0 and json.loads(out)["metrics"] == result["metrics"], err
+    code, out, err = fewtune("evaluate", "m", "feelings.csv")
+    assert code == 0 and "hamming_loss" in out and "gloom" in out and "given instead" not in out, err
+
+    assert fewtune("predict", "m", "feelings.csv", "-o", "answers.csv")[0] == 0
+    answers = rows_of("answers.csv")
+    assert all(set(filter(None, row["label"].split("|"))) <= set(result["labels"]) for row in answers)
+    assert all(0 <= float(row["probability"]) <= 1 for row in answers)
+    exact = [set(row["label"].split("|")) == set(row["labels"].split("|")) for row in answers]
+    assert sum(exact) / len(exact) == pytest.approx(result["metrics"]["subset_accuracy"]["value"])
+    assert fewtune("inspect", "m", "feelings.csv")[0] == 0
+
+
+def test_several_labels_as_lists_and_with_commas(work, fewtune, llama):
+    rows = [line.split(",") for line in FEELINGS.replace(", ", " ").splitlines()[1:]]
+    with open("feelings.jsonl", "w") as file:
+        for text, labels in rows:
+            file.write(json.dumps({"text": text, "labels": [label for label in labels.split("|") if label]}) + "\n")
+    asked = ("--backbone", llama, "--steps", "1")
+    code, _, err = fewtune("fit", "feelings.jsonl", "--kind", "multilabel:threshold=0.5", *asked, "--out", "m1")
+    assert code == 0 and "folds" not in err, err
+    (work / "feelings.tsv").write_text("text\tlabels\n" + "".join(f"{text}\t{labels.replace('|', ', ')}\n" for text, labels in rows))
+    code, _, err = fewtune("fit", "feelings.tsv", "--kind", "multilabel:separator=comma", *asked, "--out", "m2")
+    assert code == 0, err
+    assert json.loads((work / "m2/manifest.json").read_text())["task"]["labels"] == ["anger", "gloom", "joy"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("fit", "feelings.csv", "--readout", "cloze", "--out", "m"), "holds the word of one label"),
+        (("fit", "feelings.csv", "--labels", "joy,gloom", "--out", "m"), 'feelings.csv:3: expected labels of the task, got "anger"'),
+        (("zeroshot", "feelings.csv", "--labels", "joy,gloom"), "Label some rows"),
+    ],
+)
+def test_several_labels_that_do_not_fit(work, fewtune, llama, arguments, message):
+    (work / "feelings.csv").write_text(FEELINGS)
+    code, out, err = fewtune(*arguments, "--kind", "multilabel", "--backbone", llama)
+    assert code == 2 and out == "" and message in err.splitlines()[-1], err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,9 +41,13 @@ class Columns:
 
 @dataclass(frozen=True)
 class Written:
-    """How a row's label is written: as one of the labels, or as a `number`."""
+    """How a row's label is written: as one of the labels, as a `number`, or as several labels with a `separator` between them.
+
+    Several may also be a list; none is an empty cell.
+    """
 
     number: bool = False
+    separator: str | None = None
 
 
 @dataclass(frozen=True)
@@ -183,6 +188,8 @@ def example_of(row: Row, columns: Columns, *, labeled: bool, known: Sequence[str
 
 
 def _label(row: Row, column: str, known: Sequence[str] | None, written: Written) -> str:
+    if written.separator is not None:
+        return _several(row, column, known, written.separator)
     label = _cell(row, column).strip()
     if not label:
         raise data_error(row.where, f'a label in column "{column}"', "none", "Label the row, drop it, or use --skip-bad-rows.")
@@ -191,6 +198,30 @@ def _label(row: Row, column: str, known: Sequence[str] | None, written: Written)
     if known is not None and label not in known:
         raise data_error(row.where, "a label of the task", show(label), registry.nearest(label, known))
     return label
+
+
+def _several(row: Row, column: str, known: Sequence[str] | None, separator: str) -> str:
+    """The labels of a cell, each once, with the separator between them."""
+    listed = _items(row, column) if column in row.nested else row.values.get(column, "").split(separator)
+    labels = tuple(dict.fromkeys(label.strip() for label in listed if label.strip()))
+    for label in labels:
+        if separator in label:
+            fix = "Choose another, like --kind multilabel:separator=;."
+            raise data_error(row.where, f"labels without the separator {show(separator)}", show(label), fix)
+        if known is not None and label not in known:
+            raise data_error(row.where, "labels of the task", show(label), registry.nearest(label, known))
+    return separator.join(labels)
+
+
+def _items(row: Row, column: str) -> list[str]:
+    """The items of a list, which a row holds as JSON."""
+    try:
+        items = json.loads(row.values[column])
+    except ValueError:
+        items = None
+    if not isinstance(items, list) or any(isinstance(item, dict | list) for item in items):
+        raise data_error(row.where, f'a list of labels in column "{column}"', show(row.values[column]), 'For example ["joy", "fear"].')
+    return list(row_of(dict(enumerate(items)), row.where).values.values())
 
 
 def _number(label: str, where: str) -> str:

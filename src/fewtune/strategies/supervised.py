@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,13 +51,9 @@ class Supervised:
             raise DataError(expected="labelled rows", got="none", where="fit", fix="Give a file with labels, or use zeroshot.")
         kind_of(recipe.task).check(recipe.task, split.train, "fit")
         model = self._untuned(recipe, split, backbone, session)
-        temperature = 1.0
-        if recipe.calibration is not None and recipe.calibration.needs == "targets":
-            fold_recipe = replace(recipe, calibration=Uncalibrated())
-            scores_NC = out_of_fold(fold_recipe, split, backbone, session, read=TunedModel.raw_scores)
-            temperature = recipe.calibration.fit(scores_NC, targets(model, split.train)).temperature
+        model = _decided(model, recipe, split, session)
         tuned = _tune(model, recipe, split.train, session)
-        return tuned.calibrated(Calibrator(tuned.calibrator.bias_C, temperature))
+        return tuned.calibrated(Calibrator(tuned.calibrator.bias_C, model.calibrator.temperature))
 
     def _untuned(self, recipe: Recipe, split: Split, backbone: Backbone, session: Session) -> TunedModel:
         model = TunedModel.assemble(
@@ -69,6 +66,24 @@ class Supervised:
             return model  # a fresh head says nothing yet that could be calibrated
         wanted = recipe.calibration if recipe.calibration is None or recipe.calibration.needs != "targets" else None
         return model.calibrated(calibrate(model, wanted, split, otherwise=Contextual()))
+
+
+def _decided(model: TunedModel, recipe: Recipe, split: Split, session: Session) -> TunedModel:
+    """The untuned model with what only rows not seen can tell of the tuned one: the temperature, and what its kind of task leaves open."""
+    kind, calibration = kind_of(recipe.task), recipe.calibration
+    by_targets = calibration is not None and calibration.needs == "targets"
+    usual = kind.decided(recipe.task, (), np.zeros((0, len(recipe.task.labels))))
+    if not by_targets and not (kind.undecided and len(split.train) >= _FOLDS):
+        return replace(model, task=usual)
+    fold_recipe = replace(recipe, task=usual, calibration=Uncalibrated())
+    scores_NC = out_of_fold(fold_recipe, split, model.backbone, session, read=TunedModel.raw_scores)
+    if calibration is not None and by_targets:
+        fitted = calibration.fit(scores_NC, targets(model, split.train))
+        model = model.calibrated(Calibrator(model.calibrator.bias_C, fitted.temperature))
+    task = kind.decided(recipe.task, split.train, model.likely(scores_NC).numpy())
+    if task != recipe.task:
+        session.say(f"Chosen on rows not seen: --kind {task.kind}.")
+    return replace(model, task=task)
 
 
 def out_of_fold(
@@ -192,13 +207,22 @@ def _batches(rows: Sequence[Sequence[Row]], model: TunedModel, epoch: Callable[[
 
 def _epochs(model: TunedModel, recipe: Recipe, train: tuple[Example, ...], rows: Sequence[Sequence[Row]]) -> Callable[[int], _Epoch]:
     """number → epoch: a pure function. Each template has its own batches; an epoch holds all of them."""
-    targets_N = targets(model, train).tolist()
+    alike = _alike(model, train) if model.readout.pairs else []
 
     @lru_cache(maxsize=2)
     def epoch(number: int) -> _Epoch:
-        return _paired(targets_N, len(rows), recipe, number) if model.readout.pairs else _epoch(rows, recipe, number)
+        return _paired(alike, len(rows), recipe, number) if model.readout.pairs else _epoch(rows, recipe, number)
 
     return epoch
+
+
+def _alike(model: TunedModel, train: tuple[Example, ...]) -> list[int]:
+    """For each row the number of its label, or of one of its labels: rows of one number are partners."""
+    found = targets(model, train)
+    if found.ndim == 1:
+        return [int(target) for target in found.tolist()]
+    groups = kind_of(model.task).groups(model.task, train, 2)
+    return [sorted(set(groups)).index(group) for group in groups]
 
 
 def _step_rows(recipe: Recipe) -> int:

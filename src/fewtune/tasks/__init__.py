@@ -2,10 +2,11 @@
 
 from fewtune.registry import Table
 from fewtune.tasks.classification import Classification
+from fewtune.tasks.multilabel import Multilabel
 from fewtune.tasks.regression import Regression
 from fewtune.tasks.task import Task, TaskKind
 
-KINDS: Table[TaskKind] = Table("task kind", {"classification": Classification, "regression": Regression})
+KINDS: Table[TaskKind] = Table("task kind", {"classification": Classification, "regression": Regression, "multilabel": Multilabel})
 
 
 def kind_of(task: Task) -> TaskKind:

@@ -25,6 +25,8 @@ class Classification:
 
     paired: ClassVar[bool] = True
     judged: ClassVar[bool] = True
+    independent: ClassVar[bool] = False
+    undecided: ClassVar[bool] = False
     written: ClassVar[Written] = Written()
 
     def labels(self, examples: Sequence[Example]) -> tuple[str, ...]:
@@ -35,6 +37,11 @@ class Classification:
         """The task as it is: its labels say all."""
         del examples
         return task, None
+
+    def decided(self, task: Task, examples: Sequence[Example], probabilities_NC: NDArray[Any]) -> Task:
+        """The task as it is: nothing is left to decide."""
+        del examples, probabilities_NC
+        return task
 
     def check(self, task: Task, examples: Sequence[Example], where: str) -> None:
         """Raise `DataError` for an unlabelled example, a label that the task does not know, or a single label in all of them."""

@@ -188,12 +188,10 @@ def _calibration_gaps(targets_N: Array, probabilities_NC: Array) -> tuple[Array,
 
 
 def _interval(name: str, value: float, targets_N: Array, probabilities_NC: Array, confidence: float, seed: int) -> Interval:
-    from scipy.stats import binomtest
-
     rows = len(targets_N)
     if name == "accuracy":
         right = int((_answers(probabilities_NC) == targets_N).sum())
-        ends = binomtest(right, rows).proportion_ci(confidence, method="wilson")
+        ends = wilson(right, rows, confidence=confidence)
     elif rows == 1:
         ends = _RANGES[name]
     else:
@@ -201,6 +199,14 @@ def _interval(name: str, value: float, targets_N: Array, probabilities_NC: Array
         ends = bootstrap(statistic, rows, cells=probabilities_NC.shape[1] ** 2, confidence=confidence, seed=seed)
     low, high = ends
     return Interval(value, min(float(low), value), max(float(high), value))
+
+
+def wilson(right: int, rows: int, *, confidence: float) -> tuple[float, float]:
+    """The ends of Wilson's interval of a share of rows."""
+    from scipy.stats import binomtest
+
+    ends = binomtest(right, rows).proportion_ci(confidence, method="wilson")
+    return float(ends.low), float(ends.high)
 
 
 def bootstrap(statistic: Callable[[Array], Array], rows: int, *, cells: int = 0, confidence: float, seed: int) -> tuple[float, float]:
@@ -232,8 +238,8 @@ def _macro_f1_resampled(targets_N: Array, probabilities_NC: Array) -> Callable[[
 
     def statistic(rows_RN: Array) -> Array:
         right_RC, marked_RC, given_RC, _ = confusions(rows_RN)
-        f1_RC = _divide(2 * right_RC, marked_RC + given_RC)
-        return _divide(f1_RC.sum(-1), (marked_RC + given_RC > 0).sum(-1))
+        f1_RC = divide(2 * right_RC, marked_RC + given_RC)
+        return divide(f1_RC.sum(-1), (marked_RC + given_RC > 0).sum(-1))
 
     return statistic
 
@@ -245,7 +251,7 @@ def _mcc_resampled(targets_N: Array, probabilities_NC: Array) -> Callable[[Array
         right_RC, marked_RC, given_RC, rows = confusions(rows_RN)
         together_R = right_RC.sum(-1) * rows - (marked_RC * given_RC).sum(-1)
         spread_R = (rows**2 - (marked_RC**2).sum(-1)) * (rows**2 - (given_RC**2).sum(-1))
-        return _divide(together_R, np.sqrt(spread_R))
+        return divide(together_R, np.sqrt(spread_R))
 
     return statistic
 
@@ -254,7 +260,7 @@ def _ece_resampled(targets_N: Array, probabilities_NC: Array) -> Callable[[Array
     _, bin_N, gap_N = _calibration_gaps(targets_N, probabilities_NC)
 
     def statistic(rows_RN: Array) -> Array:
-        gaps_RB = _sums(bin_N[rows_RN], BINS, gap_N[rows_RN])
+        gaps_RB = sums(bin_N[rows_RN], BINS, gap_N[rows_RN])
         return np.asarray(np.abs(gaps_RB).sum(-1) / rows_RN.shape[-1])
 
     return statistic
@@ -266,7 +272,7 @@ def _confusions(targets_N: Array, probabilities_NC: Array) -> Callable[[Array], 
     cell_N = targets_N * candidates + _answers(probabilities_NC)
 
     def count(rows_RN: Array) -> tuple[Array, Array, Array, float]:
-        cells = _sums(cell_N[rows_RN], candidates**2, None)
+        cells = sums(cell_N[rows_RN], candidates**2, None)
         confusion_RCC = cells.reshape(*cells.shape[:-1], candidates, candidates)
         right_RC = confusion_RCC.diagonal(axis1=-2, axis2=-1)
         return right_RC, confusion_RCC.sum(-1), confusion_RCC.sum(-2), float(rows_RN.shape[-1])
@@ -274,7 +280,7 @@ def _confusions(targets_N: Array, probabilities_NC: Array) -> Callable[[Array], 
     return count
 
 
-def _sums(bin_RN: Array, bins: int, weight_RN: Array | None) -> Array:
+def sums(bin_RN: Array, bins: int, weight_RN: Array | None) -> Array:
     """The sum of weights (1 if none are given) in each bin, a resample a row; leading dimensions are kept, none included."""
     flat_RN = bin_RN.reshape(-1, bin_RN.shape[-1])
     place = flat_RN + np.arange(len(flat_RN))[:, None] * bins
@@ -283,7 +289,7 @@ def _sums(bin_RN: Array, bins: int, weight_RN: Array | None) -> Array:
     return sums.astype(np.float64).reshape(*bin_RN.shape[:-1], bins)
 
 
-def _divide(over: Array, under: Array) -> Array:
+def divide(over: Array, under: Array) -> Array:
     """0 where `under` is 0."""
     return np.asarray(np.divide(over, under, out=np.zeros(np.shape(over)), where=under > 0))
 

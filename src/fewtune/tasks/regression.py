@@ -39,6 +39,8 @@ class Regression:
     metrics: ClassVar[tuple[str, ...]] = tuple(METRICS)
     paired: ClassVar[bool] = False
     judged: ClassVar[bool] = False
+    independent: ClassVar[bool] = False
+    undecided: ClassVar[bool] = False
     written: ClassVar[Written] = Written(number=True)
 
     def __post_init__(self) -> None:
@@ -74,6 +76,11 @@ class Regression:
             fix = "Without labelled rows the range must be given: --kind regression:low=0,high=5."
             raise TaskError(expected=f"the {name} end of the range", got="none", where="task.kind", fix=fix)
         return end
+
+    def decided(self, task: Task, examples: Sequence[Example], probabilities_NC: NDArray[Any]) -> Task:
+        """The task as it is: nothing is left to decide."""
+        del examples, probabilities_NC
+        return task
 
     def check(self, task: Task, examples: Sequence[Example], where: str) -> None:
         """Raise `DataError` for an example without a number. Rows that only measure may lie outside the range."""

@@ -105,6 +105,27 @@ class Task:
         return replace(closed, kind=_kind({"name": "regression", "low": low, "high": high}))
 
     @classmethod
+    def multilabel(
+        cls,
+        labels: Sequence[str],
+        *,
+        separator: str = "|",
+        threshold: float | None = None,
+        template: str | None = None,
+        templates: Sequence[str] = (),
+        fields: Sequence[str] = ("text",),
+        label_name: str = "label",
+        name: str = "task",
+    ) -> Task:
+        """A task whose answer is any number of labels, none included, written with `separator` between them.
+
+        A label is answered where its probability reaches `threshold`; `None` leaves that to the labelled rows.
+        """
+        closed = cls.classification(labels, template=template, templates=templates, fields=fields, label_name=label_name, name=name)
+        given = None if separator == "|" else separator
+        return replace(closed, kind=_kind({"name": "multilabel", "separator": given, "threshold": threshold}))
+
+    @classmethod
     def load(cls, path: str | Path) -> Task:
         """Read a task from a TOML file; raises `TaskError` when it is not one."""
         where = str(path)
@@ -179,9 +200,16 @@ class TaskKind(Protocol):
     """
 
     paired: ClassVar[bool]
-    """Whether two rows are either of one label or not, so that a readout may learn from pairs of them."""
+    """Whether two rows either share a label or do not, so that a readout may learn from pairs of them."""
     judged: ClassVar[bool]
-    """Whether an answer is right or wrong, so that there is an accuracy."""
+    """Whether an answer is right or wrong as a whole, so that there is an accuracy."""
+    independent: ClassVar[bool]
+    """Whether each candidate is judged for itself (a sigmoid of its score) or against the others (softmax)."""
+
+    @property
+    def undecided(self) -> bool:
+        """Whether answers need a figure that rows not seen must choose."""
+        ...
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -204,14 +232,19 @@ class TaskKind(Protocol):
         """
         ...
 
+    def decided(self, task: Task, examples: Sequence[Example], probabilities_NC: NDArray[Any]) -> Task:
+        """The task with that figure, from labelled rows and what models that had not seen them found probable; a usual one without rows."""
+        ...
+
     def check(self, task: Task, examples: Sequence[Example], where: str) -> None:
         """Raise `DataError` when the labelled `examples` do not fit the task."""
         ...
 
-    def targets(self, task: Task, examples: Sequence[Example]) -> list[int] | list[list[float]]:
-        """What scores are to learn, a row each: the index of the answer among the candidates, or a probability for each of them.
+    def targets(self, task: Task, examples: Sequence[Example]) -> list[int] | list[list[float]] | list[list[bool]]:
+        """What scores are to learn, a row each: the index of the answer among the candidates, a probability for each, or a yes or no
+        for each.
 
-        `fewtune.train.losses.cross_entropy` is the loss of either form.
+        `fewtune.train.losses.cross_entropy` is the loss of all three forms.
         """
         ...
 

@@ -46,7 +46,7 @@ def test_a_task_file_holds_text_only() -> None:
 
 
 def test_the_listed_kinds() -> None:
-    assert list(KINDS) == ["classification", "regression"]
+    assert list(KINDS) == ["classification", "regression", "multilabel"]
     assert Task.classification(["a", "b"]).kind in KINDS
 
 
