@@ -52,7 +52,7 @@ def calibrate(model: TunedModel, wanted: Calibration | None, split: Split, *, ot
 
 
 def targets(model: TunedModel, labeled: tuple[Example, ...]) -> Tensor:
-    """What scores are to learn: the index of each example's label, targets_N, or a distribution over the candidates, targets_NC."""
+    """What scores are to learn, as the kind of task has it: an index a row, targets_N, or a number for each candidate, targets_NC."""
     return torch.tensor(kind_of(model.task).targets(model.task, labeled))
 
 
