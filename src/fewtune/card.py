@@ -6,6 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from fewtune.tasks import kind_of
+from fewtune.tasks.task import Task
+
 Manifest = Mapping[str, Any]
 
 
@@ -34,7 +37,7 @@ def _body(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:
     return [
         f"# {task['name']}",
         "",
-        f"Answers one of: {', '.join(task['labels'])}.",
+        kind_of(Task.from_dict(task)).described(Task.from_dict(task)),
         "",
         "| | |",
         "|---|---|",

@@ -1,4 +1,4 @@
-"""A model on labelled examples: metrics with intervals, calibration error, the confusion of labels, seconds. Knows no files."""
+"""A model on labelled examples: its kind's metrics with intervals, the confusion of labels, seconds. Knows no files."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from fewtune import registry
 from fewtune.data.example import Example
 from fewtune.model import Tally, TunedModel
-from fewtune.tasks import KINDS
-from fewtune.tasks.metrics import Measures, measure
+from fewtune.tasks import kind_of
+from fewtune.tasks.metrics import Measures
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What was measured; `seconds` is the time that predicting took, `shortened` how many rows had a field cut to fit.
 
-    `right` says of each row, in order, whether its most probable candidate is its label.
+    `right` says of each row, in order, whether its answer is right; it is empty where answers are near or far.
     """
 
     measures: Measures
@@ -33,12 +33,11 @@ class Evaluation:
 
 def evaluate(model: TunedModel, examples: Sequence[Example], *, batch_size: int = 32) -> Evaluation:
     """Measure `model` on labelled examples; raises `DataError` for examples that do not fit its task."""
-    kind = KINDS.member(model.task.kind)()
+    kind = kind_of(model.task)
     kind.check(model.task, examples, "evaluate")
     tally, start = Tally(), time.perf_counter()
     probabilities_NC = model.probabilities(examples, batch_size=batch_size, tally=tally).numpy()
     seconds = time.perf_counter() - start
-    targets = kind.targets(model.task, examples)
-    measures = measure(targets, probabilities_NC, labels=model.task.labels, names=kind.metrics)
-    right = tuple((probabilities_NC.argmax(1) == targets).tolist())
+    measures = kind.measure(model.task, examples, probabilities_NC)
+    right = tuple(kind.right(model.task, examples, probabilities_NC).tolist())
     return Evaluation(measures, seconds, tally.shortened, right)

@@ -11,6 +11,12 @@ from fewtune.errors import SpecError
 
 Text = Annotated[list[str] | None, typer.Option("--text", help="Column of the text; repeat for a pair.")]
 Label = Annotated[str | None, typer.Option("--label", help="Column of the label.")]
+Kind = Annotated[
+    str,
+    typer.Option(
+        "--kind", help="classification, regression (a number; regression:low=0,high=5) or multilabel (any labels, a|b in a cell)."
+    ),
+]
 Labels = Annotated[str | None, typer.Option("--labels", help="The labels, separated by commas.")]
 Template = Annotated[
     list[str] | None,

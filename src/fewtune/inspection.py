@@ -25,10 +25,10 @@ _TINY = 1e-12  # below every norm of a state that is not zero
 
 @dataclass(frozen=True)
 class Answer:
-    """A label and its probability."""
+    """A label and its probability, which a value has none of."""
 
     label: str
-    probability: float
+    probability: float | None
 
 
 @dataclass(frozen=True)
@@ -140,5 +140,4 @@ def _changed(model: TunedModel, examples: Sequence[Example], before_NC: Tensor, 
 
 
 def _answers(model: TunedModel, scores_NC: Tensor) -> list[Answer]:
-    best = model.calibrator(scores_NC / model.passes).softmax(-1).max(-1)
-    return [Answer(model.task.labels[index], value) for index, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+    return [Answer(answer.label, answer.probability) for answer in model.answers(scores_NC / model.passes)]

@@ -28,7 +28,7 @@ from fewtune.deltas.delta import Delta
 from fewtune.deltas.lora import LoRA
 from fewtune.deltas.prefix import Prefix
 from fewtune.deltas.soft_prompt import SoftPrompt
-from fewtune.errors import DataError
+from fewtune.errors import DataError, SpecError, TaskError
 from fewtune.evaluation import Evaluation, evaluate
 from fewtune.model import DEFAULT_LENGTH, Tally, TunedModel
 from fewtune.prompt.defaults import single_tokens
@@ -36,15 +36,18 @@ from fewtune.prompt.demonstrations import Demonstrations
 from fewtune.readout import READOUTS
 from fewtune.readout.calibration import Calibration, Contextual
 from fewtune.readout.cloze import Cloze
+from fewtune.readout.head import Head
 from fewtune.readout.likelihood import Likelihood
 from fewtune.readout.readout import Readout
 from fewtune.readout.similarity import Similarity
 from fewtune.recipe import DEFAULT_BACKBONE, Recipe
 from fewtune.strategies import STRATEGIES
+from fewtune.tasks import KINDS, kind_of
 from fewtune.tasks.task import Task
 from fewtune.train.fit import FitOptions, Progress, Session
 
 Say = Callable[[str], None]
+KIND = "classification"
 _LABELS = "{labels}"
 DEFAULT_DELTAS: tuple[Delta, ...] = (LoRA(top=1 / 3),)
 PAIRED_DELTAS: tuple[Delta, ...] = (LoRA(top=1 / 2, sites=("query", "value", "ffn_in", "ffn_out"), alpha=48.0),)
@@ -142,7 +145,7 @@ def fit(
         seed=seed,
     )
     loaded = load_backbone(backbone) if isinstance(backbone, str) else backbone
-    rows = readers.read(train, text=task.fields, labeled=True, known=task.labels).examples
+    rows = readers.read(train, text=task.fields, labeled=True, known=task.labels, written=kind_of(task).written).examples
     pool = () if unlabeled is None else readers.read(unlabeled, text=task.fields, labeled=False).examples
     return tune(task, Split(train=rows, unlabeled=pool), loaded, settings, session=Session())
 
@@ -155,7 +158,11 @@ def zeroshot(task: Task, *, backbone: str | Backbone = DEFAULT_BACKBONE, calibra
 
 
 def tune(task: Task, split: Split, backbone: Backbone, settings: Settings, *, session: Session) -> TunedModel:
-    """Settle the recipe and run its strategy; the model knows how it was made (`about`)."""
+    """Settle the task and the recipe and run its strategy; the model knows how it was made (`about`)."""
+    task, note = kind_of(task).settled(task, split.train)
+    if note:
+        session.say(note)
+    settings = _without_ladder(task, settings, session.say)
     recipe = recipe_of(task, backbone, settings)
     model = STRATEGIES.member(settings.way, "--strategy")().run(recipe, split, backbone, session=session)
     made = Recipe.from_dict(model.about["recipe"]) if "recipe" in model.about else recipe
@@ -168,9 +175,24 @@ def tune(task: Task, split: Split, backbone: Backbone, settings: Settings, *, se
     return replace(model, about={**about, **model.about})
 
 
+def _without_ladder(task: Task, settings: Settings, say: Say) -> Settings:
+    """What is done instead of the ladder where no answer is right or wrong, so that it has nothing to judge by."""
+    if kind_of(task).judged or settings.way != "ladder":
+        return settings
+    if settings.strategy is not None:
+        fix = "Choose --strategy supervised."
+        raise SpecError(expected="a task whose answers are right or wrong", got=task.kind, where="strategy ladder", fix=fix)
+    say("No estimate and no ladder: they judge single labels, right or wrong. Tuned on all rows; --test measures.")
+    return replace(settings, strategy="supervised")
+
+
 def recipe_of(task: Task, backbone: Backbone, settings: Settings) -> Recipe:
-    """Defaults for what the user left open: `readout_of`, LoRA in the upper blocks."""
+    """Defaults for what the user left open: a readout that suits the PLM and the kind of task, LoRA in the upper blocks.
+
+    Raises `TaskError` for a readout that cannot answer the task.
+    """
     readout = settings.readout or readout_of(task, backbone)
+    _check_readout(task, readout, settings)
     usual = () if settings.way == "zeroshot" else PAIRED_DELTAS if readout.pairs else DEFAULT_DELTAS
     deltas = usual if settings.deltas is None else settings.deltas
     return Recipe(
@@ -187,10 +209,29 @@ def recipe_of(task: Task, backbone: Backbone, settings: Settings) -> Recipe:
     )
 
 
+def _check_readout(task: Task, readout: Readout, settings: Settings) -> None:
+    kind, name, expected = kind_of(task), READOUTS.name_of(readout), f"a readout for {task.kind}"
+    if settings.way == "zeroshot" and kind.independent:
+        fix = "Label some rows and use `fewtune fit`."
+        raise TaskError(expected="one label a row", got=task.kind, where="strategy zeroshot", fix=fix)
+    if readout.pairs and not kind.paired:
+        fix = "Choose --readout head, or cloze with a PLM that has an LM head."
+        raise TaskError(expected=expected, got=f"{name}, which learns which rows are of one label", where="--readout", fix=fix)
+    if readout.needs_slot and kind.independent:
+        fix = "Choose --readout head, or similarity with a sentence encoder."
+        raise TaskError(expected=expected, got=f"{name}, whose slot holds the word of one label", where="--readout", fix=fix)
+
+
 def readout_of(task: Task, backbone: Backbone) -> Readout:
-    """Similarity where there is no LM head; the slot's one token where it tells all label words apart, else their likelihood."""
+    """The slot's one token where it tells all label words apart, else their likelihood; without an LM head similarity.
+
+    A head instead where a slot cannot hold the answer, or where rows share no labels.
+    """
+    kind = kind_of(task)
     if not backbone.has_lm_head:
-        return Similarity()
+        return Similarity() if kind.paired else Head()
+    if kind.independent:
+        return Head()
     return Cloze() if single_tokens(task, backbone.tokenizer) else Likelihood(per="token")
 
 
@@ -213,23 +254,37 @@ def method(recipe: Recipe, strategy: str) -> str:
     return ", ".join(parts)
 
 
-def task_of(reading: readers.Reading, *, labels: Sequence[str], templates: Sequence[str], words: Mapping[str, tuple[str, ...]]) -> Task:
+def task_of(
+    reading: readers.Reading,
+    *,
+    kind: str = KIND,
+    labels: Sequence[str],
+    templates: Sequence[str],
+    words: Mapping[str, tuple[str, ...]],
+) -> Task:
     """A task from what the data shows: the columns' names and the labels that occur."""
-    seen = tuple(sorted({example.label for example in reading.examples if example.label is not None}))
     return Task(
-        labels=tuple(labels) or seen,
+        labels=tuple(labels) or KINDS.from_text(kind, "--kind").labels(reading.examples),
         fields=reading.columns.text,
         templates=tuple(templates),
         words=words,
         label_name=reading.columns.label or "label",
+        kind=kind,
     )
 
 
-def read(source: Source, *, labeled: bool, task: Task | None, say: Say = _silent) -> readers.Reading:
-    """Examples of a source, with the task's fields where a task is given."""
+def read(source: Source, *, labeled: bool, task: Task | None, kind: str = KIND, say: Say = _silent) -> readers.Reading:
+    """Examples of a source, with the task's fields where a task is given; `kind` is what will be asked where none is."""
     text = source.text or (task.fields if task else ())
-    known = task.labels if task and labeled else None
-    reading = readers.read(source.data, text=text, label=source.label, labeled=labeled, known=known, skip_bad_rows=source.skip_bad_rows)
+    reading = readers.read(
+        source.data,
+        text=text,
+        label=source.label,
+        labeled=labeled,
+        known=task.labels if task and labeled else None,
+        written=KINDS.from_text(task.kind if task else kind, "--kind").written,
+        skip_bad_rows=source.skip_bad_rows,
+    )
     for note in reading.notes:
         say(note)
     if task is None or reading.columns.text == task.fields:
@@ -252,6 +307,7 @@ def fit_files(
     *,
     task: Task | None,
     settings: Settings,
+    kind: str = KIND,
     labels: Sequence[str] = (),
     templates: Sequence[str] = (),
     words: Mapping[str, tuple[str, ...]] | None = None,
@@ -263,8 +319,8 @@ def fit_files(
 ) -> Fitted:
     """`fewtune fit`: read, tune, save to `out`, measure on the test rows. A fit that was killed goes on where it was."""
     artifact.check_target(out, overwrite=overwrite)
-    reading = read(train, labeled=True, task=task, say=say)
-    task = task or task_of(reading, labels=labels, templates=templates, words=words or {})
+    reading = read(train, labeled=True, task=task, kind=kind, say=say)
+    task = task or task_of(reading, kind=kind, labels=labels, templates=templates, words=words or {})
     # Everything that can be wrong with the input is found before the first minute of work.
     tested = read(test, labeled=True, task=task, say=say).examples if test else ()
     pool = read(unlabeled, labeled=False, task=task, say=say).examples if unlabeled else ()
@@ -375,6 +431,7 @@ def zeroshot_model(
     *,
     task: Task | None,
     settings: Settings,
+    kind: str = KIND,
     labels: Sequence[str] = (),
     templates: Sequence[str] = (),
     words: Mapping[str, tuple[str, ...]] | None = None,
@@ -384,7 +441,7 @@ def zeroshot_model(
     pool: tuple[Example, ...] = ()
     if task is None or (settings.calibration is not None and settings.calibration.needs == "unlabeled"):
         reading = read(source, labeled=False, task=task)
-        task, pool = task or task_of(reading, labels=labels, templates=templates, words=words or {}), reading.examples
+        task, pool = task or task_of(reading, kind=kind, labels=labels, templates=templates, words=words or {}), reading.examples
     start = time.perf_counter()
     backbone = load_backbone(settings.backbone, device=settings.device, say=say)
     model = tune(task, Split(unlabeled=pool), backbone, settings, session=Session(say=say))

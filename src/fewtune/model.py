@@ -31,7 +31,7 @@ from fewtune.prompt.verbalizer import WholeWords, WordIds
 from fewtune.readout.calibration import CONTENT_FREE, Calibrator
 from fewtune.readout.readout import Reader, Readout
 from fewtune.registry import Plain
-from fewtune.tasks import KINDS
+from fewtune.tasks import kind_of
 from fewtune.tasks.task import Task
 
 DEFAULT_LENGTH = 256
@@ -249,7 +249,13 @@ class TunedModel:
 
     def probabilities(self, examples: Sequence[Example], *, batch_size: int = 32, tally: Tally | None = None) -> Tensor:
         """Calibrated probabilities_NC, float64."""
-        return self.calibrator(self.raw_scores(examples, batch_size=batch_size, tally=tally)).softmax(-1)
+        return self.likely(self.raw_scores(examples, batch_size=batch_size, tally=tally))
+
+    def likely(self, scores_NC: Tensor) -> Tensor:
+        """Calibrated probabilities_NC, float64, of uncalibrated scores; the kind of task says whether they add up to 1."""
+        if kind_of(self.task).independent:
+            return self.calibrator.each(scores_NC).sigmoid()
+        return self.calibrator(scores_NC).softmax(-1)
 
     def log_probabilities(self, examples: Sequence[Example]) -> Tensor:
         """Calibrated log-probabilities_NC, float64."""
@@ -274,10 +280,15 @@ class TunedModel:
             yield from self._answer(chunk, batch_size, tally)
 
     def _answer(self, examples: Sequence[Example], batch_size: int, tally: Tally | None) -> Iterator[Prediction]:
-        rows = self.probabilities(examples, batch_size=batch_size, tally=tally).tolist()
-        for answer, row in zip(KINDS.member(self.task.kind)().answers(self.task, rows), rows, strict=True):
-            probabilities = dict(zip(self.task.labels, row, strict=True))
-            yield Prediction(answer, probabilities[answer], probabilities, self.backbone.depth)
+        yield from self.answers(self.raw_scores(examples, batch_size=batch_size, tally=tally))
+
+    def answers(self, scores_NC: Tensor) -> list[Prediction]:
+        """What uncalibrated scores answer."""
+        kind, rows = kind_of(self.task), self.likely(scores_NC).tolist()
+        return [
+            Prediction(answer, kind.confidence(self.task, row), dict(zip(self.task.labels, row, strict=True)), self.backbone.depth)
+            for answer, row in zip(kind.answers(self.task, rows), rows, strict=True)
+        ]
 
     def calibrated(self, calibrator: Calibrator) -> TunedModel:
         """The same model with another calibrator."""

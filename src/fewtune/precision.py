@@ -13,6 +13,7 @@ from torch import Tensor
 from fewtune.backbone.backbone import Precision
 from fewtune.data.example import Example, Split
 from fewtune.model import TunedModel
+from fewtune.tasks import kind_of
 
 Wanted = Literal["auto", "float32", "bfloat16"]
 _PROBES = 16
@@ -30,7 +31,8 @@ def settle_precision(model: TunedModel, wanted: Wanted, split: Split) -> None:
     wide = model.backbone.width >= _LEAST_WIDTH
     if probes and wide and has_bfloat16(model.backbone.device):
         full_NC, half_NC = _probe(model, probes, "float32"), _probe(model, probes, "bfloat16")
-        model.backbone.precision = "bfloat16" if agree(full_NC, half_NC) else "float32"
+        same = agree(full_NC, half_NC, independent=kind_of(model.task).independent)
+        model.backbone.precision = "bfloat16" if same else "float32"
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -46,8 +48,10 @@ def _has_flag() -> bool:
     return bool(probe and probe())
 
 
-def agree(full_NC: Tensor, half_NC: Tensor) -> bool:
-    """Whether no log-probability differs by more than 0.1."""
+def agree(full_NC: Tensor, half_NC: Tensor, *, independent: bool = False) -> bool:
+    """Whether no log-probability differs by more than 0.1; `independent` says that each candidate is judged for itself."""
+    if independent:
+        full_NC, half_NC = (torch.stack([scores_NC, torch.zeros_like(scores_NC)], -1) for scores_NC in (full_NC, half_NC))
     return bool((full_NC.log_softmax(-1) - half_NC.log_softmax(-1)).abs().max() <= _TOLERANCE)
 
 

@@ -89,7 +89,7 @@ class Table(Generic[T]):
     def to_text(self, value: T) -> str:
         """What `from_text` reads as `value`: its name, and the fields that are not as they are by default."""
         plain = zip(dataclasses.fields(value), to_dict(value).items(), strict=True)  # type: ignore[arg-type]
-        fields = [f"{name}={_spoken(given)}" for field, (name, given) in plain if given != _plain(field.default)]
+        fields = [f"{name}={spoken(given)}" for field, (name, given) in plain if given != _plain(field.default)]
         return f"{self.name_of(value)}:{','.join(fields)}" if fields else self.name_of(value)
 
 
@@ -104,10 +104,10 @@ def from_text(kind: type[T], text: str, where: str) -> T:
     return from_dict(kind, fields, where)
 
 
-def _spoken(value: Plain) -> str:
+def spoken(value: Plain) -> str:
     """A field's value as flags have it.
 
-    >>> _spoken(["query", "value"]), _spoken(None), _spoken(True), _spoken(1 / 3)
+    >>> spoken(["query", "value"]), spoken(None), spoken(True), spoken(1 / 3)
     ('query+value', 'none', 'true', '1/3')
     """
     if isinstance(value, list):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from fewtune.costs import Cost, Costs
     from fewtune.evaluation import Evaluation
-    from fewtune.inspection import Inspection
+    from fewtune.inspection import Answer, Inspection
     from fewtune.runs.table import Comparison, Row
     from fewtune.tasks.metrics import Measures
 
@@ -49,8 +49,9 @@ def show_evaluation(found: Evaluation) -> None:
     metrics = Table("metric", "value", "95 % interval", title=f"{measures.rows} rows")
     for name, metric in measures.metrics.items():
         metrics.add_row(name, f"{metric.value:.3f}", f"{metric.low:.3f} – {metric.high:.3f}")
-    classes = _classes(measures)
-    _show(metrics, classes)
+    _show(metrics)
+    if measures.classes:
+        _show(_classes(measures))
     if found.shortened:
         _show(f"{found.shortened} of {measures.rows} rows were shortened to fit.")
 
@@ -61,16 +62,16 @@ def _classes(measures: Measures) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    given = [f"→ {label}" for label in measures.labels]
+    given = [f"→ {label}" for label in measures.labels] if measures.confusion else []
     longest = max(map(len, measures.labels))
-    whole = longest + sum(len(name) + 3 for name in given) + 46 <= Console().width
+    whole = not given or longest + sum(len(name) + 3 for name in given) + 46 <= Console().width
     table = Table()
     table.add_column("label", overflow="fold")
     for name in ("precision", "recall", "f1", "rows", *(map(escape, given) if whole else ())):
         table.add_column(name, justify="right", no_wrap=True)
     if not whole:
         table.add_column("given instead", overflow="fold")
-    for row, counts in zip(measures.classes, measures.confusion, strict=True):
+    for row, counts in zip(measures.classes, measures.confusion or [()] * len(measures.classes), strict=True):
         scores = (f"{row.precision:.3f}", f"{row.recall:.3f}", f"{row.f1:.3f}", str(row.support))
         shown = list(map(str, counts)) if whole else [escape(_instead(row.label, measures.labels, counts))]
         table.add_row(escape(row.label), *scores, *shown)
@@ -137,9 +138,13 @@ def show_inspection(found: Inspection) -> None:
     title = f"{len(found.changed)} of {found.rows} rows changed their label"
     rows = Table("row", "text", "before", "after", title=title if shown == found.changed else f"{title}; the first {SHOWN}")
     for changed in shown:
-        answers = (f"{answer.label} {answer.probability:.2f}" for answer in (changed.before, changed.after))
+        answers = map(_answer, (changed.before, changed.after))
         rows.add_row(str(changed.row), escape(changed.text[:200]), *map(escape, answers))
     _show(rows)
+
+
+def _answer(answer: Answer) -> str:
+    return answer.label if answer.probability is None else f"{answer.label} {answer.probability:.2f}"
 
 
 def show_comparison(found: Comparison) -> None:

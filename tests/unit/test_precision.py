@@ -53,3 +53,10 @@ def test_without_rows_nothing_is_tried(monkeypatch):
 def test_agreement_is_of_log_probabilities():
     one_NC = torch.tensor([[2.0, 0.0]])
     assert precision.agree(one_NC, one_NC + 100) and not precision.agree(one_NC, torch.tensor([[2.3, 0.0]]).mul(1.5))
+
+
+def test_agreement_of_candidates_that_are_judged_each_for_itself_is_of_yes_and_no():
+    one_NC = torch.tensor([[2.0, -3.0]])
+    assert precision.agree(one_NC, one_NC + 0.05, independent=True) and not precision.agree(one_NC, one_NC + 1, independent=True)
+    # A single candidate has nothing to be held against but its own no.
+    assert not precision.agree(torch.tensor([[2.0]]), torch.tensor([[-2.0]]), independent=True)

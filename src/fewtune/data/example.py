@@ -29,9 +29,12 @@ class Split:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answer: the label, its probability, every label's probability, and the layer at which the model stopped."""
+    """One answer: the label, its probability, every label's probability, and the layer at which the model stopped.
+
+    Of a regression the label is the value, which has no probability of its own; `probabilities` are those of the two poles.
+    """
 
     label: str
-    probability: float
+    probability: float | None
     probabilities: Mapping[str, float]
     exit_layer: int

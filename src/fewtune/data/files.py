@@ -100,7 +100,7 @@ def _text(value: Any) -> str | None:
 
 def _json(value: object) -> str:
     try:
-        return json.dumps(value, ensure_ascii=False, default=str)
+        return json.dumps(value, ensure_ascii=False, default=lambda held: held.tolist() if hasattr(held, "tolist") else str(held))
     except (TypeError, ValueError):  # keys that JSON does not know, or a value that holds itself
         return repr(value)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from math import isfinite
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,9 @@ from fewtune.data.example import Example
 from fewtune.data.files import Row, Table, data_error, distinct, row_of, show, some, table_of
 from fewtune.errors import DataError
 
-__all__ = ["Columns", "Reading", "Row", "columns_of", "example_of", "guess", "read", "rows"]
+__all__ = ["Columns", "Reading", "Row", "Written", "columns_of", "example_of", "guess", "read", "rows"]
 
-LABEL_NAMES = ("label", "labels", "class", "category", "sentiment", "intent", "topic", "target", "answer", "y")
+LABEL_NAMES = ("label", "labels", "class", "category", "sentiment", "intent", "topic", "target", "answer", "y", "score", "rating", "stars")
 TEXT_NAMES = ("text", "sentence", "review", "content", "message", "tweet", "question", "title", "body", "description", "comment")
 PAIR_NAMES = (
     ("premise", "hypothesis"),
@@ -38,6 +40,17 @@ class Columns:
 
 
 @dataclass(frozen=True)
+class Written:
+    """How a row's label is written: as one of the labels, as a `number`, or as several labels with a `separator` between them.
+
+    Several may also be a list; none is an empty cell.
+    """
+
+    number: bool = False
+    separator: str | None = None
+
+
+@dataclass(frozen=True)
 class Reading:
     """What a source held. `notes` are sentences for the user, `skipped` counts the rows that were dropped."""
 
@@ -54,13 +67,15 @@ def read(
     label: str | None = None,
     labeled: bool,
     known: Sequence[str] | None = None,
+    written: Written | None = None,
     skip_bad_rows: bool = False,
     name: str = "data",
 ) -> Reading:
     """All examples of a file (a path), a pandas or polars frame, a Hugging Face data set, or a list.
 
     A list may hold examples, dicts, texts, or tuples (text, label) or (text, text, label); `text` and `label` name the parts of tuples.
-    With `labeled`, every row needs a label, one of `known` if that is given; without it no example carries one, whatever the source holds.
+    With `labeled`, every row needs a label, one of `known` if that is given, or what `written` says; without it no example carries one,
+    whatever the source holds.
     `name` is what messages call a source that has no path. Raises `DataError` for a source that cannot be read, and for the first bad
     row unless `skip_bad_rows`; then for a source without any good row.
     """
@@ -75,7 +90,7 @@ def read(
         where=table.where,
     )
     bad: list[str] = []
-    examples = tuple(_examples(chain(head, table.rows), chosen, labeled, known, bad if skip_bad_rows else None))
+    examples = tuple(_examples(chain(head, table.rows), chosen, labeled, known, written or Written(), bad if skip_bad_rows else None))
     if not examples:
         raise data_error(table.where, "a row that can be used", f"{len(bad)} bad", f"The first: {bad[0]}")
     if bad:
@@ -84,14 +99,19 @@ def read(
 
 
 def _examples(
-    found: Iterable[Row | DataError], columns: Columns, labeled: bool, known: Sequence[str] | None, bad: list[str] | None
+    found: Iterable[Row | DataError],
+    columns: Columns,
+    labeled: bool,
+    known: Sequence[str] | None,
+    written: Written,
+    bad: list[str] | None,
 ) -> Iterator[Example]:
     """The examples; bad rows go to the list `bad`, all but the first without a word, or are raised where there is no such list."""
     for row in found:
         try:
             if isinstance(row, DataError):
                 raise row
-            yield example_of(row, columns, labeled=labeled, known=known)
+            yield example_of(row, columns, labeled=labeled, known=known, written=written)
         except DataError as caught:
             if bad is None:
                 raise
@@ -154,7 +174,7 @@ def guess(
     return Columns(found, read_label), _told(() if text else found, None if label == read_label else read_label)
 
 
-def example_of(row: Row, columns: Columns, *, labeled: bool, known: Sequence[str] | None = None) -> Example:
+def example_of(row: Row, columns: Columns, *, labeled: bool, known: Sequence[str] | None = None, written: Written | None = None) -> Example:
     """The example that a row holds; raises `DataError` for an empty text, a missing or unknown label, or a nested value."""
     fields = {name: _cell(row, name) for name in columns.text}
     for name, text in fields.items():
@@ -164,12 +184,54 @@ def example_of(row: Row, columns: Columns, *, labeled: bool, known: Sequence[str
             raise data_error(row.where, f'text in column "{name}"', "a NUL or half a character", "Remove it from the row.")
     if not labeled or columns.label is None:
         return Example(fields, None, row.where)
-    label = _cell(row, columns.label).strip()
+    return Example(fields, _label(row, columns.label, known, written or Written()), row.where)
+
+
+def _label(row: Row, column: str, known: Sequence[str] | None, written: Written) -> str:
+    if written.separator is not None:
+        return _several(row, column, known, written.separator)
+    label = _cell(row, column).strip()
     if not label:
-        raise data_error(row.where, f'a label in column "{columns.label}"', "none", "Label the row, drop it, or use --skip-bad-rows.")
+        raise data_error(row.where, f'a label in column "{column}"', "none", "Label the row, drop it, or use --skip-bad-rows.")
+    if written.number:
+        return _number(label, row.where)
     if known is not None and label not in known:
         raise data_error(row.where, "a label of the task", show(label), registry.nearest(label, known))
-    return Example(fields, label, row.where)
+    return label
+
+
+def _several(row: Row, column: str, known: Sequence[str] | None, separator: str) -> str:
+    """The labels of a cell, each once, with the separator between them."""
+    listed = _items(row, column) if column in row.nested else row.values.get(column, "").split(separator)
+    labels = tuple(dict.fromkeys(label.strip() for label in listed if label.strip()))
+    for label in labels:
+        if separator in label:
+            fix = "Choose another, like --kind multilabel:separator=;."
+            raise data_error(row.where, f"labels without the separator {show(separator)}", show(label), fix)
+        if known is not None and label not in known:
+            raise data_error(row.where, "labels of the task", show(label), registry.nearest(label, known))
+    return separator.join(labels)
+
+
+def _items(row: Row, column: str) -> list[str]:
+    """The items of a list, which a row holds as JSON."""
+    try:
+        items = json.loads(row.values[column])
+    except ValueError:
+        items = None
+    if not isinstance(items, list) or any(isinstance(item, dict | list) for item in items):
+        raise data_error(row.where, f'a list of labels in column "{column}"', show(row.values[column]), 'For example ["joy", "fear"].')
+    return list(row_of(dict(enumerate(items)), row.where).values.values())
+
+
+def _number(label: str, where: str) -> str:
+    try:
+        finite = isfinite(float(label))
+    except ValueError:
+        finite = False
+    if not finite:
+        raise data_error(where, "a number", show(label), "Write 3.5, drop the row, or use --skip-bad-rows.")
+    return label
 
 
 def _cell(row: Row, name: str) -> str:

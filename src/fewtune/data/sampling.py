@@ -52,18 +52,20 @@ def pool(examples: Sequence[Example], n: int, *, seed: int, without: Sequence[Ex
     return tuple(Example(examples[position].fields, None, examples[position].where) for position in chosen)
 
 
-def folds(examples: Sequence[Example], n: int, *, seed: int) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
+def folds(
+    examples: Sequence[Example], n: int, *, seed: int, groups: Sequence[str] | None = None
+) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
     """`n` pairs (indices to train on, indices held out); every row is held out once, each label as evenly as can be.
 
-    The size of what is held out differs by one row at most, and so does the number of rows of each label. Raises `DataError` for fewer than
-    `n` rows or a row without a label, `SpecError` for fewer than two folds.
+    The size of what is held out differs by one row at most, and so does the number of rows of each label. `groups`, one name for each
+    row, stand in for labels. Raises `DataError` for fewer than `n` rows or a row without a label, `SpecError` for fewer than two folds.
     """
     if n < 2:
         raise SpecError(expected="at least two folds", got=str(n), where="folds", fix="The usual choice is 5.")
-    groups = _by_label(examples)
+    grouped = _by_label(examples) if groups is None else _grouped(groups)
     if len(examples) < n:
         raise _too_few(f"{n} rows for {n} folds", len(examples), "Ask for fewer folds.")
-    dealt = [position for label, members in groups.items() for position in _shuffled(members, seed, "folds", label)]
+    dealt = [position for group, members in grouped.items() for position in _shuffled(members, seed, "folds", group)]
     held_out = [set(dealt[fold::n]) for fold in range(n)]
     rows = range(len(examples))
     return tuple((tuple(row for row in rows if row not in held), tuple(sorted(held))) for held in held_out)
@@ -96,14 +98,22 @@ def _shuffled(positions: Sequence[int], seed: int, *names: str) -> list[int]:
 
 
 def _by_label(examples: Sequence[Example]) -> dict[str, list[int]]:
-    groups: dict[str, list[int]] = {}
+    labels: list[str] = []
     for position, example in enumerate(examples):
         if example.label is None:
             where = example.where or f"examples[{position}]"
             raise DataError(expected="a label", got="none", where=where, fix="Label the row or drop it.")
-        groups.setdefault(example.label, []).append(position)
-    if not groups:
+        labels.append(example.label)
+    if not labels:
         raise _too_few("labelled examples", 0, "Give at least one.")
+    return _grouped(labels)
+
+
+def _grouped(names: Sequence[str]) -> dict[str, list[int]]:
+    """The positions of each name, in the order in which names come first."""
+    groups: dict[str, list[int]] = {}
+    for position, name in enumerate(names):
+        groups.setdefault(name, []).append(position)
     return groups
 
 

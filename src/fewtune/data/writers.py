@@ -126,8 +126,8 @@ def _write_json(stream: TextIO, row: Mapping[str, str], answer: Prediction) -> N
     stream.write(json.dumps({**named, **cells}, ensure_ascii=False) + "\n")
 
 
-def _rounded(answer: Prediction) -> float:
-    return round(float(answer.probability), 6)
+def _rounded(answer: Prediction) -> float | None:
+    return None if answer.probability is None else round(float(answer.probability), 6)
 
 
 def _renamed(columns: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fewtune import registry
 from fewtune.errors import BackboneError, SpecError
+from fewtune.train.losses import cross_entropy
 
 Needs = Literal["nothing", "content_free", "premise", "targets", "unlabeled"]
 CONTENT_FREE = ("N/A", "", "[MASK]")
@@ -49,6 +50,10 @@ class Calibrator:
             expected, got = f"scores of {len(self.bias_C)} candidates", f"{scores_NC.shape[-1]}"
             raise SpecError(expected=expected, got=got, where="calibrator", fix="Fit the calibration again with these labels.")
         return (log_probabilities(scores_NC) - torch.tensor(self.bias_C, dtype=torch.float64)) / self.temperature
+
+    def each(self, scores_NC: Tensor) -> Tensor:
+        """Calibrated scores of candidates that are judged each for itself; sigmoid gives probabilities. In float64 on the CPU."""
+        return (scores_NC.detach().cpu().to(torch.float64) - torch.tensor(self.bias_C, dtype=torch.float64)) / self.temperature
 
     @classmethod
     def identity(cls, candidates: int) -> Calibrator:
@@ -115,37 +120,48 @@ class Temperature:
     def fit(self, scores_NC: Tensor, targets_N: Tensor | None) -> Calibrator:
         """The temperature from 0.05 to 20 under which the targets are most likely; best fitted on rows that were not trained on.
 
+        `targets_N` are indices, or targets_NC a distribution over the candidates for each row, or a yes or no for each candidate.
         Where every row's target is clearly first, colder is always likelier and nothing is learned of how sure to be: the temperature
         stays 1. Where targets are no likelier than chance, hotter is better and the temperature is the highest.
         Raises `SpecError` without a row or targets that fit, `BackboneError` for scores that are not finite.
         """
         check(scores_NC)
-        log_NC, aims_N = log_probabilities(scores_NC), _aims(targets_N, scores_NC)
-        temperature = 1.0 if _all_first(log_NC, aims_N) else _most_likely_temperature(log_NC, aims_N)
+        aims = _aims(targets_N, scores_NC)
+        logits_NC = scores_NC.detach().cpu().to(torch.float64) if aims.dtype == torch.bool else log_probabilities(scores_NC)
+        temperature = 1.0 if _all_right(logits_NC, aims) else _most_likely_temperature(logits_NC, aims)
         return Calibrator(bias_C=(0.0,) * scores_NC.shape[-1], temperature=temperature)
 
 
-def _most_likely_temperature(log_NC: Tensor, targets_N: Tensor) -> float:
+def _most_likely_temperature(logits_NC: Tensor, targets: Tensor) -> float:
     # The loss is convex in 1 / T, so it has a single valley in log T and a bounded search finds it.
     from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 
     def loss(log_temperature: float) -> float:
-        return torch.nn.functional.cross_entropy(log_NC / math.exp(log_temperature), targets_N).item()
+        return cross_entropy(logits_NC / math.exp(log_temperature), targets).item()
 
     bounds = tuple(map(math.log, _TEMPERATURES))
     found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
     return math.exp(float(found.x))
 
 
-def _all_first(log_NC: Tensor, targets_N: Tensor) -> bool:
-    target_N1 = log_NC.gather(1, targets_N[:, None])
-    return bool(((log_NC >= target_N1).sum(1) == 1).all())
+def _all_right(logits_NC: Tensor, targets: Tensor) -> bool:
+    if targets.dtype == torch.bool:
+        return bool((torch.where(targets, logits_NC, -logits_NC) > 0).all())
+    if targets.is_floating_point():
+        if bool((targets.amax(1) < 1).any()):
+            return False  # a row that is partly one candidate, partly another, is never likelier the colder it is
+        targets = targets.argmax(1)
+    target_N1 = logits_NC.gather(1, targets[:, None])
+    return bool(((logits_NC >= target_N1).sum(1) == 1).all())
 
 
 def _aims(targets_N: Tensor | None, scores_NC: Tensor) -> Tensor:
     rows, candidates = scores_NC.shape
     if targets_N is None:
         raise SpecError(expected="targets", got="none", where="calibration", fix="Give labelled rows, or calibrate with contextual.")
+    if targets_N.shape == scores_NC.shape and (targets_N.is_floating_point() or targets_N.dtype == torch.bool):
+        aims = targets_N.detach().cpu()
+        return aims if aims.dtype == torch.bool else aims.to(torch.float64)
     if targets_N.shape != (rows,) or bool(((targets_N < 0) | (targets_N >= candidates)).any()):
         expected = f"{rows} targets from 0 to {candidates - 1}"
         raise SpecError(expected=expected, got="others", where="calibration", fix="Give one target for each row of scores.")

@@ -80,7 +80,8 @@ class SimilarityReader:
     def settle(self, batches: Iterable[tuple[Output, Batch]], targets_N: Tensor) -> None:
         """Fit the regression on the embeddings of all rows to learn from, given in the order of `targets_N`."""
         embeddings_ND = torch.cat([self.embeddings(output, batch).detach().cpu() for output, batch in batches])
-        weight_CD, bias_C = logistic(embeddings_ND, targets_N, candidates=len(self.weights["head.bias"]), strength=self.spec.strength)
+        fitted = one_by_one if targets_N.dtype == torch.bool else logistic
+        weight_CD, bias_C = fitted(embeddings_ND, targets_N, candidates=len(self.weights["head.bias"]), strength=self.spec.strength)
         with torch.no_grad():
             self.weights["head.weight"].copy_(weight_CD)
             self.weights["head.bias"].copy_(bias_C)
@@ -105,3 +106,12 @@ def logistic(embeddings_ND: Tensor, targets_N: Tensor, *, candidates: int, stren
         rows_KD, biases_K = torch.cat([-rows_KD, rows_KD]) / 2, torch.cat([-biases_K, biases_K]) / 2
     weight_CD[seen], bias_C[seen] = rows_KD, biases_K
     return weight_CD, bias_C
+
+
+def one_by_one(embeddings_ND: Tensor, targets_NC: Tensor, *, candidates: int, strength: float) -> tuple[Tensor, Tensor]:
+    """(weight_CD, bias_C) of a regression for each candidate, yes or no; one that every row has, or none, is as good as sure."""
+    rows, biases = zip(
+        *(logistic(embeddings_ND, targets_NC[:, candidate].long(), candidates=2, strength=strength) for candidate in range(candidates)),
+        strict=True,
+    )
+    return torch.stack([no_yes[1] - no_yes[0] for no_yes in rows]), torch.stack([no_yes[1] - no_yes[0] for no_yes in biases])

@@ -19,8 +19,10 @@ from fewtune import job as main
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Split
 from fewtune.data.sampling import shots as draw
+from fewtune.errors import SpecError
 from fewtune.job import Settings, Source
 from fewtune.runs.jobfile import DataSet, JobFile
+from fewtune.tasks import kind_of
 from fewtune.tasks.task import Task
 
 Say = Callable[[str], None]
@@ -102,6 +104,9 @@ def _read(data: DataSet, folder: Path, say: Say) -> tuple[Task, Split]:
     task = None if data.task is None else Task.load(folder / data.task)
     reading = main.read(source(data.train), labeled=True, task=task, say=say)
     task = task or main.task_of(reading, labels=data.labels, templates=data.template, words=data.words)
+    if not kind_of(task).judged:
+        fix = "Tune and measure its methods one by one, with `fewtune fit --test`."
+        raise SpecError(expected="a task whose answers are right or wrong", got=task.kind, where=f"compare: {data.train}", fix=fix)
     test = main.read(source(data.test), labeled=True, task=task, say=say).examples
     pool = main.read(source(data.unlabeled, None), labeled=False, task=task, say=say).examples if data.unlabeled else ()
     return task, Split(reading.examples, pool, test)

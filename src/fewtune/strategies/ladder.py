@@ -26,7 +26,7 @@ from fewtune.recipe import Recipe
 from fewtune.strategies.strategy import Strategy
 from fewtune.strategies.supervised import Supervised, out_of_fold
 from fewtune.strategies.zeroshot import ZeroShot
-from fewtune.tasks import KINDS
+from fewtune.tasks import kind_of
 from fewtune.train.fit import Session
 
 
@@ -76,7 +76,7 @@ class Ladder:
         Without two distinct rows of each label nothing can be held out: then it is `Supervised`, with no estimate.
         """
         if split.train:
-            KINDS.member(recipe.task.kind)().check(recipe.task, split.train, "fit")
+            kind_of(recipe.task).check(recipe.task, split.train, "fit")
         judging = replace(split, train=distinct(split.train))
         if min((Counter(example.label for example in judging.train)[label] for label in recipe.task.labels), default=0) < 2:
             session.say("No estimate: it needs two different rows of each label.")
@@ -95,7 +95,7 @@ def _judged(rungs: tuple[Rung, ...], judging: Split, backbone: Backbone, session
     names = ", ".join(rung.name for rung in rungs)
     session.say(f"Judging {names} on {len(judging.train)} labelled rows, each by a model that has not seen it.")
     task = rungs[0].recipe.task
-    targets_N1 = torch.tensor(KINDS.member(task.kind)().targets(task, judging.train))[:, None]
+    targets_N1 = torch.tensor(kind_of(task).targets(task, judging.train))[:, None]
     scores = [_unseen(rung, judging, backbone, session.child(f"rung-{number}")) for number, rung in enumerate(rungs)]
     losses = [-log_NC.gather(1, targets_N1)[:, 0] for log_NC in scores]
     right = [(log_NC.argmax(1) == targets_N1[:, 0]).double() for log_NC in scores]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +27,7 @@ from fewtune.readout.calibration import Calibrator, Contextual, Uncalibrated
 from fewtune.recipe import Recipe
 from fewtune.strategies.strategy import Strategy
 from fewtune.strategies.zeroshot import calibrate, demonstrated, targets
-from fewtune.tasks import KINDS
+from fewtune.tasks import kind_of
 from fewtune.train.cache import StateCache
 from fewtune.train.fit import Group, Session, fit
 
@@ -54,15 +55,11 @@ class Supervised:
         """Raises `DataError` for examples that do not fit the task, `Interrupted` after Ctrl-C."""
         if not split.train:
             raise DataError(expected="labelled rows", got="none", where="fit", fix="Give a file with labels, or use zeroshot.")
-        KINDS.member(recipe.task.kind)().check(recipe.task, split.train, "fit")
+        kind_of(recipe.task).check(recipe.task, split.train, "fit")
         model = self._untuned(recipe, split, backbone, session)
-        temperature = 1.0
-        if recipe.calibration is not None and recipe.calibration.needs == "targets":
-            fold_recipe = replace(recipe, calibration=Uncalibrated())
-            scores_NC = out_of_fold(fold_recipe, split, backbone, session, read=TunedModel.raw_scores)
-            temperature = recipe.calibration.fit(scores_NC, targets(model, split.train)).temperature
+        model = _decided(model, recipe, split, session)
         tuned = _tune(model, recipe, split.train, session)
-        return tuned.calibrated(Calibrator(tuned.calibrator.bias_C, temperature))
+        return tuned.calibrated(Calibrator(tuned.calibrator.bias_C, model.calibrator.temperature))
 
     def _untuned(self, recipe: Recipe, split: Split, backbone: Backbone, session: Session) -> TunedModel:
         model = TunedModel.assemble(
@@ -78,6 +75,24 @@ class Supervised:
         return model.calibrated(calibrate(model, wanted, split, otherwise=Contextual()))
 
 
+def _decided(model: TunedModel, recipe: Recipe, split: Split, session: Session) -> TunedModel:
+    """The untuned model with what only rows not seen can tell of the tuned one: the temperature, and what its kind of task leaves open."""
+    kind, calibration = kind_of(recipe.task), recipe.calibration
+    by_targets = calibration is not None and calibration.needs == "targets"
+    usual = kind.decided(recipe.task, (), np.zeros((0, len(recipe.task.labels))))
+    if not by_targets and not (kind.undecided and len(split.train) >= _FOLDS):
+        return replace(model, task=usual)
+    fold_recipe = replace(recipe, task=usual, calibration=Uncalibrated())
+    scores_NC = out_of_fold(fold_recipe, split, model.backbone, session, read=TunedModel.raw_scores)
+    if calibration is not None and by_targets:
+        fitted = calibration.fit(scores_NC, targets(model, split.train))
+        model = model.calibrated(Calibrator(model.calibrator.bias_C, fitted.temperature))
+    task = kind.decided(recipe.task, split.train, model.likely(scores_NC).numpy())
+    if task != recipe.task:
+        session.say(f"Chosen on rows not seen: --kind {task.kind}.")
+    return replace(model, task=task)
+
+
 def out_of_fold(
     recipe: Recipe,
     split: Split,
@@ -90,7 +105,8 @@ def out_of_fold(
     """What `read` gives for each labelled row, in order, from a model that was made without it, by `Supervised` unless told otherwise."""
     found: dict[int, Tensor] = {}
     session.say(f"{_FOLDS} folds, each like the first:")
-    for number, (kept, held) in enumerate(folds(split.train, _FOLDS, seed=derive(recipe.seed, "folds"))):
+    groups = kind_of(recipe.task).groups(recipe.task, split.train, max(1, len(split.train) // _FOLDS))
+    for number, (kept, held) in enumerate(folds(split.train, _FOLDS, seed=derive(recipe.seed, "folds"), groups=groups)):
         part = replace(split, train=tuple(split.train[index] for index in kept))
         model = (strategy or Supervised()).run(recipe, part, backbone, session=session.child(f"fold-{number + 1}", told=number > 0))
         found |= zip(held, read(model, [split.train[index] for index in held]), strict=True)
@@ -124,7 +140,7 @@ def _tune(model: TunedModel, recipe: Recipe, train: tuple[Example, ...], session
         if groups and steps:
             _learn(tuned, recipe, train, rows, groups, steps, session)
         encoded = rows(0)
-        tuned.reader.settle(_outputs(tuned, encoded), targets(tuned, train).repeat(len(encoded)))
+        tuned.reader.settle(_outputs(tuned, encoded), torch.cat([targets(tuned, train)] * len(encoded)))
     except BaseException:
         tuned.remove()
         raise
@@ -224,13 +240,22 @@ def _batches(rows: Callable[[int], _Rows], model: TunedModel, epoch: Callable[[i
 
 def _epochs(model: TunedModel, recipe: Recipe, train: tuple[Example, ...], rows: Callable[[int], _Rows]) -> Callable[[int], _Epoch]:
     """number → epoch: a pure function. Each template has its own batches; an epoch holds all of them."""
-    targets_N, templates = targets(model, train).tolist(), len(model.asked.templates)
+    alike, templates = _alike(model, train) if model.readout.pairs else [], len(model.asked.templates)
 
     @lru_cache(maxsize=2)
     def epoch(number: int) -> _Epoch:
-        return _paired(targets_N, templates, recipe, number) if model.readout.pairs else _epoch(rows(number), recipe, number)
+        return _paired(alike, templates, recipe, number) if model.readout.pairs else _epoch(rows(number), recipe, number)
 
     return epoch
+
+
+def _alike(model: TunedModel, train: tuple[Example, ...]) -> list[int]:
+    """For each row the number of its label, or of one of its labels: rows of one number are partners."""
+    found = targets(model, train)
+    if found.ndim == 1:
+        return [int(target) for target in found.tolist()]
+    groups = kind_of(model.task).groups(model.task, train, 2)
+    return [sorted(set(groups)).index(group) for group in groups]
 
 
 def _step_rows(recipe: Recipe) -> int:

@@ -15,8 +15,9 @@ from fewtune.precision import settle_precision
 from fewtune.readout import sentences
 from fewtune.readout.calibration import Calibration, Calibrator, Contextual, Uncalibrated
 from fewtune.recipe import Recipe
-from fewtune.tasks import KINDS
+from fewtune.tasks import kind_of
 from fewtune.train.fit import Session
+from fewtune.train.losses import cross_entropy
 
 _MOST_UNLABELED = 1000  # as many rows tell the candidates' shares to a point or two
 
@@ -54,7 +55,7 @@ def demonstrated(model: TunedModel, recipe: Recipe, split: Split, session: Sessi
         raise TaskError(expected="a readout that reads a word", got="another", where="--demonstrations", fix=fix)
     if not split.train:
         raise DataError(expected="labelled rows", got="none", where="--demonstrations", fix="Give a file with labels to show some of.")
-    KINDS.member(recipe.task.kind)().check(recipe.task, split.train, "--demonstrations")
+    kind_of(recipe.task).check(recipe.task, split.train, "--demonstrations")
     embed = sentences.lazily(spec.encoder)
     shown = spec.of(split.train, recipe.task, seed=recipe.seed, in_front=model.backbone.causal, embed=embed)
     model = replace(model, demonstrations=shown)
@@ -83,12 +84,12 @@ def calibrate(model: TunedModel, wanted: Calibration | None, split: Split, *, ot
 
 
 def targets(model: TunedModel, labeled: tuple[Example, ...]) -> Tensor:
-    """The index of each example's label, targets_N."""
-    return torch.tensor(KINDS.member(model.task.kind)().targets(model.task, labeled))
+    """What scores are to learn, as the kind of task has it: an index a row, targets_N, or a number for each candidate, targets_NC."""
+    return torch.tensor(kind_of(model.task).targets(model.task, labeled))
 
 
-def _loss(calibrator: Calibrator, scores_NC: Tensor, targets_N: Tensor) -> float:
-    return torch.nn.functional.cross_entropy(calibrator(scores_NC), targets_N).item()
+def _loss(calibrator: Calibrator, scores_NC: Tensor, targets: Tensor) -> float:
+    return cross_entropy(calibrator(scores_NC), targets).item()
 
 
 def _fit(model: TunedModel, calibration: Calibration, split: Split) -> Calibrator:

@@ -2,6 +2,13 @@
 
 from fewtune.registry import Table
 from fewtune.tasks.classification import Classification
-from fewtune.tasks.task import TaskKind
+from fewtune.tasks.multilabel import Multilabel
+from fewtune.tasks.regression import Regression
+from fewtune.tasks.task import Task, TaskKind
 
-KINDS: Table[TaskKind] = Table("task kind", {"classification": Classification})
+KINDS: Table[TaskKind] = Table("task kind", {"classification": Classification, "regression": Regression, "multilabel": Multilabel})
+
+
+def kind_of(task: Task) -> TaskKind:
+    """The kind that `task.kind` spells; an unknown name or field fails with the known ones."""
+    return KINDS.from_text(task.kind, "task.kind")

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fewtune import registry
 from fewtune.data.example import Example
+from fewtune.data.readers import Written
 from fewtune.errors import DataError
+from fewtune.tasks.metrics import Measures, measure
 from fewtune.tasks.task import Task
 
 
@@ -16,6 +22,26 @@ class Classification:
     """One label of `task.labels` per example."""
 
     metrics: tuple[str, ...] = ("accuracy", "macro_f1", "mcc", "ece")
+
+    paired: ClassVar[bool] = True
+    judged: ClassVar[bool] = True
+    independent: ClassVar[bool] = False
+    undecided: ClassVar[bool] = False
+    written: ClassVar[Written] = Written()
+
+    def labels(self, examples: Sequence[Example]) -> tuple[str, ...]:
+        """Those that occur, in alphabetical order."""
+        return tuple(sorted({example.label for example in examples if example.label is not None}))
+
+    def settled(self, task: Task, examples: Sequence[Example]) -> tuple[Task, str | None]:
+        """The task as it is: its labels say all."""
+        del examples
+        return task, None
+
+    def decided(self, task: Task, examples: Sequence[Example], probabilities_NC: NDArray[Any]) -> Task:
+        """The task as it is: nothing is left to decide."""
+        del examples, probabilities_NC
+        return task
 
     def check(self, task: Task, examples: Sequence[Example], where: str) -> None:
         """Raise `DataError` for an unlabelled example, a label that the task does not know, or a single label in all of them."""
@@ -45,3 +71,26 @@ class Classification:
     def answers(self, task: Task, probabilities: Sequence[Sequence[float]]) -> list[str]:
         """The most probable label of each row; the first of equals."""
         return [task.labels[max(range(len(row)), key=row.__getitem__)] for row in probabilities]
+
+    def confidence(self, task: Task, probabilities: Sequence[float]) -> float | None:
+        """The probability of the most probable label."""
+        del task
+        return max(probabilities)
+
+    def measure(self, task: Task, examples: Sequence[Example], probabilities_NC: NDArray[Any]) -> Measures:
+        """See `fewtune.tasks.metrics.measure`."""
+        return measure(self.targets(task, examples), probabilities_NC, labels=task.labels, names=self.metrics)
+
+    def right(self, task: Task, examples: Sequence[Example], probabilities_NC: NDArray[Any]) -> NDArray[np.bool_]:
+        """Whether the most probable label is the row's own."""
+        right_N: NDArray[np.bool_] = probabilities_NC.argmax(1) == np.asarray(self.targets(task, examples))
+        return right_N
+
+    def groups(self, task: Task, examples: Sequence[Example], quantiles: int) -> list[str]:
+        """The labels."""
+        del task, quantiles
+        return [example.label or "" for example in examples]
+
+    def described(self, task: Task) -> str:
+        """The labels, one of which is the answer."""
+        return f"Answers one of: {', '.join(task.labels)}."

@@ -188,28 +188,39 @@ def _calibration_gaps(targets_N: Array, probabilities_NC: Array) -> tuple[Array,
 
 
 def _interval(name: str, value: float, targets_N: Array, probabilities_NC: Array, confidence: float, seed: int) -> Interval:
-    from scipy.stats import binomtest
-
     rows = len(targets_N)
     if name == "accuracy":
         right = int((_answers(probabilities_NC) == targets_N).sum())
-        ends = binomtest(right, rows).proportion_ci(confidence, method="wilson")
+        ends = wilson(right, rows, confidence=confidence)
     elif rows == 1:
         ends = _RANGES[name]
     else:
-        ends = _bootstrap(_RESAMPLED[name](targets_N, probabilities_NC), rows, probabilities_NC.shape[1], confidence, seed)
+        statistic = _RESAMPLED[name](targets_N, probabilities_NC)
+        ends = bootstrap(statistic, rows, cells=probabilities_NC.shape[1] ** 2, confidence=confidence, seed=seed)
     low, high = ends
     return Interval(value, min(float(low), value), max(float(high), value))
 
 
-def _bootstrap(statistic: Callable[[Array], Array], rows: int, candidates: int, confidence: float, seed: int) -> tuple[float, float]:
+def wilson(right: int, rows: int, *, confidence: float) -> tuple[float, float]:
+    """The ends of Wilson's interval of a share of rows."""
+    from scipy.stats import binomtest
+
+    ends = binomtest(right, rows).proportion_ci(confidence, method="wilson")
+    return float(ends.low), float(ends.high)
+
+
+def bootstrap(statistic: Callable[[Array], Array], rows: int, *, cells: int = 0, confidence: float, seed: int) -> tuple[float, float]:
+    """The ends of the percentile interval of a statistic, which takes resampled row numbers rows_RN and gives R values.
+
+    `cells` is how many numbers it holds for each resample, where these are more than the rows.
+    """
     from scipy.stats import bootstrap
 
     found = bootstrap(
         (np.arange(rows),),
         lambda rows_RN, axis: statistic(rows_RN),
         n_resamples=RESAMPLES,
-        batch=max(1, _CELLS_AT_ONCE // max(rows, candidates**2)),
+        batch=max(1, _CELLS_AT_ONCE // max(rows, cells)),
         vectorized=True,
         confidence_level=confidence,
         method="percentile",
@@ -227,8 +238,8 @@ def _macro_f1_resampled(targets_N: Array, probabilities_NC: Array) -> Callable[[
 
     def statistic(rows_RN: Array) -> Array:
         right_RC, marked_RC, given_RC, _ = confusions(rows_RN)
-        f1_RC = _divide(2 * right_RC, marked_RC + given_RC)
-        return _divide(f1_RC.sum(-1), (marked_RC + given_RC > 0).sum(-1))
+        f1_RC = divide(2 * right_RC, marked_RC + given_RC)
+        return divide(f1_RC.sum(-1), (marked_RC + given_RC > 0).sum(-1))
 
     return statistic
 
@@ -240,7 +251,7 @@ def _mcc_resampled(targets_N: Array, probabilities_NC: Array) -> Callable[[Array
         right_RC, marked_RC, given_RC, rows = confusions(rows_RN)
         together_R = right_RC.sum(-1) * rows - (marked_RC * given_RC).sum(-1)
         spread_R = (rows**2 - (marked_RC**2).sum(-1)) * (rows**2 - (given_RC**2).sum(-1))
-        return _divide(together_R, np.sqrt(spread_R))
+        return divide(together_R, np.sqrt(spread_R))
 
     return statistic
 
@@ -249,7 +260,7 @@ def _ece_resampled(targets_N: Array, probabilities_NC: Array) -> Callable[[Array
     _, bin_N, gap_N = _calibration_gaps(targets_N, probabilities_NC)
 
     def statistic(rows_RN: Array) -> Array:
-        gaps_RB = _sums(bin_N[rows_RN], BINS, gap_N[rows_RN])
+        gaps_RB = sums(bin_N[rows_RN], BINS, gap_N[rows_RN])
         return np.asarray(np.abs(gaps_RB).sum(-1) / rows_RN.shape[-1])
 
     return statistic
@@ -261,7 +272,7 @@ def _confusions(targets_N: Array, probabilities_NC: Array) -> Callable[[Array], 
     cell_N = targets_N * candidates + _answers(probabilities_NC)
 
     def count(rows_RN: Array) -> tuple[Array, Array, Array, float]:
-        cells = _sums(cell_N[rows_RN], candidates**2, None)
+        cells = sums(cell_N[rows_RN], candidates**2, None)
         confusion_RCC = cells.reshape(*cells.shape[:-1], candidates, candidates)
         right_RC = confusion_RCC.diagonal(axis1=-2, axis2=-1)
         return right_RC, confusion_RCC.sum(-1), confusion_RCC.sum(-2), float(rows_RN.shape[-1])
@@ -269,7 +280,7 @@ def _confusions(targets_N: Array, probabilities_NC: Array) -> Callable[[Array], 
     return count
 
 
-def _sums(bin_RN: Array, bins: int, weight_RN: Array | None) -> Array:
+def sums(bin_RN: Array, bins: int, weight_RN: Array | None) -> Array:
     """The sum of weights (1 if none are given) in each bin, a resample a row; leading dimensions are kept, none included."""
     flat_RN = bin_RN.reshape(-1, bin_RN.shape[-1])
     place = flat_RN + np.arange(len(flat_RN))[:, None] * bins
@@ -278,7 +289,7 @@ def _sums(bin_RN: Array, bins: int, weight_RN: Array | None) -> Array:
     return sums.astype(np.float64).reshape(*bin_RN.shape[:-1], bins)
 
 
-def _divide(over: Array, under: Array) -> Array:
+def divide(over: Array, under: Array) -> Array:
     """0 where `under` is 0."""
     return np.asarray(np.divide(over, under, out=np.zeros(np.shape(over)), where=under > 0))
 

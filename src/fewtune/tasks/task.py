@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fewtune import registry
 from fewtune.data.example import Example
+from fewtune.data.readers import Written
 from fewtune.errors import TaskError
+from fewtune.tasks.metrics import Measures
 
 RESERVED = ("slot", "sep")
 
@@ -21,7 +26,8 @@ class Task:
     """What is asked of a text. A new task is a value of this type, a new task *kind* is a file of code.
 
     `fields` are the names that templates may use, `label_name` is the cue for the answer in default templates.
-    Empty `templates` and `words` stand for the defaults of `fewtune.prompt.defaults`.
+    Empty `templates` and `words` stand for the defaults of `fewtune.prompt.defaults`. `kind` is written as flags have it:
+    `regression:low=0,high=5`.
     """
 
     labels: tuple[str, ...]
@@ -76,6 +82,50 @@ class Task:
         )
 
     @classmethod
+    def regression(
+        cls,
+        *,
+        low: float | None = None,
+        high: float | None = None,
+        poles: tuple[str, str] = ("low", "high"),
+        template: str | None = None,
+        templates: Sequence[str] = (),
+        words: Mapping[str, Sequence[str] | str] | None = None,
+        fields: Sequence[str] = ("text",),
+        label_name: str = "score",
+        name: str = "task",
+    ) -> Task:
+        """A task whose answer is a number from `low` to `high`; what is not given is the least and the greatest value of the labelled rows.
+
+        `poles` name the two ends, the low one first; `words` are theirs.
+        """
+        closed = cls.classification(
+            poles, template=template, templates=templates, words=words, fields=fields, label_name=label_name, name=name
+        )
+        return replace(closed, kind=_kind({"name": "regression", "low": low, "high": high}))
+
+    @classmethod
+    def multilabel(
+        cls,
+        labels: Sequence[str],
+        *,
+        separator: str = "|",
+        threshold: float | None = None,
+        template: str | None = None,
+        templates: Sequence[str] = (),
+        fields: Sequence[str] = ("text",),
+        label_name: str = "label",
+        name: str = "task",
+    ) -> Task:
+        """A task whose answer is any number of labels, none included, written with `separator` between them.
+
+        A label is answered where its probability reaches `threshold`; `None` leaves that to the labelled rows.
+        """
+        closed = cls.classification(labels, template=template, templates=templates, fields=fields, label_name=label_name, name=name)
+        given = None if separator == "|" else separator
+        return replace(closed, kind=_kind({"name": "multilabel", "separator": given, "threshold": threshold}))
+
+    @classmethod
     def load(cls, path: str | Path) -> Task:
         """Read a task from a TOML file; raises `TaskError` when it is not one."""
         where = str(path)
@@ -91,8 +141,10 @@ class Task:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, registry.Plain], where: str = "task") -> Task:
-        """The task that `to_dict` wrote, or a TOML file holds; one template or word may stand without its list."""
+        """The task that `to_dict` wrote, or a TOML file holds; one template or word may stand without its list, a kind as a table."""
         shaped = dict(data)
+        if isinstance(shaped.get("kind"), Mapping):
+            shaped["kind"] = _kind(shaped["kind"])
         if "template" in shaped and "templates" in shaped:
             raise TaskError(expected="template or templates", got="both", where=where, fix="List every template under templates.")
         given = shaped.pop("template", shaped.get("templates", []))
@@ -121,6 +173,16 @@ def _toml(value: str | tuple[str, ...]) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
+def _kind(data: Mapping[str, registry.Plain]) -> str:
+    """A kind's name and fields as flags have them; a field that is `None` is left out.
+
+    >>> _kind({"name": "regression", "low": 0, "high": 5})
+    'regression:low=0,high=5'
+    """
+    fields = ",".join(f"{key}={registry.spoken(value)}" for key, value in data.items() if key != "name" and value is not None)
+    return f"{data.get('name', '')}:{fields}" if fields else str(data.get("name", ""))
+
+
 def _unique(names: Sequence[str], what: str) -> None:
     if not names or len(set(names)) < len(names) or any(not name.strip() for name in names):
         raise TaskError(
@@ -132,21 +194,80 @@ def _unique(names: Sequence[str], what: str) -> None:
 
 
 class TaskKind(Protocol):
-    """What a kind of task decides: whether examples fit, what the numbers to learn are, what scores mean."""
+    """What a kind of task decides: how labels are written, whether examples fit, what the numbers to learn are, what scores mean.
+
+    A frozen dataclass; its fields are what a task says beside its labels. A task has one candidate for each label.
+    """
+
+    paired: ClassVar[bool]
+    """Whether two rows either share a label or do not, so that a readout may learn from pairs of them."""
+    judged: ClassVar[bool]
+    """Whether an answer is right or wrong as a whole, so that there is an accuracy."""
+    independent: ClassVar[bool]
+    """Whether each candidate is judged for itself (a sigmoid of its score) or against the others (softmax)."""
+
+    @property
+    def undecided(self) -> bool:
+        """Whether answers need a figure that rows not seen must choose."""
+        ...
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """The names of the measures that fit the kind, the main one first."""
         ...
 
+    @property
+    def written(self) -> Written:
+        """How a row's label is written."""
+        ...
+
+    def labels(self, examples: Sequence[Example]) -> tuple[str, ...]:
+        """The labels of a task of which only rows are known."""
+        ...
+
+    def settled(self, task: Task, examples: Sequence[Example]) -> tuple[Task, str | None]:
+        """The task with what it left to the labelled rows, and a sentence for the user if there is something to say.
+
+        Raises `TaskError` or `DataError` where the rows cannot settle it.
+        """
+        ...
+
+    def decided(self, task: Task, examples: Sequence[Example], probabilities_NC: NDArray[Any]) -> Task:
+        """The task with that figure, from labelled rows and what models that had not seen them found probable; a usual one without rows."""
+        ...
+
     def check(self, task: Task, examples: Sequence[Example], where: str) -> None:
         """Raise `DataError` when the labelled `examples` do not fit the task."""
         ...
 
-    def targets(self, task: Task, examples: Sequence[Example]) -> list[int]:
-        """The index of each example's answer among the candidates."""
+    def targets(self, task: Task, examples: Sequence[Example]) -> list[int] | list[list[float]] | list[list[bool]]:
+        """What scores are to learn, a row each: the index of the answer among the candidates, a probability for each, or a yes or no
+        for each.
+
+        `fewtune.train.losses.cross_entropy` is the loss of all three forms.
+        """
         ...
 
     def answers(self, task: Task, probabilities: Sequence[Sequence[float]]) -> list[str]:
         """The answer in words for each row of probabilities over the candidates."""
+        ...
+
+    def confidence(self, task: Task, probabilities: Sequence[float]) -> float | None:
+        """How probable the answer to one row is; None where an answer has no probability of its own."""
+        ...
+
+    def measure(self, task: Task, examples: Sequence[Example], probabilities_NC: NDArray[Any]) -> Measures:
+        """The `metrics` of labelled examples, with their intervals."""
+        ...
+
+    def right(self, task: Task, examples: Sequence[Example], probabilities_NC: NDArray[Any]) -> NDArray[np.bool_]:
+        """Of each row whether its answer is right; no rows where that cannot be said."""
+        ...
+
+    def groups(self, task: Task, examples: Sequence[Example], quantiles: int) -> list[str]:
+        """What draws of rows balance over: each row's label, or which of so many quantiles its value lies in."""
+        ...
+
+    def described(self, task: Task) -> str:
+        """A sentence on what is answered."""
         ...

@@ -12,12 +12,17 @@ from torch import Tensor
 def cross_entropy(scores_BC: Tensor, targets: Tensor) -> Tensor:
     """The mean over rows of the cross-entropy between the targets and softmax of the scores, at least in float32.
 
-    `targets` are hard (whole numbers of shape B: the right candidate's index) or soft (floats of shape B × C: a distribution a row).
+    `targets` are hard (whole numbers of shape B: the right candidate's index), soft (floats of shape B × C: a distribution a row), or a
+    yes or no for each candidate (truth values of shape B × C): then the mean over all of them of the cross-entropy with its sigmoid.
 
     >>> round(cross_entropy(torch.zeros(3, 4), torch.tensor([0, 1, 2])).item(), 4)
     1.3863
+    >>> round(cross_entropy(torch.zeros(1, 2), torch.tensor([[True, False]])).item(), 4)
+    0.6931
     """
     precision = torch.promote_types(scores_BC.dtype, torch.float32)
+    if targets.dtype == torch.bool:
+        return torch.nn.functional.binary_cross_entropy_with_logits(scores_BC.to(precision), targets.to(precision))
     aims = targets.to(precision) if targets.is_floating_point() else targets.long()
     return torch.nn.functional.cross_entropy(scores_BC.to(precision), aims)
 
@@ -25,14 +30,16 @@ def cross_entropy(scores_BC: Tensor, targets: Tensor) -> Tensor:
 def supervised_contrastive(embeddings_BD: Tensor, targets_B: Tensor, *, temperature: float) -> Tensor:
     """The mean over rows of how unlikely their partners of the same target are among all others (Khosla et al. 2020, eq. 2, L_out).
 
-    `embeddings_BD` have unit length. A row without a partner counts for nothing; without any, the loss is 0 and has no gradient.
+    Where targets_BC say yes or no to each candidate, partners have one in common. `embeddings_BD` have unit length. A row without a
+    partner counts for nothing; without any, the loss is 0 and has no gradient.
 
     >>> far = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     >>> round(supervised_contrastive(far, torch.tensor([0, 0, 1, 1]), temperature=0.1).item(), 4)
     0.0001
     """
     itself_BB = torch.eye(len(targets_B), dtype=torch.bool, device=targets_B.device)
-    partners_BB = (targets_B[:, None] == targets_B) & ~itself_BB
+    alike_BB = targets_B[:, None] == targets_B if targets_B.ndim == 1 else targets_B.float() @ targets_B.float().T > 0
+    partners_BB = alike_BB & ~itself_BB
     similar_BB = (embeddings_BD.float() @ embeddings_BD.float().T / temperature).masked_fill(itself_BB, float("-inf"))
     log_BB = similar_BB.log_softmax(1).masked_fill(~partners_BB, 0.0)
     count_B = partners_BB.sum(1)

@@ -1,9 +1,10 @@
 """Columns are found or refused by name, every source gives the same examples, and bad rows are told, dropped and counted."""
 
+import numpy as np
 import pytest
 
 from fewtune.data.example import Example
-from fewtune.data.readers import Columns, Row, columns_of, example_of, guess, read, rows
+from fewtune.data.readers import Columns, Row, Written, columns_of, example_of, guess, read, rows
 from fewtune.errors import DataError
 
 TEXTS, LABELS = ["a fine film", "a dull mess"], ["pos", "neg"]
@@ -171,6 +172,56 @@ def test_cells_that_cannot_be_used(values, told):
     with pytest.raises(DataError) as caught:
         example_of(Row(values, "here:3"), Columns(("text",), "label"), labeled=True, known=["positive", "a"])
     assert str(caught.value).startswith(told)
+
+
+@pytest.mark.parametrize("label", ["3", "-0.5", "1e3", " 2.50 "])
+def test_a_number_is_read_as_it_is_written(label):
+    row = Row({"text": "x", "label": label}, "here:3")
+    assert example_of(row, Columns(("text",), "label"), labeled=True, known=["a"], written=Written(number=True)).label == label.strip()
+
+
+SEVERAL = Written(separator="|")
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("a|b", "a|b"),
+        (" b | a |b|", "b|a"),
+        ("", ""),
+        (None, ""),
+        (["a", "b"], "a|b"),
+        ([], ""),
+        (("b", " a "), "b|a"),
+        (np.array(["b", "a"]), "b|a"),
+        ([1, 2.0, None], "1|2"),
+    ],
+)
+def test_several_labels_of_a_row(label, expected):
+    reading = read([{"text": "x", "label": label}], labeled=True, known=["a", "b", "1", "2"], written=SEVERAL)
+    assert reading.examples[0].label == expected
+
+
+@pytest.mark.parametrize(
+    ("label", "told"),
+    [
+        ("a|c", 'data[0]: expected labels of the task, got "c". Known: a, b.'),
+        (["a|b"], 'data[0]: expected labels without the separator "|", got "a|b".'),
+        ({"a": 1}, 'data[0]: expected a list of labels in column "label", got'),
+        ([["a"]], 'data[0]: expected a list of labels in column "label", got'),
+    ],
+)
+def test_several_labels_that_cannot_be_used(label, told):
+    with pytest.raises(DataError) as caught:
+        read([{"text": "x", "label": label}], labeled=True, known=["a", "b"], written=SEVERAL)
+    assert str(caught.value).startswith(told)
+
+
+@pytest.mark.parametrize("label", ["a", "3,5", "nan", "-inf", "3 of 5"])
+def test_what_is_no_number(label):
+    row = Row({"text": "x", "label": label}, "here:3")
+    with pytest.raises(DataError, match="here:3: expected a number, got"):
+        example_of(row, Columns(("text",), "label"), labeled=True, written=Written(number=True))
 
 
 def test_text_is_kept_and_labels_are_stripped():

@@ -89,6 +89,17 @@ def test_folds_hold_every_row_out_once_and_spread_labels(given_examples, seed, n
 
 
 @quick
+@given(st.lists(st.sampled_from("xyz"), min_size=5, max_size=30), seeds, st.integers(2, 5))
+def test_folds_spread_groups_where_they_stand_in_for_labels(groups, seed, n):
+    rows = [Example({"text": str(number)}) for number in range(len(groups))]
+    split = folds(rows, n, seed=seed, groups=groups)
+    assert sorted(row for _, held_out in split for row in held_out) == list(range(len(rows)))
+    for group in set(groups):
+        counts = [sum(groups[row] == group for row in held_out) for _, held_out in split]
+        assert max(counts) - min(counts) <= 1
+
+
+@quick
 @given(st.dictionaries(st.text(max_size=3), examples(), max_size=3), seeds, st.integers(1, 20))
 def test_mixtures_cap_each_task(by_task, seed, cap):
     mixture = capped(by_task, cap, seed=seed)

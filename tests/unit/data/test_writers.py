@@ -32,6 +32,15 @@ def test_files_are_read_back(tmp_path, ending):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize(("form", "cell"), [("csv", ""), ("jsonl", None)])
+def test_a_value_has_no_probability(form, cell):
+    stream = io.StringIO()
+    with open_writer(stream, columns=("text",), form=form) as write:
+        write({"text": "fine"}, Prediction("3.5", None, {"low": 0.3, "high": 0.7}, 6))
+    line = stream.getvalue().splitlines()[-1]
+    assert line == "fine,3.5,,6" if form == "csv" else json.loads(line)["probability"] is cell
+
+
 def test_streams_take_any_format_and_stay_open():
     for form, expected in {
         None: "text,label,probability,exit_layer\nfine,pos,0.123457,6\n",

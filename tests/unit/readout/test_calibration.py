@@ -92,6 +92,36 @@ def test_temperature_stays_one_where_every_row_is_right():
     assert Temperature().fit(torch.eye(3) * 2, torch.arange(3)) == Calibrator.identity(3)
 
 
+@pytest.mark.parametrize(("spread", "seed"), [(0.3, 5), (1.0, 6), (6.0, 7)])
+def test_temperature_of_distributions_is_the_most_likely_of_a_fine_grid(spread, seed):
+    scores, targets = drawn(60, 3, seed=seed, spread=spread), drawn(60, 3, seed=seed).softmax(-1)
+
+    def likelihood_of_targets(temperature):
+        return -torch.nn.functional.cross_entropy(scores.double() / temperature, targets.double()).item()
+
+    found = likelihood_of_targets(Temperature().fit(scores, targets).temperature)
+    assert found >= max(map(likelihood_of_targets, torch.logspace(math.log10(0.05), math.log10(20), 400).tolist())) - 1e-9
+
+
+def test_temperature_of_distributions_that_are_sure_is_that_of_their_candidates():
+    scores, targets = drawn(40, 3, seed=1), sampled(drawn(40, 3, seed=1), seed=2)
+    assert Temperature().fit(scores, torch.eye(3)[targets]).temperature == pytest.approx(Temperature().fit(scores, targets).temperature)
+    assert Temperature().fit(torch.eye(3) * 2, torch.eye(3)) == Calibrator.identity(3)
+
+
+def test_temperature_of_a_yes_or_no_for_each_is_the_most_likely_of_a_fine_grid():
+    scores, chance = drawn(80, 3, seed=2, spread=3), torch.rand(80, 3, generator=torch.Generator().manual_seed(3))
+    targets = chance < (scores / 2.5).sigmoid()
+
+    def loss(temperature):
+        return torch.nn.functional.binary_cross_entropy_with_logits(scores.double() / temperature, targets.double()).item()
+
+    found = Temperature().fit(scores, targets)
+    assert loss(found.temperature) <= min(map(loss, torch.logspace(math.log10(0.05), math.log10(20), 400).tolist())) + 1e-9
+    torch.testing.assert_close(found.each(scores), scores.double() / found.temperature)
+    assert Temperature().fit(torch.tensor([[2.0, -1.0]]), torch.tensor([[True, False]])).temperature == 1.0
+
+
 def test_temperature_is_highest_where_the_scores_mislead():
     assert Temperature().fit(torch.eye(2) * 3, torch.tensor([1, 0])).temperature == pytest.approx(20, rel=1e-3)
 

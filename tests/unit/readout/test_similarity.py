@@ -12,7 +12,7 @@ from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Example, Split
 from fewtune.deltas.lora import LoRA
 from fewtune.errors import SpecError
-from fewtune.readout.similarity import Similarity, logistic
+from fewtune.readout.similarity import Similarity, logistic, one_by_one
 from fewtune.train.fit import FitOptions, Session
 
 TEXTS = {
@@ -47,6 +47,23 @@ def test_labels_without_a_row_get_next_to_no_probability():
     assert bool((probabilities[:, 1] < 1e-5).all()) and probabilities.argmax(-1).tolist() == [0, 2, 0, 2]
     weight_CD, bias_C = logistic(embeddings_ND, torch.tensor([1, 1, 1, 1]), candidates=3, strength=1.0)
     assert bool((weight_CD == 0).all()) and bias_C.argmax() == 1
+
+
+def test_a_regression_for_each_label_is_scikit_learns():
+    generator = torch.Generator().manual_seed(1)
+    embeddings_ND, targets_NC = torch.randn(30, 5, generator=generator), torch.rand(30, 3, generator=generator) < 0.4
+    weight_CD, bias_C = one_by_one(embeddings_ND, targets_NC, candidates=3, strength=2.0)
+    own_NC = (embeddings_ND.double() @ weight_CD.T + bias_C).sigmoid().numpy()
+    for label in range(3):
+        found = LogisticRegression(C=2.0, max_iter=1000).fit(embeddings_ND.double().numpy(), targets_NC[:, label].numpy())
+        np.testing.assert_allclose(own_NC[:, label], found.predict_proba(embeddings_ND.double().numpy())[:, 1], atol=1e-9)
+
+
+def test_a_label_that_no_row_has_or_every_row_is_as_good_as_sure():
+    targets_NC = torch.tensor([[False, True, True], [False, True, False]])
+    weight_CD, bias_C = one_by_one(torch.eye(2), targets_NC, candidates=3, strength=1.0)
+    probabilities = (torch.eye(2).double() @ weight_CD.T + bias_C).sigmoid()
+    assert bool((probabilities[:, 0] < 1e-5).all()) and bool((probabilities[:, 1] > 1 - 1e-5).all()) and probabilities[0, 2] > 0.5
 
 
 def test_as_many_labels_as_rows_are_no_cause_for_a_warning():

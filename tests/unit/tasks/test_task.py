@@ -46,7 +46,7 @@ def test_a_task_file_holds_text_only() -> None:
 
 
 def test_the_listed_kinds() -> None:
-    assert list(KINDS) == ["classification"]
+    assert list(KINDS) == ["classification", "regression", "multilabel"]
     assert Task.classification(["a", "b"]).kind in KINDS
 
 
@@ -129,6 +129,12 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_kind_is_refused(kind: str) -> None:
     with pytest.raises(InputError, match="classification"):
         KINDS.member(Task(labels=("a", "b"), kind=kind).kind)
+
+
+def test_a_kind_may_be_a_table() -> None:
+    task = Task.from_dict({"labels": ["a", "b"], "kind": {"name": "regression", "low": 0, "high": 2.5}})
+    assert task.kind == "regression:low=0,high=2.5"
+    assert Task.from_dict({"labels": ["a", "b"], "kind": {"name": "regression", "low": None}}).kind == "regression"
 
 
 def test_a_template_beside_templates_is_refused() -> None:

@@ -29,6 +29,15 @@ def test_soft_targets_that_are_sure_are_hard_targets():
     torch.testing.assert_close(cross_entropy(scores, torch.eye(3)[targets]), cross_entropy(scores, targets))
 
 
+def test_a_yes_or_no_for_each_candidate_by_formula_and_torch():
+    scores = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    targets = torch.rand(5, 4, generator=torch.Generator().manual_seed(1)) < 0.4
+    formula = -torch.where(targets, scores.sigmoid(), 1 - scores.sigmoid()).log().mean()
+    assert cross_entropy(scores, targets).item() == pytest.approx(formula.item(), abs=1e-6)
+    assert torch.equal(cross_entropy(scores, targets), torch.nn.functional.binary_cross_entropy_with_logits(scores, targets.float()))
+    assert cross_entropy(scores.bfloat16(), targets).dtype == torch.float32
+
+
 def test_gradient_is_probability_minus_target_over_rows():
     scores = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2), requires_grad=True)
     targets = torch.tensor([[0.2, 0.3, 0.5]] * 4)
@@ -67,3 +76,20 @@ def test_without_any_partner_the_contrastive_loss_is_zero_and_moves_nothing():
     loss = supervised_contrastive(embeddings_BD, torch.tensor([0, 1, 2]), temperature=0.1)
     loss.backward()
     assert loss.item() == 0 and embeddings_BD.grad is not None and bool((embeddings_BD.grad == 0).all())
+
+
+def test_partners_have_a_label_in_common_where_rows_have_several():
+    generator = torch.Generator().manual_seed(3)
+    embeddings = torch.nn.functional.normalize(torch.randn(5, 4, generator=generator), dim=-1)
+    targets = torch.tensor([[1, 1, 0], [0, 1, 1], [1, 0, 0], [0, 0, 0], [0, 0, 0]], dtype=torch.bool)
+    partners = {0: [1, 2], 1: [0], 2: [0]}  # rows without a label have none, not even each other
+    total = 0.0
+    for row, found in partners.items():
+        others = torch.stack([embeddings[row] @ embeddings[other] / 0.1 for other in range(5) if other != row]).logsumexp(0)
+        total += sum((others - embeddings[row] @ embeddings[other] / 0.1).item() for other in found) / len(found)
+    assert supervised_contrastive(embeddings, targets, temperature=0.1).item() == pytest.approx(total / 3, rel=1e-5)
+    one_label_each = torch.tensor([0, 1, 0, 1, 2])
+    torch.testing.assert_close(
+        supervised_contrastive(embeddings, torch.eye(3, dtype=torch.bool)[one_label_each], temperature=0.1),
+        supervised_contrastive(embeddings, one_label_each, temperature=0.1),
+    )

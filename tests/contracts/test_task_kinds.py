@@ -1,0 +1,238 @@
+"""Every kind of task in the table: what it asks of labels, that it learns, what answers are, and that the artifact, the card, the
+writer and the evaluation handle it."""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from fewtune import artifact, card, job
+from fewtune.backbone import tiny
+from fewtune.backbone.backbone import Backbone
+from fewtune.data.example import Example, Split
+from fewtune.data.readers import read
+from fewtune.data.sampling import folds
+from fewtune.data.writers import open_writer
+from fewtune.deltas.lora import LoRA
+from fewtune.errors import DataError, InputError
+from fewtune.evaluation import evaluate
+from fewtune.readout import READOUTS
+from fewtune.readout.calibration import Temperature
+from fewtune.readout.cloze import Cloze
+from fewtune.readout.head import Head
+from fewtune.readout.likelihood import Likelihood
+from fewtune.readout.similarity import Similarity
+from fewtune.strategies import STRATEGIES
+from fewtune.tasks import KINDS, kind_of
+from fewtune.tasks.task import Task
+from fewtune.train.fit import FitOptions, Session
+from fewtune.train.losses import cross_entropy
+
+TEXTS = ("great fun and joy", "a dull mess", "great great joy", "dull lifeless mess", "joy and fun", "a mess", "fun", "dull")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A task of the kind, a label for each text, a label that does not fit, and the readouts that answer it."""
+
+    task: Task
+    labels: tuple[str, ...]
+    wrong: str
+    readouts: tuple[str, ...]
+    strategies: tuple[str, ...]
+
+    @property
+    def rows(self):
+        return tuple(Example({"text": text}, label) for text, label in zip(TEXTS, self.labels, strict=True))
+
+
+WORDS = {"no": "terrible", "yes": "great"}
+CASES = {
+    "classification": Case(
+        Task.classification(["no", "yes"], words=WORDS),
+        ("yes", "no", "yes", "no", "yes", "no", "yes", "no"),
+        "perhaps",
+        ("cloze", "head", "likelihood", "similarity"),
+        ("zeroshot", "supervised", "ladder"),
+    ),
+    "regression": Case(
+        Task.regression(low=0, high=4, poles=("no", "yes"), words=WORDS),
+        ("3", "1", "4", "0", "3.5", "1", "2.5", "1.5"),
+        "many",
+        ("cloze", "head", "likelihood"),
+        ("zeroshot", "supervised"),
+    ),
+    "multilabel": Case(
+        Task.multilabel(["dull", "fun"], threshold=0.5),
+        ("fun", "dull", "fun", "dull", "fun", "dull", "fun", "dull"),
+        "perhaps",
+        ("head", "similarity"),
+        ("supervised",),
+    ),
+}
+READERS = {"cloze": Cloze(), "head": Head(dropout=0.0), "likelihood": Likelihood(), "similarity": Similarity()}
+EACH = pytest.mark.parametrize("name", list(KINDS))
+ANSWERED = [(name, readout) for name, case in CASES.items() for readout in case.readouts]
+
+
+def tuned(case, readout, *, family="bert", strategy="supervised", steps=60, **more):
+    backbone = Backbone(*tiny.model(family), name=family)
+    options = FitOptions(steps=steps, learning_rate=None if strategy == "zeroshot" else 0.02)
+    deltas = () if strategy == "zeroshot" else (LoRA(rank=4),)
+    settings = job.Settings(strategy=strategy, readout=READERS[readout], deltas=deltas, fit=options, seed=3, **more)
+    split = Split(train=() if strategy == "zeroshot" else case.rows)
+    return job.tune(case.task, split, backbone, settings, session=Session()), backbone
+
+
+def test_every_kind_is_seen():
+    assert list(KINDS) == ["classification", "regression", "multilabel"] == list(CASES)
+    assert {readout for case in CASES.values() for readout in case.readouts} == set(READERS) == set(READOUTS)
+
+
+@EACH
+def test_it_is_written_as_a_flag_and_as_a_table_and_a_task_file_keeps_it(name, tmp_path):
+    task = CASES[name].task
+    assert KINDS.from_text(KINDS.to_text(kind_of(task))) == kind_of(task)
+    assert kind_of(Task.from_dict({**task.to_dict(), "kind": KINDS.to_dict(kind_of(task))})) == kind_of(task)
+    (tmp_path / "task.toml").write_text(task.to_toml())
+    assert Task.load(tmp_path / "task.toml") == task == Task.from_dict(task.to_dict())
+
+
+@EACH
+def test_labelled_rows_read_and_a_wrong_label_is_named(name):
+    case = CASES[name]
+    listed = [{"text": text, "label": label} for text, label in zip(TEXTS, case.labels, strict=True)]
+    options = {"labeled": True, "known": case.task.labels, "written": kind_of(case.task).written}
+    examples = read(listed, **options).examples
+    kind_of(case.task).check(case.task, examples, "here")
+    assert [example.label for example in examples] == list(case.labels)
+    with pytest.raises(DataError, match=case.wrong):
+        read([*listed, {"text": "fun", "label": case.wrong}], **options)
+    with pytest.raises(DataError, match=case.wrong):
+        kind_of(case.task).check(case.task, [Example({"text": "fun"}, case.wrong)], "here")
+    assert read([*listed, {"text": "fun", "label": case.wrong}], skip_bad_rows=True, **options).skipped == 1
+
+
+@EACH
+def test_what_is_settled_stays_so(name):
+    case = CASES[name]
+    task, _ = kind_of(case.task).settled(case.task, case.rows)
+    assert kind_of(task).settled(task, case.rows) == (task, None)
+
+
+@EACH
+def test_targets_are_a_form_that_the_loss_knows_and_certain_answers_give_them_back(name):
+    case = CASES[name]
+    kind, targets = kind_of(case.task), torch.tensor(kind_of(case.task).targets(case.task, case.rows))
+    assert len(targets) == len(case.rows)
+    scores = torch.zeros(len(targets), len(case.task.labels), requires_grad=True)
+    cross_entropy(scores, targets).backward()
+    assert bool(scores.grad.isfinite().all()) and bool(scores.grad.any())
+    sure = torch.eye(len(case.task.labels))[targets] if targets.ndim == 1 else targets
+    answers = kind.answers(case.task, sure.tolist())
+    again = kind.targets(case.task, [Example({}, answer) for answer in answers])
+    torch.testing.assert_close(torch.tensor(again), targets, atol=1e-4, rtol=0)
+    assert all(found is None or 0 <= found <= 1 for found in (kind.confidence(case.task, row) for row in sure.tolist()))
+
+
+@EACH
+def test_measures_are_those_it_names_the_main_one_first(name):
+    case = CASES[name]
+    kind, rng = kind_of(case.task), np.random.default_rng(0)
+    probabilities = rng.dirichlet([1] * len(case.task.labels), len(case.rows))  # as good as any where they need not add up to 1
+    found = kind.measure(case.task, case.rows, probabilities)
+    assert tuple(found.metrics) == kind.metrics and found.rows == len(case.rows) and found.labels == case.task.labels
+    assert all(one.low <= one.value <= one.high for one in found.metrics.values())
+    right = kind.right(case.task, case.rows, probabilities)
+    assert len(right) == (len(case.rows) if kind.judged else 0)
+
+
+@EACH
+def test_folds_balance_its_answers(name):
+    case = CASES[name]
+    kind = kind_of(case.task)
+    groups = kind.groups(case.task, case.rows, 2)
+    assert len(groups) == len(case.rows) and len(set(groups)) == 2
+    for _, held in folds(case.rows, 4, seed=1, groups=groups):
+        assert len({groups[index] for index in held}) == 2
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize(("name", "readout"), ANSWERED)
+def test_what_is_tuned_learns_is_kept_by_the_artifact_and_measured(name, readout, family, tmp_path):
+    case = CASES[name]
+    model, backbone = tuned(case, readout, family=family)
+    answers = model.predict(TEXTS)
+    found = evaluate(model, case.rows)
+    assert found.measures.metrics[kind_of(case.task).metrics[0]].value > 0.9
+    model.save(tmp_path / "model")
+    model.remove()
+    loaded = artifact.load(tmp_path / "model", backbone=backbone)
+    assert loaded.predict(TEXTS) == answers and loaded.task == model.task
+    assert kind_of(case.task).described(model.task) in (tmp_path / "model/README.md").read_text()
+    assert evaluate(loaded, case.rows).to_dict() == found.to_dict()
+
+
+@pytest.mark.parametrize(("name", "strategy"), [(name, strategy) for name, case in CASES.items() for strategy in case.strategies])
+def test_every_strategy_that_claims_it_runs(name, strategy):
+    case = CASES[name]
+    model, _ = tuned(case, case.readouts[0], strategy=strategy, steps=2)
+    assert len(model.predict(TEXTS)) == len(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "strategy"), [(name, strategy) for name, case in CASES.items() for strategy in STRATEGIES if strategy not in case.strategies]
+)
+def test_every_other_strategy_refuses_it(name, strategy):
+    with pytest.raises(InputError, match=strategy):
+        tuned(CASES[name], CASES[name].readouts[0], strategy=strategy)
+
+
+@pytest.mark.parametrize(
+    ("name", "readout"), [(name, readout) for name, case in CASES.items() for readout in READERS if readout not in case.readouts]
+)
+def test_every_other_readout_refuses_it(name, readout):
+    with pytest.raises(InputError, match="--readout"):
+        tuned(CASES[name], readout)
+
+
+@pytest.mark.parametrize("backbone", ["bert", "t5"])
+@EACH
+def test_with_nothing_chosen_it_is_tuned_in_a_way_that_suits_it(name, backbone):
+    case, said = CASES[name], []
+    loaded = Backbone(*tiny.model(backbone), name=backbone)
+    settings = job.Settings(fit=FitOptions(batch_size=4))
+    model = job.tune(case.task, Split(train=case.rows[:4]), loaded, settings, session=Session(say=said.append))
+    assert READOUTS.name_of(model.readout) in case.readouts
+    assert ("estimate" in model.about) == kind_of(case.task).judged
+    assert kind_of(case.task).judged or any("No estimate" in line for line in said)
+
+
+@EACH
+def test_a_temperature_is_fitted_on_rows_not_seen(name):
+    case = CASES[name]
+    model, _ = tuned(case, case.readouts[0], steps=3, calibration=Temperature())
+    assert model.calibrator.temperature > 0
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+@EACH
+def test_answers_are_written(name, form):
+    case = CASES[name]
+    model, _ = tuned(case, case.readouts[-1], steps=2)
+    stream = io.StringIO()
+    with open_writer(stream, columns=("text",), form=form) as write:
+        for text, answer in zip(TEXTS, model.predict(TEXTS), strict=True):
+            write({"text": text}, answer)
+    assert len(stream.getvalue().splitlines()) == len(TEXTS) + (form == "csv")
+
+
+@EACH
+def test_the_card_says_what_it_answers(name):
+    case = CASES[name]
+    backbone = {"name": "x", "fingerprint": "0" * 64, "tokenizer_fingerprint": "1" * 64}
+    counted = {"trained_parameters": 1, "backbone_parameters": 10, "max_length": 8, "templates": []}
+    text = card.write({"task": case.task.to_dict(), "backbone": backbone, "about": {}, **counted}, sizes={})
+    assert kind_of(case.task).described(case.task) in text
