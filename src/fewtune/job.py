@@ -32,6 +32,7 @@ from fewtune.errors import DataError
 from fewtune.evaluation import Evaluation, evaluate
 from fewtune.model import DEFAULT_LENGTH, Tally, TunedModel
 from fewtune.prompt.defaults import single_tokens
+from fewtune.prompt.search import SEARCHES, Search
 from fewtune.readout import READOUTS
 from fewtune.readout.calibration import Calibration, Contextual
 from fewtune.readout.cloze import Cloze
@@ -39,7 +40,7 @@ from fewtune.readout.likelihood import Likelihood
 from fewtune.readout.readout import Readout
 from fewtune.readout.similarity import Similarity
 from fewtune.recipe import DEFAULT_BACKBONE, Recipe
-from fewtune.strategies import STRATEGIES
+from fewtune.strategies import STRATEGIES, searching
 from fewtune.tasks.task import Task
 from fewtune.train.fit import FitOptions, Progress, Session
 
@@ -63,6 +64,7 @@ class Settings:
     deltas: tuple[Delta, ...] | None = None
     readout: Readout | None = None
     calibration: Calibration | None = None
+    search: tuple[Search, ...] = ()
     fit: FitOptions = field(default_factory=FitOptions)
     max_length: int = DEFAULT_LENGTH
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -104,6 +106,7 @@ class Fitted:
             "trained_parameters": self.model.trained_parameters,
             "backbone_parameters": self.model.backbone.parameters,
             "estimate": self.model.about.get("estimate"),
+            **({"search": self.model.about["search"]} if "search" in self.model.about else {}),
             "seconds": dict(self.seconds),
             "bytes": {"model": size},
             **({} if self.evaluation is None else self.evaluation.to_dict()),
@@ -120,6 +123,7 @@ def fit(
     deltas: Sequence[Delta] | None = None,
     readout: Readout | None = None,
     calibration: Calibration | None = None,
+    search: Sequence[Search] = (),
     options: FitOptions | None = None,
     max_length: int = DEFAULT_LENGTH,
     seed: int = 42,
@@ -133,6 +137,7 @@ def fit(
         deltas=None if deltas is None else tuple(deltas),
         readout=readout,
         calibration=calibration,
+        search=tuple(search),
         fit=options or FitOptions(),
         max_length=max_length,
         seed=seed,
@@ -169,17 +174,20 @@ def recipe_of(task: Task, backbone: Backbone, settings: Settings) -> Recipe:
     readout = settings.readout or readout_of(task, backbone)
     usual = () if settings.way == "zeroshot" else PAIRED_DELTAS if readout.pairs else DEFAULT_DELTAS
     deltas = usual if settings.deltas is None else settings.deltas
-    return Recipe(
+    recipe = Recipe(
         task=task,
         backbone=backbone.name,
         deltas=tuple(_named(delta, task) for delta in deltas),
         readout=readout,
         calibration=settings.calibration,
+        search=settings.search,
         fit=settings.fit,
         max_length=settings.max_length,
         precision=settings.precision,
         seed=settings.seed,
     )
+    searching.check(recipe)
+    return recipe
 
 
 def readout_of(task: Task, backbone: Backbone) -> Readout:
@@ -203,7 +211,8 @@ def method(recipe: Recipe, strategy: str) -> str:
     >>> method(Recipe(Task(labels=("a", "b"))), "zeroshot")
     'zeroshot, cloze'
     """
-    parts = [strategy, READOUTS.name_of(recipe.readout), *(DELTAS.name_of(delta) for delta in recipe.deltas)]
+    found = (f"searched {SEARCHES.name_of(search)}" for search in recipe.search)
+    parts = [strategy, READOUTS.name_of(recipe.readout), *found, *(DELTAS.name_of(delta) for delta in recipe.deltas)]
     return ", ".join(parts)
 
 

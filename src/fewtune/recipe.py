@@ -10,6 +10,7 @@ from fewtune import registry
 from fewtune.deltas import DELTAS
 from fewtune.deltas.delta import Delta
 from fewtune.model import DEFAULT_LENGTH
+from fewtune.prompt.search import SEARCHES, Search
 from fewtune.readout import CALIBRATIONS, READOUTS
 from fewtune.readout.calibration import Calibration
 from fewtune.readout.cloze import Cloze
@@ -29,6 +30,7 @@ class Recipe:
     deltas: tuple[Delta, ...] = ()
     readout: Readout = field(default_factory=Cloze)
     calibration: Calibration | None = None
+    search: tuple[Search, ...] = ()
     fit: FitOptions = field(default_factory=FitOptions)
     max_length: int = DEFAULT_LENGTH
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -42,6 +44,7 @@ class Recipe:
             "deltas": [DELTAS.to_dict(delta) for delta in self.deltas],
             "readout": READOUTS.to_dict(self.readout),
             "calibration": None if self.calibration is None else CALIBRATIONS.to_dict(self.calibration),
+            "search": [SEARCHES.to_dict(search) for search in self.search],
             "fit": registry.to_dict(self.fit),
             "max_length": self.max_length,
             "precision": self.precision,
@@ -59,6 +62,7 @@ class Recipe:
             deltas=tuple(DELTAS.from_dict(item, f"{where}.deltas[{number}]") for number, item in deltas),
             readout=READOUTS.from_dict(data.get("readout", {"name": "cloze"}), f"{where}.readout"),
             calibration=None if calibration is None else CALIBRATIONS.from_dict(calibration, f"{where}.calibration"),
+            search=tuple(SEARCHES.from_dict(item, f"{where}.search[{number}]") for number, item in enumerate(data.get("search", ()))),
             backbone=plain.backbone,
             fit=plain.fit,
             max_length=plain.max_length,
@@ -67,7 +71,7 @@ class Recipe:
         )
 
 
-_SPECS = ("task", "deltas", "readout", "calibration")
+_SPECS = ("task", "deltas", "readout", "calibration", "search")
 
 
 @dataclass(frozen=True)

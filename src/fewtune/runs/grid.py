@@ -87,8 +87,8 @@ def _jobs(file: JobFile, read: dict[str, tuple[Task, Split]], backbone: Backbone
 
 
 def _of(settings: Settings, drawn: Split, seed: int) -> tuple[Split, Settings]:
-    """What a method is given: without training neither labelled rows nor a seed, so that it is one job for all draws."""
-    if settings.way == "zeroshot":
+    """What a method is given: without training or a search neither labelled rows nor a seed, so that it is one job for all draws."""
+    if settings.way == "zeroshot" and not settings.search:
         return replace(drawn, train=()), settings
     return drawn, replace(settings, seed=seed)
 

@@ -65,7 +65,8 @@ class Judged:
 
 @dataclass(frozen=True)
 class Ladder:
-    """Zero-shot, zero-shot calibrated, tuned; where no word is read, frozen embeddings and tuned, or tuned alone."""
+    """Zero-shot, zero-shot calibrated, zero-shot with what a search finds if one is wanted, tuned; where no word is read, frozen
+    embeddings and tuned, or tuned alone."""
 
     def run(self, recipe: Recipe, split: Split, backbone: Backbone, *, session: Session) -> TunedModel:
         """The model of the rung that was kept; `about` holds its estimate and each rung's figures.
@@ -100,14 +101,17 @@ def _judged(rungs: tuple[Rung, ...], judging: Split, backbone: Backbone, session
 
 
 def _rungs(recipe: Recipe) -> tuple[Rung, ...]:
-    tuned, bare = Rung("tuned", Supervised(), recipe), replace(recipe, deltas=())
+    tuned, bare = Rung("tuned", Supervised(), recipe), replace(recipe, deltas=(), search=())
     if not recipe.readout.needs_slot:
         frozen = Rung("frozen embeddings", Supervised(), bare)
         return (frozen, tuned) if recipe.readout.pairs and recipe.deltas else (tuned,)
     kinds: dict[str, Calibration] = {"zero-shot": Uncalibrated(), "zero-shot calibrated": Contextual()}
     if recipe.calibration is not None and recipe.calibration.needs != "targets":
         kinds = {"zero-shot": recipe.calibration}
-    return (*(Rung(name, ZeroShot(), replace(bare, calibration=kind)) for name, kind in kinds.items()), tuned)
+    simple = (Rung(name, ZeroShot(), replace(bare, calibration=kind)) for name, kind in kinds.items())
+    # Without a delta nothing is tuned, and what is found is found from the rows that a fold may see.
+    found = (Rung("zero-shot, searched", Supervised(), replace(recipe, deltas=())),) if recipe.search else ()
+    return (*simple, *found, tuned)
 
 
 def _unseen(rung: Rung, judging: Split, backbone: Backbone, session: Session) -> Tensor:

@@ -24,6 +24,7 @@ from fewtune.precision import settle_precision
 from fewtune.prompt.encode import Batch, Row, balanced_order, bucketed_order, buckets
 from fewtune.readout.calibration import Calibrator, Contextual, Uncalibrated
 from fewtune.recipe import Recipe
+from fewtune.strategies.searching import searched
 from fewtune.strategies.zeroshot import calibrate, targets
 from fewtune.tasks import KINDS
 from fewtune.train.cache import StateCache
@@ -49,10 +50,11 @@ class Supervised:
         if not split.train:
             raise DataError(expected="labelled rows", got="none", where="fit", fix="Give a file with labels, or use zeroshot.")
         KINDS.member(recipe.task.kind)().check(recipe.task, split.train, "fit")
-        model = self._untuned(recipe, split, backbone, session)
+        asked, (recipe, about) = recipe, searched(recipe, split, backbone, session)
+        model = replace(self._untuned(recipe, split, backbone, session), about=about)
         temperature = 1.0
         if recipe.calibration is not None and recipe.calibration.needs == "targets":
-            fold_recipe = replace(recipe, calibration=Uncalibrated())
+            fold_recipe = replace(asked, calibration=Uncalibrated())  # which searches anew in each fold
             scores_NC = out_of_fold(fold_recipe, split, backbone, session, read=TunedModel.raw_scores)
             temperature = recipe.calibration.fit(scores_NC, targets(model, split.train)).temperature
         tuned = _tune(model, recipe, split.train, session)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from fewtune.model import TunedModel
 from fewtune.precision import settle_precision
 from fewtune.readout.calibration import Calibration, Calibrator, Contextual, Uncalibrated
 from fewtune.recipe import Recipe
+from fewtune.strategies.searching import searched
 from fewtune.tasks import KINDS
 from fewtune.train.fit import Session
 
@@ -25,15 +26,16 @@ class ZeroShot:
     """Answers from the PLM alone. With no calibration named it is contextual, unless labelled rows say that it hurts."""
 
     def run(self, recipe: Recipe, split: Split, backbone: Backbone, *, session: Session) -> TunedModel:
-        """Labelled rows are used for nothing but the calibration."""
+        """Labelled rows are used for nothing but the search and the calibration."""
         if recipe.deltas or not recipe.readout.needs_slot:
             what = "deltas" if recipe.deltas else "a head"
             raise TaskError(expected="the PLM as it is", got=what, where="strategy zeroshot", fix="Choose --strategy supervised.")
+        recipe, about = searched(recipe, split, backbone, session)
         model = TunedModel.assemble(backbone, recipe.task, recipe.readout, max_length=recipe.max_length, seed=recipe.seed)
         for note in model.asked.notes:
             session.say(note)
         settle_precision(model, recipe.precision, split)
-        return model.calibrated(calibrate(model, recipe.calibration, split, otherwise=Contextual()))
+        return replace(model, about=about).calibrated(calibrate(model, recipe.calibration, split, otherwise=Contextual()))
 
 
 def calibrate(model: TunedModel, wanted: Calibration | None, split: Split, *, otherwise: Calibration) -> Calibrator:

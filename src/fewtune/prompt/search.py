@@ -1,0 +1,235 @@
+"""Find label words and templates with the help of labelled rows. Knows what to try and what to keep; asks a `Judge` how it does, and so
+knows no model.
+
+Choosing one prompt on a few rows is close to choosing at random: scores of the same template on two draws of 16 rows hardly correlate. So
+the best few are kept and averaged, the spread is said, and no figure of what was found is an estimate of its accuracy.
+
+Dimensions: N rows, F inputs without content, K words, C labels, M proposals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewtune import registry
+from fewtune.errors import SpecError, TaskError
+from fewtune.prompt import label_words, library
+from fewtune.prompt.label_words import Array, Indices
+from fewtune.tasks.task import Task
+
+_SHOWN = 20
+_Words = tuple[tuple[int, ...], ...]  # for each label, its words by their numbers
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Uncalibrated scores of the labels for the labelled rows and for inputs without content: rows_NC, free_FC.
+
+    Of a whole vocabulary they are log-probabilities of its words: rows_NK, free_FK.
+    """
+
+    rows: Array
+    free: Array
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a prompt does on the labelled rows once it is calibrated on others of them: the loss of each row, and whether it is right."""
+
+    losses_N: Array
+    right_N: NDArray[np.bool_]
+
+
+class Judge(Protocol):
+    """What a search may ask of an untuned PLM about the labelled rows."""
+
+    targets_N: Indices
+    causal: bool
+
+    def scores(self, task: Task) -> Scores:
+        """How the templates and words of `task` score its labels; raises `TaskError` where they cannot be read."""
+        ...
+
+    def vocabulary(self, task: Task) -> tuple[tuple[str, ...], Scores]:
+        """Every word that may be chosen, and its log-probability in the slot, the mean over the task's templates."""
+        ...
+
+    def judge(self, scores: Scores) -> Judged:
+        """Losses, each row's under a calibration that was fitted without it."""
+        ...
+
+    def alike(self, judged: Sequence[Judged]) -> int:
+        """How many cannot be told from the best."""
+        ...
+
+    def tell(self, done: int, all: int, loss: float) -> None:
+        """Show how far the search is."""
+        ...
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What was tried: a template, or a word for each label. `given` says that it is what the search started from.
+
+    `loss` and `accuracy` are its own figures on the rows that chose it, and no estimate.
+    """
+
+    text: str
+    loss: float
+    accuracy: float
+    kept: bool = False
+    given: bool = False
+
+
+@dataclass(frozen=True)
+class Found:
+    """The task with what was found in it, and what was tried, the best first; `alike` of them cannot be told from the best."""
+
+    task: Task
+    proposals: tuple[Proposal, ...]
+    alike: int
+    rows: int
+
+    @property
+    def kept(self) -> tuple[Proposal, ...]:
+        """What is averaged."""
+        return tuple(one for one in self.proposals if one.kept)
+
+    def to_dict(self) -> dict[str, registry.Plain]:
+        """Plain data for JSON: counts, the spread of the losses, and the first 20 proposals."""
+        losses = [one.loss for one in self.proposals]
+        return {
+            "rows": self.rows,
+            "tried": len(self.proposals),
+            "alike": self.alike,
+            "loss": {"low": min(losses), "high": max(losses)},
+            "proposals": [registry.to_dict(one) for one in self.proposals if one.kept or one.given or one in self.proposals[:_SHOWN]],
+        }
+
+
+class Search(Protocol):
+    """A frozen dataclass with one verb."""
+
+    def find(self, task: Task, judge: Judge) -> Found:
+        """Better words or templates for `task`; raises `TaskError` where there is nothing to search."""
+        ...
+
+
+@dataclass(frozen=True)
+class WordSearch:
+    """Label words from the labelled rows, for the templates as they are.
+
+    `by="likelihood"` (Gao et al. 2021, section 5.1): of each label the `likely` likeliest words, of all assignments the `tried` with the
+    best zero-shot accuracy, judged again by their cross-validated loss; the words of the best `keep` are averaged. `by="ratio"`
+    (Schick, Schmid & Schütze 2020): of each label's likely words the `keep` with the highest likelihood ratio.
+    """
+
+    by: Literal["likelihood", "ratio"] = "likelihood"
+    keep: int = 10
+    likely: int | None = None
+    tried: int = 100
+
+    def __post_init__(self) -> None:
+        _positive(keep=self.keep, likely=self.likely, tried=self.tried)
+
+    def find(self, task: Task, judge: Judge) -> Found:
+        """Raises `TaskError` where the vocabulary has fewer words than there are labels."""
+        words, scores = judge.vocabulary(task)
+        if len(words) < len(task.labels):
+            fix = "Name words with --words, or take another --backbone."
+            raise TaskError(expected=f"a vocabulary of {len(task.labels)} words", got=str(len(words)), where="--search words", fix=fix)
+        find = self._by_ratio if self.by == "ratio" else self._by_likelihood
+        chosen, tried, kept = find(judge, scores, len(task.labels))
+        texts = [_spelled(task, words, one) for one in tried]
+        judged = [judge.judge(_only(scores, one)) for one in tried]
+        found = replace(task, words={label: tuple(words[word] for word in own) for label, own in zip(task.labels, chosen, strict=True)})
+        return _found(found, texts, judged, {texts[place] for place in kept}, judge, _as_given(task, judge))
+
+    def _by_likelihood(self, judge: Judge, scores: Scores, labels: int) -> tuple[_Words, list[_Words], list[int]]:
+        candidates = label_words.likeliest(scores.rows, judge.targets_N, max(self.likely or 100, labels), labels=labels)
+        tried = label_words.assignments(scores.rows, judge.targets_N, candidates, most=self.tried)
+        losses = [judge.judge(_only(scores, [[word] for word in one.words])).losses_N.mean() for one in tried]
+        best = [tried[place].words for place in np.argsort(losses, kind="stable")]
+        kept, chosen = label_words.pooled(best, keep=self.keep)
+        return chosen, [tuple((word,) for word in one) for one in best], kept
+
+    def _by_ratio(self, judge: Judge, scores: Scores, labels: int) -> tuple[_Words, list[_Words], list[int]]:
+        keep = min(self.keep, scores.rows.shape[1] // labels)
+        candidates = label_words.likeliest(scores.rows, judge.targets_N, max(self.likely or 1000, labels * keep), labels=labels)
+        ratios_CK = label_words.ratios(scores.rows, judge.targets_N, labels=labels)
+        chosen = label_words.shared_out(ratios_CK, candidates, keep=keep)
+        return chosen, [chosen], [0]
+
+
+@dataclass(frozen=True)
+class TemplateSearch:
+    """Templates from a library and paraphrases, for the label words as they are: up to `tried` are judged by their cross-validated loss,
+    and the best `keep` are averaged."""
+
+    keep: int = 4
+    tried: int = 12
+
+    def __post_init__(self) -> None:
+        _positive(keep=self.keep, tried=self.tried)
+
+    def find(self, task: Task, judge: Judge) -> Found:
+        """Raises `TaskError` for a template of the task itself that cannot be read; others that cannot are left out."""
+        given = task.templates or library.templates_of(task, slot=True)
+        listed = library.candidates(task, causal=judge.causal)[: max(self.tried, len(given))]
+        judged: dict[str, Judged] = {}
+        for number, text in enumerate(listed):
+            try:
+                judged[text] = judge.judge(judge.scores(replace(task, templates=(text,))))
+            except TaskError:
+                if text in given:
+                    raise
+                continue
+            judge.tell(number + 1, len(listed), float(judged[text].losses_N.mean()))
+        best = sorted(judged, key=lambda text: float(judged[text].losses_N.mean()))[: self.keep]
+        found = replace(task, templates=tuple(best))
+        return _found(found, list(judged), list(judged.values()), set(best), judge, {text: judged[text] for text in given})
+
+
+SEARCHES: registry.Table[Search] = registry.Table("search", {"words": WordSearch, "templates": TemplateSearch})
+"""Here and not beside the other prompts' modules, for these are read where no search is wanted."""
+
+
+def _positive(**numbers: int | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise SpecError(expected="a number above 0", got=str(number), where=f"search.{name}", fix="Ask for at least 1.")
+
+
+def _only(scores: Scores, words: Sequence[Sequence[int]]) -> Scores:
+    """The labels' scores when each is read at its words: the mean over them."""
+    return Scores(*(np.stack([one[:, list(own)].mean(1) for own in words], 1) for one in (scores.rows, scores.free)))
+
+
+def _spelled(task: Task, words: Sequence[str], chosen: _Words) -> str:
+    """The words as `--words` takes them."""
+    return ",".join(f"{label}={'|'.join(words[word] for word in own)}" for label, own in zip(task.labels, chosen, strict=True))
+
+
+def _as_given(task: Task, judge: Judge) -> dict[str, Judged]:
+    """What the words do that the search starts from; nothing where they cannot be read."""
+    try:
+        judged = judge.judge(judge.scores(task))
+    except TaskError:
+        return {}
+    return {",".join(f"{label}={'|'.join(task.words.get(label, (label,)))}" for label in task.labels): judged}
+
+
+def _found(
+    task: Task, texts: Sequence[str], judged: Sequence[Judged], kept: Collection[str], judge: Judge, given: Mapping[str, Judged]
+) -> Found:
+    every = {**dict(zip(texts, judged, strict=True)), **given}
+    order = sorted(every, key=lambda text: float(every[text].losses_N.mean()))
+    proposals = (
+        Proposal(text, float(every[text].losses_N.mean()), float(every[text].right_N.mean()), text in kept, text in given) for text in order
+    )
+    return Found(task, tuple(proposals), judge.alike(list(every.values())), len(judge.targets_N))
