@@ -22,7 +22,7 @@ from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.load import load as load_backbone
 from fewtune.data import readers
 from fewtune.data.example import Example, Split
-from fewtune.data.writers import open_writer
+from fewtune.data.writers import check_place, open_writer, write_text
 from fewtune.deltas import DELTAS
 from fewtune.deltas.delta import Delta
 from fewtune.deltas.lora import LoRA
@@ -32,7 +32,7 @@ from fewtune.errors import DataError
 from fewtune.evaluation import Evaluation, evaluate
 from fewtune.model import DEFAULT_LENGTH, Tally, TunedModel
 from fewtune.prompt.defaults import single_tokens
-from fewtune.prompt.search import SEARCHES, Search
+from fewtune.prompt.search import SEARCHES, Found, Search
 from fewtune.readout import READOUTS
 from fewtune.readout.calibration import Calibration, Contextual
 from fewtune.readout.cloze import Cloze
@@ -286,6 +286,32 @@ def fit_files(
     if evaluation:
         seconds["predict"] = evaluation.seconds
     return Fitted(model, seconds, evaluation, out)
+
+
+def search_files(
+    train: Source,
+    out: Path | None,
+    *,
+    task: Task | None,
+    settings: Settings,
+    labels: Sequence[str] = (),
+    templates: Sequence[str] = (),
+    words: Mapping[str, tuple[str, ...]] | None = None,
+    overwrite: bool = False,
+    say: Say = _silent,
+    progress: Progress = lambda what, done, steps, loss: None,
+) -> dict[str, Found]:
+    """`fewtune search`: what each of `settings.search` finds, by its name; the last one's task is written to `out`."""
+    if out:
+        check_place(out, overwrite)
+    reading = read(train, labeled=True, task=task, say=say)
+    task = task or task_of(reading, labels=labels, templates=templates, words=words or {})
+    backbone = load_backbone(settings.backbone, device=settings.device, say=say)
+    session = Session(progress=progress, say=say)
+    found = searching.find(recipe_of(task, backbone, settings), Split(train=reading.examples), backbone, session)
+    if out:
+        write_text(out, [*found.values()][-1].task.to_toml(), overwrite=overwrite)
+    return found
 
 
 def _key(task: Task, split: Split, backbone: Backbone, settings: Settings) -> str:

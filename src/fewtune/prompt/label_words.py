@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
+Chosen = tuple[tuple[int, ...], ...]
+"""For each label, its words by their places among the K."""
+
 _BEAM = 100
 """Partial assignments that are carried from label to label: with up to as many words of a label, two labels are searched wholly."""
 
@@ -114,7 +117,7 @@ def ratios(log_NK: Array, targets_N: Indices, *, labels: int) -> Array:
     return ratios_CK
 
 
-def shared_out(scores_CK: Array, candidates: Sequence[Indices], *, keep: int) -> tuple[tuple[int, ...], ...]:
+def shared_out(scores_CK: Array, candidates: Sequence[Indices], *, keep: int) -> Chosen:
     """For each label up to `keep` of its candidates, the highest scores first; no word for two labels, the higher score has it."""
     pairs = sorted((-scores_CK[label, word], label, int(word)) for label, words in enumerate(candidates) for word in words)
     chosen: list[list[int]] = [[] for _ in candidates]
@@ -126,20 +129,21 @@ def shared_out(scores_CK: Array, candidates: Sequence[Indices], *, keep: int) ->
     return tuple(map(tuple, chosen))
 
 
-def pooled(ordered: Sequence[Sequence[int]], *, keep: int) -> tuple[list[int], tuple[tuple[int, ...], ...]]:
-    """The first `keep` assignments that do not contradict one another, by their places, and each label's words in them.
+def pooled(ordered: Sequence[Chosen], *, keep: int) -> tuple[list[int], Chosen]:
+    """The places of the first `keep` choices that do not contradict one another, and each label's words in them.
 
-    A word that stands for one label in a better assignment cannot stand for another; so averaging over the words is averaging over
-    the assignments, each word once.
+    A word that stands for one label in a better choice cannot stand for another; so averaging over the words is averaging over the
+    choices, each word once.
 
-    >>> pooled([(0, 1), (0, 2), (2, 1), (3, 1)], keep=3)
+    >>> pooled([((0,), (1,)), ((0,), (2,)), ((2,), (1,)), ((3,), (1,))], keep=3)
     ([0, 1, 3], ((0, 3), (1, 2)))
     """
     owner: dict[int, int] = {}
     kept: list[int] = []
-    for place, words in enumerate(ordered):
-        if len(kept) < keep and all(owner.get(word, label) == label for label, word in enumerate(words)):
-            owner |= {word: label for label, word in enumerate(words)}
+    for place, chosen in enumerate(ordered):
+        claims = {word: label for label, words in enumerate(chosen) for word in words}
+        if len(kept) < keep and all(owner.get(word, label) == label for word, label in claims.items()):
+            owner |= claims
             kept.append(place)
-    labels = len(ordered[0])
-    return kept, tuple(tuple(dict.fromkeys(ordered[place][label] for place in kept)) for label in range(labels))
+    labels = range(len(ordered[0]))
+    return kept, tuple(tuple(dict.fromkeys(word for place in kept for word in ordered[place][label])) for label in labels)

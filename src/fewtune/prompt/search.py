@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from fewtune import registry
 from fewtune.errors import SpecError, TaskError
 from fewtune.prompt import label_words, library
-from fewtune.prompt.label_words import Array, Indices
+from fewtune.prompt.defaults import templates_of
+from fewtune.prompt.label_words import Array, Chosen, Indices
 from fewtune.tasks.task import Task
 
 _SHOWN = 20
-_Words = tuple[tuple[int, ...], ...]  # for each label, its words by their numbers
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,15 @@ class Judge(Protocol):
         """How the templates and words of `task` score its labels; raises `TaskError` where they cannot be read."""
         ...
 
-    def vocabulary(self, task: Task) -> tuple[tuple[str, ...], Scores]:
-        """Every word that may be chosen, and its log-probability in the slot, the mean over the task's templates."""
+    def own_words(self, task: Task) -> Mapping[str, tuple[str, ...]]:
+        """The words that `task` has for its labels, or their names; none where these cannot be told apart."""
+        ...
+
+    def vocabulary(self, task: Task, *, without: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Scores]:
+        """Every word that may be chosen, and its log-probability in the slot, the mean over the task's templates.
+
+        None is read at the same token as one of the labels' words in `without`.
+        """
         ...
 
     def judge(self, scores: Scores) -> Judged:
@@ -88,10 +95,15 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Found:
-    """The task with what was found in it, and what was tried, the best first; `alike` of them cannot be told from the best."""
+    """The task with what was found in it, and what was tried, the best first; `alike` of them cannot be told from the best.
+
+    `lines` are what was found, as a person reads it. `loss` is that of what is kept, averaged; it, too, is no estimate.
+    """
 
     task: Task
+    lines: tuple[str, ...]
     proposals: tuple[Proposal, ...]
+    loss: float
     alike: int
     rows: int
 
@@ -100,15 +112,30 @@ class Found:
         """What is averaged."""
         return tuple(one for one in self.proposals if one.kept)
 
+    @property
+    def shown(self) -> tuple[Proposal, ...]:
+        """The first twenty, and what the search started from."""
+        return (*self.proposals[:_SHOWN], *(one for one in self.proposals[_SHOWN:] if one.given))
+
+    def summary(self, name: str) -> str:
+        """A sentence for the user: how many were tried, how far they lie apart, what is kept, and that no figure is an estimate."""
+        losses = [one.loss for one in self.proposals]
+        return (
+            f"{len(losses)} {name} tried on {self.rows} labelled rows, losses {min(losses):.2f} to {max(losses):.2f}, "
+            f"{self.alike} not to be told from the best; {len(self.kept)} averaged ({self.loss:.2f}). "
+            f"These figures chose the {name} and estimate nothing."
+        )
+
     def to_dict(self) -> dict[str, registry.Plain]:
         """Plain data for JSON: counts, the spread of the losses, and the first 20 proposals."""
         losses = [one.loss for one in self.proposals]
         return {
             "rows": self.rows,
             "tried": len(self.proposals),
+            "kept": len(self.kept),
             "alike": self.alike,
-            "loss": {"low": min(losses), "high": max(losses)},
-            "proposals": [registry.to_dict(one) for one in self.proposals if one.kept or one.given or one in self.proposals[:_SHOWN]],
+            "loss": {"averaged": self.loss, "low": min(losses), "high": max(losses)},
+            "proposals": [registry.to_dict(one) for one in self.shown],
         }
 
 
@@ -127,43 +154,48 @@ class WordSearch:
     `by="likelihood"` (Gao et al. 2021, section 5.1): of each label the `likely` likeliest words, of all assignments the `tried` with the
     best zero-shot accuracy, judged again by their cross-validated loss; the words of the best `keep` are averaged. `by="ratio"`
     (Schick, Schmid & Schütze 2020): of each label's likely words the `keep` with the highest likelihood ratio.
+
+    With `own` the words that the task has, or the labels' names, stay among them: what a name says is worth more than a few rows.
     """
 
     by: Literal["likelihood", "ratio"] = "likelihood"
-    keep: int = 10
+    keep: int = 30
     likely: int | None = None
     tried: int = 100
+    own: bool = True
 
     def __post_init__(self) -> None:
         _positive(keep=self.keep, likely=self.likely, tried=self.tried)
 
     def find(self, task: Task, judge: Judge) -> Found:
         """Raises `TaskError` where the vocabulary has fewer words than there are labels."""
-        words, scores = judge.vocabulary(task)
+        named = judge.own_words(task)
+        own = named if self.own else {}
+        words, scores = judge.vocabulary(task, without=own)
         if len(words) < len(task.labels):
             fix = "Name words with --words, or take another --backbone."
             raise TaskError(expected=f"a vocabulary of {len(task.labels)} words", got=str(len(words)), where="--search words", fix=fix)
-        find = self._by_ratio if self.by == "ratio" else self._by_likelihood
-        chosen, tried, kept = find(judge, scores, len(task.labels))
-        texts = [_spelled(task, words, one) for one in tried]
-        judged = [judge.judge(_only(scores, one)) for one in tried]
-        found = replace(task, words={label: tuple(words[word] for word in own) for label, own in zip(task.labels, chosen, strict=True)})
-        return _found(found, texts, judged, {texts[place] for place in kept}, judge, _as_given(task, judge))
+        propose = self._by_ratio if self.by == "ratio" else self._by_likelihood
+        tried = {_spelled(task, words, one): one for one in propose(judge, scores, len(task.labels))}
+        judged = {text: judge.judge(_only(scores, one)) for text, one in tried.items()}
+        order = _best_first(judged)
+        places, chosen = label_words.pooled([tried[text] for text in order], keep=self.keep)
+        new = dict(zip(task.labels, chosen, strict=True))
+        found = replace(task, words={label: (*own.get(label, ()), *(words[word] for word in new[label])) for label in task.labels})
+        given = {_spoken(named) if named else "letters": judge.judge(judge.scores(task))}
+        kept = {*(order[place] for place in places), *(given if own else ())}
+        return _found(found, [f"{label}={'|'.join(one)}" for label, one in found.words.items()], judged, kept, given, judge)
 
-    def _by_likelihood(self, judge: Judge, scores: Scores, labels: int) -> tuple[_Words, list[_Words], list[int]]:
+    def _by_likelihood(self, judge: Judge, scores: Scores, labels: int) -> list[Chosen]:
         candidates = label_words.likeliest(scores.rows, judge.targets_N, max(self.likely or 100, labels), labels=labels)
-        tried = label_words.assignments(scores.rows, judge.targets_N, candidates, most=self.tried)
-        losses = [judge.judge(_only(scores, [[word] for word in one.words])).losses_N.mean() for one in tried]
-        best = [tried[place].words for place in np.argsort(losses, kind="stable")]
-        kept, chosen = label_words.pooled(best, keep=self.keep)
-        return chosen, [tuple((word,) for word in one) for one in best], kept
+        found = label_words.assignments(scores.rows, judge.targets_N, candidates, most=self.tried)
+        return [tuple((word,) for word in one.words) for one in found]
 
-    def _by_ratio(self, judge: Judge, scores: Scores, labels: int) -> tuple[_Words, list[_Words], list[int]]:
+    def _by_ratio(self, judge: Judge, scores: Scores, labels: int) -> list[Chosen]:
         keep = min(self.keep, scores.rows.shape[1] // labels)
         candidates = label_words.likeliest(scores.rows, judge.targets_N, max(self.likely or 1000, labels * keep), labels=labels)
         ratios_CK = label_words.ratios(scores.rows, judge.targets_N, labels=labels)
-        chosen = label_words.shared_out(ratios_CK, candidates, keep=keep)
-        return chosen, [chosen], [0]
+        return [label_words.shared_out(ratios_CK, candidates, keep=keep)]
 
 
 @dataclass(frozen=True)
@@ -179,7 +211,7 @@ class TemplateSearch:
 
     def find(self, task: Task, judge: Judge) -> Found:
         """Raises `TaskError` for a template of the task itself that cannot be read; others that cannot are left out."""
-        given = task.templates or library.templates_of(task, slot=True)
+        given = task.templates or templates_of(task, slot=True)
         listed = library.candidates(task, causal=judge.causal)[: max(self.tried, len(given))]
         judged: dict[str, Judged] = {}
         for number, text in enumerate(listed):
@@ -190,9 +222,9 @@ class TemplateSearch:
                     raise
                 continue
             judge.tell(number + 1, len(listed), float(judged[text].losses_N.mean()))
-        best = sorted(judged, key=lambda text: float(judged[text].losses_N.mean()))[: self.keep]
+        best = _best_first(judged)[: self.keep]
         found = replace(task, templates=tuple(best))
-        return _found(found, list(judged), list(judged.values()), set(best), judge, {text: judged[text] for text in given})
+        return _found(found, [repr(text) for text in best], judged, set(best), {text: judged[text] for text in given}, judge)
 
 
 SEARCHES: registry.Table[Search] = registry.Table("search", {"words": WordSearch, "templates": TemplateSearch})
@@ -205,31 +237,29 @@ def _positive(**numbers: int | None) -> None:
             raise SpecError(expected="a number above 0", got=str(number), where=f"search.{name}", fix="Ask for at least 1.")
 
 
+def _best_first(judged: Mapping[str, Judged]) -> list[str]:
+    return sorted(judged, key=lambda text: float(judged[text].losses_N.mean()))
+
+
 def _only(scores: Scores, words: Sequence[Sequence[int]]) -> Scores:
     """The labels' scores when each is read at its words: the mean over them."""
     return Scores(*(np.stack([one[:, list(own)].mean(1) for own in words], 1) for one in (scores.rows, scores.free)))
 
 
-def _spelled(task: Task, words: Sequence[str], chosen: _Words) -> str:
-    """The words as `--words` takes them."""
-    return ",".join(f"{label}={'|'.join(words[word] for word in own)}" for label, own in zip(task.labels, chosen, strict=True))
+def _spelled(task: Task, words: Sequence[str], chosen: Chosen) -> str:
+    return _spoken({label: [words[word] for word in own] for label, own in zip(task.labels, chosen, strict=True)})
 
 
-def _as_given(task: Task, judge: Judge) -> dict[str, Judged]:
-    """What the words do that the search starts from; nothing where they cannot be read."""
-    try:
-        judged = judge.judge(judge.scores(task))
-    except TaskError:
-        return {}
-    return {",".join(f"{label}={'|'.join(task.words.get(label, (label,)))}" for label in task.labels): judged}
+def _spoken(words: Mapping[str, Sequence[str]]) -> str:
+    """Words as `--words` takes them."""
+    return ",".join(f"{label}={'|'.join(own)}" for label, own in words.items())
 
 
 def _found(
-    task: Task, texts: Sequence[str], judged: Sequence[Judged], kept: Collection[str], judge: Judge, given: Mapping[str, Judged]
+    task: Task, lines: Sequence[str], tried: Mapping[str, Judged], kept: Collection[str], given: Mapping[str, Judged], judge: Judge
 ) -> Found:
-    every = {**dict(zip(texts, judged, strict=True)), **given}
-    order = sorted(every, key=lambda text: float(every[text].losses_N.mean()))
-    proposals = (
-        Proposal(text, float(every[text].losses_N.mean()), float(every[text].right_N.mean()), text in kept, text in given) for text in order
-    )
-    return Found(task, tuple(proposals), judge.alike(list(every.values())), len(judge.targets_N))
+    every = {**tried, **given}
+    figures = [(text, float(every[text].losses_N.mean()), float(every[text].right_N.mean())) for text in _best_first(every)]
+    proposals = tuple(Proposal(*figure, kept=figure[0] in kept, given=figure[0] in given) for figure in figures)
+    together = float(judge.judge(judge.scores(task)).losses_N.mean())
+    return Found(task, tuple(lines), proposals, together, judge.alike(list(every.values())), len(judge.targets_N))

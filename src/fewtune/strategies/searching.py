@@ -9,7 +9,7 @@ Dimensions: N rows, F inputs without content, B batch, D width, K words, V vocab
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,12 +23,12 @@ from fewtune.data.sampling import capped, derive, folds
 from fewtune.errors import DataError, SpecError, TaskError
 from fewtune.model import TunedModel
 from fewtune.precision import settle_precision
-from fewtune.prompt.defaults import templates_of
+from fewtune.prompt.defaults import spoken, templates_of
 from fewtune.prompt.encode import Encoder, buckets, collate
 from fewtune.prompt.label_words import Indices
 from fewtune.prompt.search import SEARCHES, Found, Judged, Scores, Search
 from fewtune.prompt.template import Template
-from fewtune.prompt.verbalizer import whole_words
+from fewtune.prompt.verbalizer import Verbalizer, whole_words
 from fewtune.readout.calibration import CONTENT_FREE, Calibrator, Contextual, Temperature, Uncalibrated
 from fewtune.recipe import Recipe
 from fewtune.registry import Plain
@@ -50,6 +50,8 @@ def searched(recipe: Recipe, split: Split, backbone: Backbone, session: Session)
     if not recipe.search:
         return recipe, {}
     found = find(recipe, split, backbone, session)
+    if not session.told:
+        _say(found, session)
     task = list(found.values())[-1].task
     return replace(recipe, task=task, search=()), {"search": {name: one.to_dict() for name, one in found.items()}}
 
@@ -66,8 +68,6 @@ def find(recipe: Recipe, split: Split, backbone: Backbone, session: Session) -> 
     for name, search in searches.items():
         found[name] = search.find(task, judge)
         task = found[name].task
-        if not session.told:
-            _say(name, found[name], session)
     return found
 
 
@@ -82,7 +82,7 @@ def _in_order(searches: Sequence[Search]) -> dict[str, Search]:
 def check(recipe: Recipe) -> None:
     """Raise `TaskError` where a search is wanted and no word is read, or the task has no labels to find words for."""
     if recipe.search and not recipe.readout.needs_slot:
-        fix = "Use --readout cloze, or leave --search out."
+        fix = "Take --readout cloze and a --backbone with a language-modelling head, or leave --search out."
         raise TaskError(expected="a readout that reads a word", got="one without label words", where="--search", fix=fix)
     if recipe.search and recipe.task.kind != "classification":
         fix = "Leave --search out."
@@ -101,18 +101,11 @@ def _rows(recipe: Recipe, train: Sequence[Example]) -> tuple[Example, ...]:
     return tuple(example for _, example in capped(groups, most, seed=derive(recipe.seed, "search")))
 
 
-def _say(name: str, found: Found, session: Session) -> None:
-    losses = [one.loss for one in found.proposals]
-    session.say(
-        f"{len(losses)} {name} tried, losses {min(losses):.2f} to {max(losses):.2f}; {found.alike} cannot be told from the best. "
-        f"{len(found.kept)} are averaged; their figures chose them and estimate nothing."
-    )
-    if name == "templates":
-        for one in found.kept:
-            session.say(f"  {one.loss:.2f}  {one.text!r}")
-    else:
-        for label in found.task.labels:
-            session.say(f"  {label}={'|'.join(found.task.words[label])}")
+def _say(found: Mapping[str, Found], session: Session) -> None:
+    for name, one in found.items():
+        session.say(one.summary(name))
+        for line in one.lines:
+            session.say(f"  {line}")
 
 
 class PLMJudge:
@@ -134,19 +127,36 @@ class PLMJudge:
 
     def scores(self, task: Task) -> Scores:
         """Uncalibrated scores of the rows and of inputs without content, the mean over the task's templates."""
-        model = self.model(task)
+        asked = [replace(task, templates=(text,)) for text in task.templates] or [task]
+        return self._split([self._scores(self.model(one)) for one in asked])
 
+    def _scores(self, model: TunedModel) -> Tensor:
         def compute(examples: Sequence[Example]) -> Tensor:
             return model.raw_scores(examples)
 
-        what = ("scores", repr(self.recipe.readout), model.max_length, repr(model.asked))
-        return self._split([self._kept(what, compute)])
+        return self._kept(("scores", repr(model.readout), model.max_length, repr(model.asked)), compute)
 
-    def vocabulary(self, task: Task) -> tuple[tuple[str, ...], Scores]:
+    def own_words(self, task: Task) -> dict[str, tuple[str, ...]]:
+        """The words that the task has, or its labels' names; none where these cannot be told apart."""
+        words = {label: task.words.get(label, (spoken(label),)) for label in task.labels}
+        try:
+            for template in _templates(task):
+                self._ids(words, template)
+        except TaskError:
+            return {}
+        return words
+
+    def _ids(self, words: Mapping[str, tuple[str, ...]], template: Template) -> tuple[tuple[int, ...], ...]:
+        return Verbalizer(words).ids(self.backbone.tokenizer, lead=_lead(template)).ids
+
+    def vocabulary(self, task: Task, *, without: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Scores]:
         """Every whole word that can be read in each of the templates, and its log-probabilities, the mean over them."""
-        templates = [Template.parse(text) for text in task.templates or templates_of(task, slot=True)]
-        tokens = [whole_words(self.backbone.tokenizer, template.slot.lead if template.slot else "") for template in templates]
-        words = tuple(word for word in tokens[0] if all(word in one for one in tokens))
+        templates = _templates(task)
+        tokens = [whole_words(self.backbone.tokenizer, _lead(template)) for template in templates]
+        taken = [{token for own in self._ids(without, template) for token in own} for template in templates]
+        words = tuple(
+            word for word in tokens[0] if all(word in one and one[word] not in out for one, out in zip(tokens, taken, strict=True))
+        )
         logs = []
         for template, ids in zip(templates, tokens, strict=True):
             states_ND = self._states(template, task)
@@ -174,10 +184,8 @@ class PLMJudge:
     def _log_probabilities(self, states_ND: Tensor, words_K: Tensor) -> Tensor:
         """log_NK of the words, over the whole vocabulary."""
         every_V = torch.arange(int(self.backbone.model.config.vocab_size), device=self.backbone.device)
-        logs = []
-        for part_BD in states_ND.to(self.backbone.device).split(32):
-            logs.append(self.backbone.lm_logits(part_BD, every_V).log_softmax(-1)[:, words_K.to(every_V.device)].cpu())
-        return torch.cat(logs)
+        logs = [self.backbone.lm_logits(part_BD, every_V).log_softmax(-1) for part_BD in torch.split(states_ND.to(every_V.device), 32)]
+        return torch.cat([log_BV[:, words_K.to(every_V.device)].cpu() for log_BV in logs])
 
     @torch.no_grad()
     def _kept(self, what: tuple[Hashable, ...], compute: Callable[[Sequence[Example]], Tensor]) -> Tensor:
@@ -217,6 +225,14 @@ class PLMJudge:
         if done == 1 and seconds > 1 and not self.session.told:
             self.session.say(f"Judging {all} templates: about {seconds:.0f} s more.")
         self.session.progress(f"{self.session.label}.search", done, all, loss)
+
+
+def _templates(task: Task) -> list[Template]:
+    return [Template.parse(text) for text in task.templates or templates_of(task, slot=True)]
+
+
+def _lead(template: Template) -> str:
+    return template.slot.lead if template.slot else ""
 
 
 def _calibrator(scores_NC: Tensor, free_FC: Tensor, targets_N: Tensor) -> Calibrator:
