@@ -201,10 +201,11 @@ class WordSearch:
 @dataclass(frozen=True)
 class TemplateSearch:
     """Templates from a library and paraphrases, for the label words as they are: up to `tried` are judged by their cross-validated loss,
-    and the best `keep` are averaged."""
+    and the best `keep` are averaged. With `own` those that the task has, or the default, are always among them."""
 
     keep: int = 4
     tried: int = 12
+    own: bool = True
 
     def __post_init__(self) -> None:
         _positive(keep=self.keep, tried=self.tried)
@@ -222,7 +223,9 @@ class TemplateSearch:
                     raise
                 continue
             judge.tell(number + 1, len(listed), float(judged[text].losses_N.mean()))
-        best = _best_first(judged)[: self.keep]
+        own = given if self.own else ()
+        order = [*own, *(text for text in _best_first(judged) if text not in own)]
+        best = order[: max(self.keep, len(own))]
         found = replace(task, templates=tuple(best))
         return _found(found, [repr(text) for text in best], judged, set(best), {text: judged[text] for text in given}, judge)
 

@@ -89,7 +89,7 @@ class Verbalizer:
 
 
 @lru_cache(maxsize=4)  # a second for a large vocabulary, and every fold asks again
-def whole_words(tokenizer: Any, lead: str) -> Mapping[str, int]:
+def vocabulary_words(tokenizer: Any, lead: str) -> Mapping[str, int]:
     """Every word of letters that is one token of its own after a space, and its token after `lead`; no pieces of words, no special tokens.
 
     A single letter is a word in scripts that write words so, not in Latin. Without a `lead` the word must be one token there, too.

@@ -28,7 +28,7 @@ from fewtune.prompt.encode import Encoder, buckets, collate
 from fewtune.prompt.label_words import Indices
 from fewtune.prompt.search import SEARCHES, Found, Judged, Scores, Search
 from fewtune.prompt.template import Template
-from fewtune.prompt.verbalizer import Verbalizer, whole_words
+from fewtune.prompt.verbalizer import Verbalizer, vocabulary_words
 from fewtune.readout.calibration import CONTENT_FREE, Calibrator, Contextual, Temperature, Uncalibrated
 from fewtune.recipe import Recipe
 from fewtune.registry import Plain
@@ -141,19 +141,23 @@ class PLMJudge:
         words = {label: task.words.get(label, (spoken(label),)) for label in task.labels}
         try:
             for template in _templates(task):
-                self._ids(words, template)
+                self._first_tokens(words, template)
         except TaskError:
             return {}
         return words
 
-    def _ids(self, words: Mapping[str, tuple[str, ...]], template: Template) -> tuple[tuple[int, ...], ...]:
-        return Verbalizer(words).ids(self.backbone.tokenizer, lead=_lead(template)).ids
+    def _first_tokens(self, words: Mapping[str, tuple[str, ...]], template: Template) -> set[int]:
+        """Raises `TaskError` where the readout cannot tell the labels apart by their words."""
+        verbalizer, tokenizer, lead = Verbalizer(words), self.backbone.tokenizer, _lead(template)
+        if self.recipe.readout.spells:
+            return {word[0] for own in verbalizer.whole(tokenizer, lead=lead).ids for word in own}
+        return {token for own in verbalizer.ids(tokenizer, lead=lead).ids for token in own}
 
     def vocabulary(self, task: Task, *, without: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Scores]:
         """Every whole word that can be read in each of the templates, and its log-probabilities, the mean over them."""
         templates = _templates(task)
-        tokens = [whole_words(self.backbone.tokenizer, _lead(template)) for template in templates]
-        taken = [{token for own in self._ids(without, template) for token in own} for template in templates]
+        tokens = [vocabulary_words(self.backbone.tokenizer, _lead(template)) for template in templates]
+        taken = [self._first_tokens(without, template) for template in templates]
         words = tuple(
             word for word in tokens[0] if all(word in one and one[word] not in out for one, out in zip(tokens, taken, strict=True))
         )
@@ -183,9 +187,8 @@ class PLMJudge:
     @torch.no_grad()
     def _log_probabilities(self, states_ND: Tensor, words_K: Tensor) -> Tensor:
         """log_NK of the words, over the whole vocabulary."""
-        every_V = torch.arange(int(self.backbone.model.config.vocab_size), device=self.backbone.device)
-        logs = [self.backbone.lm_logits(part_BD, every_V).log_softmax(-1) for part_BD in torch.split(states_ND.to(every_V.device), 32)]
-        return torch.cat([log_BV[:, words_K.to(every_V.device)].cpu() for log_BV in logs])
+        parts = torch.split(states_ND.to(self.backbone.device), 32)
+        return torch.cat([self.backbone.lm_logits(part_BD, None).log_softmax(-1).cpu()[:, words_K] for part_BD in parts])
 
     @torch.no_grad()
     def _kept(self, what: tuple[Hashable, ...], compute: Callable[[Sequence[Example]], Tensor]) -> Tensor:
