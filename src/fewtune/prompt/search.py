@@ -216,13 +216,11 @@ class TemplateSearch:
         listed = library.candidates(task, causal=judge.causal)[: max(self.tried, len(given))]
         judged: dict[str, Judged] = {}
         for number, text in enumerate(listed):
-            try:
-                judged[text] = judge.judge(judge.scores(replace(task, templates=(text,))))
-            except TaskError:
-                if text in given:
-                    raise
-                continue
-            judge.tell(number + 1, len(listed), float(judged[text].losses_N.mean()))
+            asked = replace(task, templates=(text,))
+            scores = judge.scores(asked) if text in given else _readable(asked, judge)
+            if scores is not None:
+                judged[text] = judge.judge(scores)
+            judge.tell(number + 1, len(listed), float(judged[text].losses_N.mean()) if text in judged else float("nan"))
         own = given if self.own else ()
         order = [*own, *(text for text in _best_first(judged) if text not in own)]
         best = order[: max(self.keep, len(own))]
@@ -238,6 +236,13 @@ def _positive(**numbers: int | None) -> None:
     for name, number in numbers.items():
         if number is not None and number < 1:
             raise SpecError(expected="a number above 0", got=str(number), where=f"search.{name}", fix="Ask for at least 1.")
+
+
+def _readable(task: Task, judge: Judge) -> Scores | None:
+    try:
+        return judge.scores(task)
+    except TaskError:
+        return None
 
 
 def _best_first(judged: Mapping[str, Judged]) -> list[str]:
