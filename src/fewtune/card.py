@@ -74,9 +74,8 @@ def _estimate(about: Mapping[str, Any]) -> list[str]:
 def _found(name: str, found: Mapping[str, Any]) -> str:
     """How far apart the prompts are among which a search chose."""
     spread = f"losses {found['loss']['low']:.2f} to {found['loss']['high']:.2f}, averaged {found['loss']['averaged']:.2f}"
-    return (
-        f"| {name}, found | {found['kept']} of {found['tried']} tried on {found['rows']} labelled rows; {spread}, which estimate nothing |"
-    )
+    used = f"{found['kept']} of {found['tried']} tried" if found["taken"] else f"none used of {found['tried']} tried"
+    return f"| {name}, found | {used} on {found['rows']} labelled rows; {spread}, which estimate nothing |"
 
 
 def _beside(manifest: Manifest, sizes: Mapping[str, int]) -> str:

@@ -157,7 +157,7 @@ def show_found(name: str, found: Found) -> None:
     for one in found.shown:
         marks = ", ".join(mark for mark, true in (("averaged", one.kept), ("given", one.given)) if true)
         table.add_row(f"{one.loss:.3f}", f"{100 * one.accuracy:.0f}", marks, escape(one.text.replace("\n", "\\n")))
-    _show(table, escape(found.summary(name)), *map(escape, found.lines))
+    _show(table, escape(found.summary(name)), *map(escape, found.lines), escape(found.verdict(name)))
 
 
 def show_comparison(found: Comparison) -> None:

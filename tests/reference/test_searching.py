@@ -8,15 +8,18 @@ from fewtune import job
 from fewtune.backbone import tiny
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Example
+from fewtune.model import TunedModel
 from fewtune.prompt.search import Scores, WordSearch
 from fewtune.readout.calibration import CONTENT_FREE
 from fewtune.readout.cloze import Cloze
+from fewtune.readout.likelihood import Likelihood
 from fewtune.strategies.searching import PLMJudge
 from fewtune.tasks.task import Task
 from fewtune.train.fit import Session
 
 FAMILIES = ("bert", "roberta", "llama", "gpt2")
 MASKED = ("bert", "roberta")
+CLOZE = Cloze()
 TEXTS = ("a dull, lifeless mess.", "great fun", "was it fun? no, it was terrible!", "a joy from start to finish", "a mess", "joy")
 TRAIN = tuple(Example({"text": text}, ["no", "yes"][number % 2]) for number, text in enumerate(TEXTS))
 
@@ -31,10 +34,10 @@ class Counting(Backbone):
         return super().forward(ids_BT, *arguments, **options)
 
 
-def judge_of(family, *, templates=(), train=TRAIN, session=None, backbone=None):
+def judge_of(family, *, templates=(), train=TRAIN, session=None, backbone=None, readout=CLOZE):
     backbone = backbone or Counting(*tiny.model(family), name=family)
     task = Task(labels=("no", "yes"), templates=templates, words={"no": ("terrible",), "yes": ("great",)})
-    settings = job.Settings(strategy="zeroshot", readout=Cloze(), search=(WordSearch(),), precision="float32")
+    settings = job.Settings(strategy="zeroshot", readout=readout, search=(WordSearch(),), precision="float32")
     return PLMJudge(job.recipe_of(task, backbone, settings), train, backbone, session or Session()), task, backbone
 
 
@@ -88,13 +91,23 @@ def test_in_folds_nothing_is_computed_twice():
     whole, task, backbone = judge_of("llama", session=session)
     whole.scores(task), whole.vocabulary(task, without={})
     rows, one = backbone.rows, whole.scores(task)
-    assert rows == 2 * (len(TRAIN) + len(CONTENT_FREE))
+    assert rows == len(TRAIN) + len(CONTENT_FREE)
     part, _, _ = judge_of("llama", train=TRAIN[:4], session=session, backbone=backbone)
     again = part.scores(task)
     part.vocabulary(task, without={})
     assert backbone.rows == rows
     np.testing.assert_array_equal(again.rows, one.rows[:4])
     np.testing.assert_array_equal(again.free, one.free)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("readout", [CLOZE, Likelihood()], ids=str)
+def test_scores_are_those_of_the_model_that_would_answer(family, readout):
+    judge, task, backbone = judge_of(family, readout=readout)
+    model = TunedModel.assemble(backbone, task, readout)
+    scores = judge.scores(task)
+    np.testing.assert_allclose(scores.rows, model.raw_scores(TRAIN).numpy(), atol=1e-4)
+    np.testing.assert_allclose(scores.free, model.content_free_scores().numpy(), atol=1e-4)
 
 
 def plain_loss(rows_NC, targets_N, bias_C, temperature):

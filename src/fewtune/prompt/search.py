@@ -97,7 +97,9 @@ class Proposal:
 class Found:
     """The task with what was found in it, and what was tried, the best first; `alike` of them cannot be told from the best.
 
-    `lines` are what was found, as a person reads it. `loss` is that of what is kept, averaged; it, too, is no estimate.
+    `lines` are what was found, as a person reads it. `loss` is that of what is kept, averaged; it, too, is no estimate. `unseen` are the
+    losses of rows that had no part in it, with the task as it was and with what is found without them, where that was looked at; and
+    `taken` says whether the search's result is used.
     """
 
     task: Task
@@ -106,6 +108,8 @@ class Found:
     loss: float
     alike: int
     rows: int
+    unseen: tuple[float, float] | None = None
+    taken: bool = True
 
     @property
     def kept(self) -> tuple[Proposal, ...]:
@@ -126,6 +130,16 @@ class Found:
             f"These figures chose the {name} and estimate nothing."
         )
 
+    def verdict(self, name: str) -> str:
+        """A sentence for the user: whether what was found is used, and why."""
+        if self.unseen is None:
+            return "Used." if self.taken else f"Not used: it takes two rows of each label to see whether they help ({name}:guard=false)."
+        before, after = self.unseen
+        figures = f"on rows that had no part in finding them the loss is {after:.2f}, and {before:.2f} as it was"
+        if self.taken:
+            return f"Used: {figures}."
+        return f"Not used: {figures}, which is not better by more than chance ({name}:guard=false uses them all the same)."
+
     def to_dict(self) -> dict[str, registry.Plain]:
         """Plain data for JSON: counts, the spread of the losses, and the first 20 proposals."""
         losses = [one.loss for one in self.proposals]
@@ -135,12 +149,19 @@ class Found:
             "kept": len(self.kept),
             "alike": self.alike,
             "loss": {"averaged": self.loss, "low": min(losses), "high": max(losses)},
+            "unseen": None if self.unseen is None else {"before": self.unseen[0], "after": self.unseen[1]},
+            "taken": self.taken,
             "proposals": [registry.to_dict(one) for one in self.shown],
         }
 
 
 class Search(Protocol):
-    """A frozen dataclass with one verb."""
+    """A frozen dataclass with one verb. With `guard` what it finds is used only where it helps on rows that had no part in finding it."""
+
+    @property
+    def guard(self) -> bool:
+        """Whether to look at that."""
+        ...
 
     def find(self, task: Task, judge: Judge) -> Found:
         """Better words or templates for `task`; raises `TaskError` where there is nothing to search."""
@@ -163,6 +184,7 @@ class WordSearch:
     likely: int | None = None
     tried: int = 100
     own: bool = True
+    guard: bool = True
 
     def __post_init__(self) -> None:
         _positive(keep=self.keep, likely=self.likely, tried=self.tried)
@@ -206,6 +228,7 @@ class TemplateSearch:
     keep: int = 4
     tried: int = 12
     own: bool = True
+    guard: bool = True
 
     def __post_init__(self) -> None:
         _positive(keep=self.keep, tried=self.tried)

@@ -17,18 +17,18 @@ import torch
 from torch import Tensor
 
 from fewtune import estimate
-from fewtune.backbone.backbone import Backbone
+from fewtune.backbone.backbone import Backbone, Output
 from fewtune.data.example import Example, Split
 from fewtune.data.sampling import capped, derive, folds
 from fewtune.errors import DataError, SpecError, TaskError
 from fewtune.model import TunedModel
 from fewtune.precision import settle_precision
 from fewtune.prompt.defaults import spoken, templates_of
-from fewtune.prompt.encode import Encoder, buckets, collate
-from fewtune.prompt.label_words import Indices
+from fewtune.prompt.encode import Batch, Encoder, buckets, collate
+from fewtune.prompt.label_words import Array, Indices
 from fewtune.prompt.search import SEARCHES, Found, Judged, Scores, Search
 from fewtune.prompt.template import Template
-from fewtune.prompt.verbalizer import Verbalizer, vocabulary_words
+from fewtune.prompt.verbalizer import Verbalizer, WordIds, vocabulary_words
 from fewtune.readout.calibration import CONTENT_FREE, Calibrator, Contextual, Temperature, Uncalibrated
 from fewtune.recipe import Recipe
 from fewtune.registry import Plain
@@ -66,9 +66,22 @@ def find(recipe: Recipe, split: Split, backbone: Backbone, session: Session) -> 
         session.say(f"Searching {' and '.join(searches)} with {len(judge.examples)} labelled rows.")
     task, found = recipe.task, {}
     for name, search in searches.items():
-        found[name] = search.find(task, judge)
+        found[name] = _guarded(search, task, judge)
         task = found[name].task
     return found
+
+
+def _guarded(search: Search, task: Task, judge: PLMJudge) -> Found:
+    """What the search finds; the task stays as it was where that is not worse on rows that had no part in the search."""
+    found = search.find(task, judge)
+    if not search.guard:
+        return found
+    if min(np.bincount(judge.targets_N)) < 2:
+        return replace(found, task=task, taken=False)
+    losses_N2 = judge.unseen(search, task)
+    before, after = losses_N2.mean(0).tolist()
+    taken = estimate.simplest(losses_N2) == 1
+    return replace(found, task=found.task if taken else task, unseen=(before, after), taken=taken)
 
 
 def _in_order(searches: Sequence[Search]) -> dict[str, Search]:
@@ -80,7 +93,9 @@ def _in_order(searches: Sequence[Search]) -> dict[str, Search]:
 
 
 def check(recipe: Recipe) -> None:
-    """Raise `TaskError` where a search is wanted and no word is read, or the task has no labels to find words for."""
+    """Raise `TaskError` where a search is wanted and no word is read, or the task has no labels to find words for; `SpecError` for the
+    same search twice."""
+    _in_order(recipe.search)
     if recipe.search and not recipe.readout.needs_slot:
         fix = "Take --readout cloze and a --backbone with a language-modelling head, or leave --search out."
         raise TaskError(expected="a readout that reads a word", got="one without label words", where="--search", fix=fix)
@@ -106,6 +121,7 @@ def _say(found: Mapping[str, Found], session: Session) -> None:
         session.say(one.summary(name))
         for line in one.lines:
             session.say(f"  {line}")
+        session.say(one.verdict(name))
 
 
 class PLMJudge:
@@ -114,12 +130,12 @@ class PLMJudge:
     What it computes for a row is kept in the session's cache, so that searches in folds compute nothing twice.
     """
 
-    def __init__(self, recipe: Recipe, examples: Sequence[Example], backbone: Backbone, session: Session) -> None:
+    def __init__(self, recipe: Recipe, examples: Sequence[Example], backbone: Backbone, session: Session, *, silent: bool = False) -> None:
         self.recipe, self.examples, self.backbone, self.session = recipe, tuple(examples), backbone, session
         self.causal = backbone.causal
         self.targets_N: Indices = np.array(KINDS.member(recipe.task.kind)().targets(recipe.task, examples))
         self.parts = folds(examples, min(_FOLDS, len(examples)), seed=derive(recipe.seed, "search", "folds"))
-        self._start = time.perf_counter()
+        self._silent, self._start = silent, time.perf_counter()
 
     def model(self, task: Task) -> TunedModel:
         """The untuned model that asks as `task` says."""
@@ -131,10 +147,15 @@ class PLMJudge:
         return self._split([self._scores(self.model(one)) for one in asked])
 
     def _scores(self, model: TunedModel) -> Tensor:
-        def compute(examples: Sequence[Example]) -> Tensor:
-            return model.raw_scores(examples)
-
-        return self._kept(("scores", repr(model.readout), model.max_length, repr(model.asked)), compute)
+        """scores_NC of a model with one template; where only the slot is read, its states serve for all words."""
+        words = model.asked.words[0]
+        if not isinstance(words, WordIds):
+            return self._kept(("scores", repr(model.readout), model.max_length, repr(model.asked)), model.raw_scores)
+        states_ND = self._states(model.asked.templates[0]).to(self.backbone.device)
+        nothing_N1 = torch.zeros(len(states_ND), 1, dtype=torch.long, device=states_ND.device)
+        batch = Batch(nothing_N1, nothing_N1, None, nothing_N1[:, 0], words.ids)
+        with torch.no_grad():
+            return model.reader.scores(Output(states_ND[:, None]), batch).cpu()
 
     def own_words(self, task: Task) -> dict[str, tuple[str, ...]]:
         """The words that the task has, or its labels' names; none where these cannot be told apart."""
@@ -163,13 +184,13 @@ class PLMJudge:
         )
         logs = []
         for template, ids in zip(templates, tokens, strict=True):
-            states_ND = self._states(template, task)
+            template.check(task.fields, slot=True)
+            states_ND = self._states(template)
             logs.append(self._log_probabilities(states_ND, torch.tensor([ids[word] for word in words])))
         return words, self._split(logs)
 
-    def _states(self, template: Template, task: Task) -> Tensor:
+    def _states(self, template: Template) -> Tensor:
         """states_ND in the slot, of the rows and then of the inputs without content."""
-        template.check(task.fields, slot=True)
         length = min(self.recipe.max_length, self.backbone.room)
         encoder = Encoder(self.backbone.tokenizer, causal=self.causal, max_length=length)
 
@@ -210,13 +231,20 @@ class PLMJudge:
 
     def judge(self, scores: Scores) -> Judged:
         """Fold by fold: the calibration that suits the other rows (none or contextual, then a temperature) judges those held out."""
-        rows_NC, free_FC, targets_N = torch.from_numpy(scores.rows), torch.from_numpy(scores.free), torch.from_numpy(self.targets_N)
-        log_NC = torch.zeros_like(rows_NC)
+        log_NC = np.zeros_like(scores.rows)
         for kept, held in self.parts:
-            calibrator = _calibrator(rows_NC[list(kept)], free_FC, targets_N[list(kept)])
-            log_NC[list(held)] = calibrator(rows_NC[list(held)]).log_softmax(-1)
-        losses_N = -log_NC.gather(1, targets_N[:, None])[:, 0]
-        return Judged(losses_N.numpy(), (log_NC.argmax(1) == targets_N).numpy())
+            log_NC[list(held)] = _calibrated(scores, self.targets_N, kept, held)
+        return Judged(-log_NC[np.arange(len(log_NC)), self.targets_N], log_NC.argmax(1) == self.targets_N)
+
+    def unseen(self, search: Search, task: Task) -> Array:
+        """losses_N2 of each row, with the task as it is and with what the search finds without the row's fold."""
+        losses_N2 = np.zeros((len(self.examples), 2))
+        for kept, held in self.parts:
+            part = PLMJudge(self.recipe, [self.examples[row] for row in kept], self.backbone, self.session, silent=True)
+            for column, asked in enumerate((task, search.find(task, part).task)):
+                log_NC = _calibrated(self.scores(asked), self.targets_N, kept, held)
+                losses_N2[list(held), column] = -log_NC[np.arange(len(held)), self.targets_N[list(held)]]
+        return losses_N2
 
     def alike(self, judged: Sequence[Judged]) -> int:
         """How many cannot be told from the best by the rule of one standard error."""
@@ -224,6 +252,8 @@ class PLMJudge:
 
     def tell(self, done: int, all: int, loss: float) -> None:
         """Show progress; after the first proposal, say how long the others take."""
+        if self._silent:
+            return
         seconds = (time.perf_counter() - self._start) * (all - 1)
         if done == 1 and seconds > 1 and not self.session.told:
             self.session.say(f"Judging {all} templates: about {seconds:.0f} s more.")
@@ -236,6 +266,14 @@ def _templates(task: Task) -> list[Template]:
 
 def _lead(template: Template) -> str:
     return template.slot.lead if template.slot else ""
+
+
+def _calibrated(scores: Scores, targets_N: Indices, kept: Sequence[int], held: Sequence[int]) -> Array:
+    """Log-probabilities of the rows `held`, calibrated on those `kept`."""
+    rows_NC, free_FC = torch.from_numpy(scores.rows), torch.from_numpy(scores.free)
+    calibrator = _calibrator(rows_NC[list(kept)], free_FC, torch.from_numpy(targets_N[list(kept)]))
+    log_NC: Array = calibrator(rows_NC[list(held)]).log_softmax(-1).numpy()
+    return log_NC
 
 
 def _calibrator(scores_NC: Tensor, free_FC: Tensor, targets_N: Tensor) -> Calibrator:

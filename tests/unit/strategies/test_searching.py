@@ -22,7 +22,7 @@ YES = ("great fun and joy", "great great joy", "joy and fun", "fun from start to
 NO = ("a dull mess", "dull lifeless mess", "a mess", "lifeless and dull")
 TRAIN = tuple(Example({"text": text}, label) for label, texts in (("yes", YES), ("no", NO)) for text in texts)
 TASK = ft.Task.classification(["no", "yes"], template="Review: {text}\nSentiment: {slot}", words={"no": "terrible", "yes": "great"})
-BOTH = (WordSearch(keep=3, tried=10), TemplateSearch(keep=2, tried=5))
+BOTH = (WordSearch(keep=3, tried=10, guard=False), TemplateSearch(keep=2, tried=5, guard=False))
 
 
 def run(strategy="supervised", family="bert", *, task=TASK, train=TRAIN, session=None, **given):
@@ -55,7 +55,7 @@ def test_the_same_seed_finds_the_same():
 
 
 def test_words_are_read_in_the_templates_that_were_found():
-    model, _ = run("zeroshot", "llama", search=(WordSearch(keep=3, tried=10),))
+    model, _ = run("zeroshot", "llama", search=(WordSearch(keep=3, tried=10, guard=False),))
     assert model.task.templates == TASK.templates and list(model.about["search"]) == ["words"]
 
 
@@ -64,8 +64,8 @@ class Looking(searching.PLMJudge):
 
     seen: list[frozenset[str]] = []
 
-    def __init__(self, recipe, examples, backbone, session):
-        super().__init__(recipe, examples, backbone, session)
+    def __init__(self, recipe, examples, backbone, session, **how):
+        super().__init__(recipe, examples, backbone, session, **how)
         self.seen.append(frozenset(example.fields["text"] for example in examples))
 
 
@@ -97,6 +97,37 @@ def test_the_ladder_judges_the_search_in_folds_and_keeps_the_simplest(looked):
     assert sum("estimate nothing" in line for line in said) <= 3, "folds after the first are silent"
 
 
+PLANTED = ("lifeless", "joy")
+"""A random model says nothing of these texts, but what it says of them is the same for all rows of a label that repeat one text."""
+
+
+def test_words_that_help_on_rows_without_a_part_in_finding_them_are_used(looked):
+    train = tuple(Example({"text": text}, label) for text, label in zip(PLANTED * 6, ("no", "yes") * 6, strict=True))
+    model, _ = run("zeroshot", "llama", train=train, search=(WordSearch(keep=5),))
+    found = model.about["search"]["words"]
+    assert found["taken"] and found["unseen"]["after"] < found["unseen"]["before"] and len(model.task.words["no"]) > 1
+    assert [len(rows) for rows in looked] == [2] * 5, "once with all rows and once without each fold"
+
+
+def test_words_for_labels_that_are_drawn_by_lot_are_not_used():
+    words = [word for text in (*YES, *NO) for word in text.split()]
+    train = tuple(Example({"text": f"{words[number]} {words[-number]}"}, ["no", "yes"][number // 2 % 2]) for number in range(1, 21))
+    said = []
+    model, _ = run("zeroshot", "llama", train=train, search=(WordSearch(keep=5),), session=Session(say=said.append))
+    found = model.about["search"]["words"]
+    assert not found["taken"] and model.task == TASK and found["loss"]["averaged"] < found["unseen"]["after"]
+    assert said[-1].startswith("Not used: on rows that had no part in finding them the loss is ")
+
+
+def test_with_one_row_of_a_label_nothing_can_be_seen_and_nothing_is_used():
+    said = []
+    search = TemplateSearch(keep=2, tried=4)
+    model, _ = run("zeroshot", train=TRAIN[3:5], search=(search,), session=Session(say=said.append))
+    assert model.task == TASK and model.about["search"]["templates"]["unseen"] is None and "two rows of each label" in said[-1]
+    taken, _ = run("zeroshot", train=TRAIN[3:5], search=(replace(search, guard=False),))
+    assert len(taken.task.templates) == 2
+
+
 def test_pairs_and_readouts_of_whole_words():
     task = ft.Task.classification(["not the same", "the same thing"], fields=["one", "two"], label_name="meaning")
     pairs = tuple(Example({"one": a, "two": b}, task.labels[a == b]) for a in ("great fun", "a mess") for b in ("great fun", "a mess"))
@@ -108,7 +139,7 @@ def test_pairs_and_readouts_of_whole_words():
 def test_names_that_begin_alike_are_replaced_by_words():
     task = ft.Task.classification(["no", "no matter"])
     train = tuple(replace(example, label={"yes": "no matter"}.get(example.label, "no")) for example in TRAIN)
-    model, _ = run("zeroshot", "llama", task=task, train=train, search=(WordSearch(keep=2, tried=10),))
+    model, _ = run("zeroshot", "llama", task=task, train=train, search=(WordSearch(keep=2, tried=10, guard=False),))
     assert "Options:" not in str(model.asked.templates[0])
     assert model.task.words.keys() == set(task.labels) and "no" not in model.task.words["no"]
 
@@ -116,7 +147,9 @@ def test_names_that_begin_alike_are_replaced_by_words():
 def test_many_labels():
     labels = tuple("abcdefghijkl")
     train = tuple(Example({"text": f"{TEXT} {label}"}, label) for label in labels for TEXT in ("what is", "the"))
-    model, _ = run("zeroshot", "bert", task=ft.Task.classification(labels), train=train, search=(WordSearch(likely=20, tried=5),))
+    model, _ = run(
+        "zeroshot", "bert", task=ft.Task.classification(labels), train=train, search=(WordSearch(likely=20, tried=5, guard=False),)
+    )
     words = [word for own in model.task.words.values() for word in own]
     assert len(set(words)) == len(words) and all(model.task.words[label] for label in labels)
 
