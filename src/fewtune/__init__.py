@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from fewtune.job import zeroshot as zeroshot
     from fewtune.model import TunedModel as TunedModel
     from fewtune.prompt.demonstrations import Demonstrations as Demonstrations
+    from fewtune.prompt.search import TemplateSearch as TemplateSearch
+    from fewtune.prompt.search import WordSearch as WordSearch
     from fewtune.readout.calibration import Contextual as Contextual
     from fewtune.readout.calibration import Temperature as Temperature
     from fewtune.readout.calibration import Uncalibrated as Uncalibrated
@@ -56,9 +58,11 @@ _PUBLIC = {
     "Split": "fewtune.data.example:Split",
     "Subset": "fewtune.deltas.subset:Subset",
     "Task": "fewtune.tasks.task:Task",
+    "TemplateSearch": "fewtune.prompt.search:TemplateSearch",
     "Temperature": "fewtune.readout.calibration:Temperature",
     "TunedModel": "fewtune.model:TunedModel",
     "Uncalibrated": "fewtune.readout.calibration:Uncalibrated",
+    "WordSearch": "fewtune.prompt.search:WordSearch",
     "evaluate": "fewtune.evaluation:evaluate",
     "export_peft": "fewtune.exchange:export_peft",
     "fit": "fewtune.job:fit",

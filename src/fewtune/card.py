@@ -45,6 +45,7 @@ def _body(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:
         f"| method | {_cell(about.get('method', ''))} |",
         f"| labelled rows | {about.get('rows', '')} |",
         *_estimate(about),
+        *(_found(name, found) for name, found in about.get("search", {}).items()),
         f"| trained parameters | {manifest['trained_parameters']:,} ({share:.3%} of {manifest['backbone_parameters']:,}) |",
         f"| bytes | {sum(sizes.values()):,}; a hundred such tasks beside one backbone {_beside(manifest, sizes)} |",
         f"| reads | {', '.join(task['fields'])}; at most {manifest['max_length']} tokens |",
@@ -72,6 +73,13 @@ def _estimate(about: Mapping[str, Any]) -> list[str]:
     share, low, high = (f"{100 * found[name]:.0f}" for name in ("value", "low", "high"))
     text = f"{share} % ({100 * found['level']:.0f} % interval {low}–{high}), cross-validated on {found['rows']} labelled rows"
     return [f"| accuracy, estimated | {text} |"]
+
+
+def _found(name: str, found: Mapping[str, Any]) -> str:
+    """How far apart the prompts are among which a search chose."""
+    spread = f"losses {found['loss']['low']:.2f} to {found['loss']['high']:.2f}, averaged {found['loss']['averaged']:.2f}"
+    used = f"{found['kept']} of {found['tried']} tried" if found["taken"] else f"none used of {found['tried']} tried"
+    return f"| {name}, found | {used} on {found['rows']} labelled rows; {spread}, which estimate nothing |"
 
 
 def _beside(manifest: Manifest, sizes: Mapping[str, int]) -> str:

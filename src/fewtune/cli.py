@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from fewtune import cli_backbones, cli_compare, cli_peft, cli_templates, terminal
+from fewtune import cli_backbones, cli_compare, cli_peft, cli_search, cli_templates, terminal
 from fewtune.errors import FewtuneError, InputError
 from fewtune.flags import (
     AsJson,
@@ -28,6 +28,7 @@ from fewtune.flags import (
     Overwrite,
     Precision,
     Readout,
+    Search,
     Seed,
     SkipBadRows,
     TaskFile,
@@ -36,6 +37,7 @@ from fewtune.flags import (
     Words,
 )
 from fewtune.flags import listed as _list
+from fewtune.flags import searches as _searches
 from fewtune.flags import templates as _templates
 from fewtune.flags import words as _words
 from fewtune.terminal import print_json, print_lines, say
@@ -78,6 +80,7 @@ def fit(
     readout: Readout = None,
     calibration: Calibration = None,
     demonstrations: Demonstrations = None,
+    search: Search = None,
     steps: Annotated[int | None, typer.Option("--steps", min=0)] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate")] = None,
     batch_size: BatchSize = 8,
@@ -102,6 +105,7 @@ def fit(
         readout=_readout(readout),
         calibration=_calibration(calibration),
         demonstrations=read(demonstrations, "--demonstrations"),
+        search=_searches(search),
         fit=FitOptions(steps=steps, learning_rate=learning_rate, batch_size=batch_size),
         max_length=max_length,
         precision=precision,
@@ -319,6 +323,7 @@ def inspect(
 cli_peft.register(app)
 cli_templates.register(app)
 cli_compare.register(app)
+cli_search.register(app)
 
 
 def main() -> None:

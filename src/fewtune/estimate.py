@@ -78,18 +78,21 @@ def chosen(losses_NM: Array, right_NM: Array, *, seed: int, level: float = LEVEL
 
 
 def simplest(losses_NM: Array) -> int:
-    """The first method whose mean loss is within one standard error of the best one's, row by row compared.
+    """The first method that is not worse than the best: a dearer one must be better by more than chance would make it, but needs no
+    proof, which sixteen rows could hardly ever give."""
+    return int(alike(losses_NM).argmax())
 
-    The rule of one standard error (Breiman et al. 1984, section 3.4.3) on the paired difference: a dearer method must be better by more
-    than chance would make it, but needs no proof, which sixteen rows could hardly ever give.
+
+def alike(losses_NM: Array) -> NDArray[np.bool_]:
+    """For each method, whether its mean loss is within one standard error of the best one's, row by row compared, alike_M.
+
+    The rule of one standard error (Breiman et al. 1984, section 3.4.3) on the paired difference.
     """
-    best = int(losses_NM.mean(0).argmin())
-    for method in range(best):
-        difference_N = losses_NM[:, method] - losses_NM[:, best]
-        error = difference_N.std(ddof=1) / len(difference_N) ** 0.5 if len(difference_N) > 1 else 0.0
-        if difference_N.mean() <= error:
-            return method
-    return best
+    best, rows = int(losses_NM.mean(0).argmin()), len(losses_NM)
+    difference_NM = losses_NM - losses_NM[:, best : best + 1]
+    error_M = difference_NM.std(0, ddof=1) / rows**0.5 if rows > 1 else np.zeros(losses_NM.shape[1])
+    within_M: NDArray[np.bool_] = difference_NM.mean(0) <= error_M
+    return within_M
 
 
 def spoken(estimate: Estimate) -> str:

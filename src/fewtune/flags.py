@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from fewtune.errors import SpecError
+
+if TYPE_CHECKING:
+    from fewtune.prompt.search import Search as SearchSpec
 
 Text = Annotated[list[str] | None, typer.Option("--text", help="Column of the text; repeat for a pair.")]
 Label = Annotated[str | None, typer.Option("--label", help="Column of the label.")]
@@ -38,6 +41,12 @@ Demonstrations = Annotated[
         help="Labelled rows shown in each prompt: per_label=1,similar=0.5,draws=4 …; fields left out are as by default.",
     ),
 ]
+Search = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--search", help="words or templates, both by repeating: found with the labelled rows; words:by=ratio, templates:keep=4 …"
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed")]
 MaxLength = Annotated[int, typer.Option("--max-length", min=8, help="Tokens; longer texts are shortened, templates never.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
@@ -60,6 +69,13 @@ def listed(text: str | None) -> tuple[str, ...]:
 def templates(given: list[str] | None) -> tuple[str, ...]:
     """A shell hands over a backslash and an n where a new line is meant."""
     return tuple(text.replace("\\n", "\n").replace("\\t", "\t") for text in given or ())
+
+
+def searches(given: list[str] | None) -> tuple[SearchSpec, ...]:
+    """What `--search` names."""
+    from fewtune.prompt.search import SEARCHES
+
+    return tuple(SEARCHES.from_text(item, "--search") for item in given or ())
 
 
 def words(text: str | None) -> dict[str, tuple[str, ...]]:

@@ -22,7 +22,7 @@ from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.load import load as load_backbone
 from fewtune.data import readers
 from fewtune.data.example import Example, Split
-from fewtune.data.writers import open_writer
+from fewtune.data.writers import check_place, open_writer, write_text
 from fewtune.deltas import DELTAS
 from fewtune.deltas.delta import Delta
 from fewtune.deltas.lora import LoRA
@@ -33,6 +33,7 @@ from fewtune.evaluation import Evaluation, evaluate
 from fewtune.model import DEFAULT_LENGTH, Tally, TunedModel
 from fewtune.prompt.defaults import single_tokens
 from fewtune.prompt.demonstrations import Demonstrations
+from fewtune.prompt.search import SEARCHES, Found, Search
 from fewtune.readout import READOUTS
 from fewtune.readout.calibration import Calibration, Contextual
 from fewtune.readout.cloze import Cloze
@@ -41,7 +42,7 @@ from fewtune.readout.likelihood import Likelihood
 from fewtune.readout.readout import Readout
 from fewtune.readout.similarity import Similarity
 from fewtune.recipe import DEFAULT_BACKBONE, Recipe
-from fewtune.strategies import STRATEGIES
+from fewtune.strategies import STRATEGIES, searching
 from fewtune.tasks import KINDS, kind_of
 from fewtune.tasks.task import Task
 from fewtune.train.fit import FitOptions, Progress, Session
@@ -68,6 +69,7 @@ class Settings:
     readout: Readout | None = None
     calibration: Calibration | None = None
     demonstrations: Demonstrations | None = None
+    search: tuple[Search, ...] = ()
     fit: FitOptions = field(default_factory=FitOptions)
     max_length: int = DEFAULT_LENGTH
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -109,6 +111,7 @@ class Fitted:
             "trained_parameters": self.model.trained_parameters,
             "backbone_parameters": self.model.backbone.parameters,
             "estimate": self.model.about.get("estimate"),
+            **({"search": self.model.about["search"]} if "search" in self.model.about else {}),
             "seconds": dict(self.seconds),
             "bytes": {"model": size},
             **({} if self.evaluation is None else self.evaluation.to_dict()),
@@ -126,6 +129,7 @@ def fit(
     readout: Readout | None = None,
     calibration: Calibration | None = None,
     demonstrations: Demonstrations | None = None,
+    search: Sequence[Search] = (),
     options: FitOptions | None = None,
     max_length: int = DEFAULT_LENGTH,
     seed: int = 42,
@@ -140,6 +144,7 @@ def fit(
         readout=readout,
         calibration=calibration,
         demonstrations=demonstrations,
+        search=tuple(search),
         fit=options or FitOptions(),
         max_length=max_length,
         seed=seed,
@@ -195,18 +200,21 @@ def recipe_of(task: Task, backbone: Backbone, settings: Settings) -> Recipe:
     _check_readout(task, readout, settings)
     usual = () if settings.way == "zeroshot" else PAIRED_DELTAS if readout.pairs else DEFAULT_DELTAS
     deltas = usual if settings.deltas is None else settings.deltas
-    return Recipe(
+    recipe = Recipe(
         task=task,
         backbone=backbone.name,
         deltas=tuple(_named(delta, task) for delta in deltas),
         readout=readout,
         calibration=settings.calibration,
         demonstrations=settings.demonstrations,
+        search=settings.search,
         fit=settings.fit,
         max_length=settings.max_length,
         precision=settings.precision,
         seed=settings.seed,
     )
+    searching.check(recipe)
+    return recipe
 
 
 def _check_readout(task: Task, readout: Readout, settings: Settings) -> None:
@@ -249,7 +257,8 @@ def method(recipe: Recipe, strategy: str) -> str:
     >>> method(Recipe(Task(labels=("a", "b"))), "zeroshot")
     'zeroshot, cloze'
     """
-    parts = [strategy, READOUTS.name_of(recipe.readout), *(DELTAS.name_of(delta) for delta in recipe.deltas)]
+    found = (f"searched {SEARCHES.name_of(search)}" for search in recipe.search)
+    parts = [strategy, READOUTS.name_of(recipe.readout), *found, *(DELTAS.name_of(delta) for delta in recipe.deltas)]
     parts += ["demonstrations"] if recipe.demonstrations else []
     return ", ".join(parts)
 
@@ -339,6 +348,32 @@ def fit_files(
     if evaluation:
         seconds["predict"] = evaluation.seconds
     return Fitted(model, seconds, evaluation, out)
+
+
+def search_files(
+    train: Source,
+    out: Path | None,
+    *,
+    task: Task | None,
+    settings: Settings,
+    labels: Sequence[str] = (),
+    templates: Sequence[str] = (),
+    words: Mapping[str, tuple[str, ...]] | None = None,
+    overwrite: bool = False,
+    say: Say = _silent,
+    progress: Progress = lambda what, done, steps, loss: None,
+) -> dict[str, Found]:
+    """`fewtune search`: what each of `settings.search` finds, by its name; the last one's task is written to `out`."""
+    if out:
+        check_place(out, overwrite)
+    reading = read(train, labeled=True, task=task, say=say)
+    task = task or task_of(reading, labels=labels, templates=templates, words=words or {})
+    backbone = load_backbone(settings.backbone, device=settings.device, say=say)
+    session = Session(progress=progress, say=say)
+    found = searching.find(recipe_of(task, backbone, settings), Split(train=reading.examples), backbone, session)
+    if out:
+        write_text(out, [*found.values()][-1].task.to_toml(), overwrite=overwrite)
+    return found
 
 
 def _key(task: Task, split: Split, backbone: Backbone, settings: Settings) -> str:

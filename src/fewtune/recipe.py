@@ -11,6 +11,7 @@ from fewtune.deltas import DELTAS
 from fewtune.deltas.delta import Delta
 from fewtune.model import DEFAULT_LENGTH
 from fewtune.prompt.demonstrations import Demonstrations
+from fewtune.prompt.search import SEARCHES, Search
 from fewtune.readout import CALIBRATIONS, READOUTS
 from fewtune.readout.calibration import Calibration
 from fewtune.readout.cloze import Cloze
@@ -31,6 +32,7 @@ class Recipe:
     readout: Readout = field(default_factory=Cloze)
     calibration: Calibration | None = None
     demonstrations: Demonstrations | None = None
+    search: tuple[Search, ...] = ()
     fit: FitOptions = field(default_factory=FitOptions)
     max_length: int = DEFAULT_LENGTH
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -45,6 +47,7 @@ class Recipe:
             "readout": READOUTS.to_dict(self.readout),
             "calibration": None if self.calibration is None else CALIBRATIONS.to_dict(self.calibration),
             "demonstrations": None if self.demonstrations is None else registry.to_dict(self.demonstrations),
+            "search": [SEARCHES.to_dict(search) for search in self.search],
             "fit": registry.to_dict(self.fit),
             "max_length": self.max_length,
             "precision": self.precision,
@@ -62,6 +65,7 @@ class Recipe:
             deltas=tuple(DELTAS.from_dict(item, f"{where}.deltas[{number}]") for number, item in deltas),
             readout=READOUTS.from_dict(data.get("readout", {"name": "cloze"}), f"{where}.readout"),
             calibration=None if calibration is None else CALIBRATIONS.from_dict(calibration, f"{where}.calibration"),
+            search=tuple(SEARCHES.from_dict(item, f"{where}.search[{number}]") for number, item in enumerate(data.get("search", ()))),
             backbone=plain.backbone,
             demonstrations=plain.demonstrations,
             fit=plain.fit,
@@ -71,7 +75,7 @@ class Recipe:
         )
 
 
-_SPECS = ("task", "deltas", "readout", "calibration")
+_SPECS = ("task", "deltas", "readout", "calibration", "search")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fewtune.costs import Cost, Costs
     from fewtune.evaluation import Evaluation
     from fewtune.inspection import Answer, Inspection
+    from fewtune.prompt.search import Found
     from fewtune.runs.table import Comparison, Row
     from fewtune.tasks.metrics import Measures
 
@@ -145,6 +146,23 @@ def show_inspection(found: Inspection) -> None:
 
 def _answer(answer: Answer) -> str:
     return answer.label if answer.probability is None else f"{answer.label} {answer.probability:.2f}"
+
+
+def show_found(name: str, found: Found) -> None:
+    """What a search tried, the best first; then what is found, and how much the figures say."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=f"{name}, on {found.rows} labelled rows", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for column in ("loss", "accuracy"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("tried", overflow="fold")
+    for one in found.shown:
+        marks = ", ".join(mark for mark, true in (("averaged", one.kept), ("given", one.given)) if true)
+        table.add_row(f"{one.loss:.3f}", f"{100 * one.accuracy:.0f}", marks, escape(one.text.replace("\n", "\\n")))
+    _show(table, escape(found.summary(name)), *map(escape, found.lines), escape(found.verdict(name)))
 
 
 def show_comparison(found: Comparison) -> None:

@@ -35,9 +35,10 @@ def work(tmp_path, monkeypatch):
 
 
 def test_the_commands_run(work, monkeypatch, capsys):
-    assert len(COMMANDS) == 8
+    assert len(COMMANDS) == 9
     for command in COMMANDS:
-        more = {"fit": ["--backbone", "plm", "--steps", "2", *WORDS], "zeroshot": ["--backbone", "plm", *WORDS]}.get(command[1], [])
+        tiny_plm = ["--backbone", "plm", *WORDS]
+        more = {"fit": [*tiny_plm, "--steps", "2"], "zeroshot": tiny_plm, "search": tiny_plm}.get(command[1], [])
         command = ["plm" if word == "smollm2-135m" else word for word in command]
         monkeypatch.setattr(sys, "argv", [*command, *more])
         with pytest.raises(SystemExit) as caught:

@@ -92,6 +92,18 @@ def test_killed_among_the_folds_of_the_ladder(work):
     assert content(work / "killed") == content(work / "alone")
 
 
+def test_killed_in_a_fit_that_searched(work):
+    search = ("--search", "templates:tried=4,guard=false", "--search", "words:guard=false")
+    assert finish(start(work, "alone", *search))[0] == 0
+    process = start(work, "killed", *search, slow=0.05)
+    wait_for(work / ".killed.work" / "fit.safetensors")
+    process.kill()
+    assert finish(process)[0] == -signal.SIGKILL
+    code, err = finish(start(work, "killed", *search))
+    assert code == 0 and "Going on with fit after step" in err
+    assert content(work / "killed") == content(work / "alone")
+
+
 def test_interrupted_and_started_again(work):
     assert finish(start(work, "alone"))[0] == 0
     process = start(work, "stopped", slow=0.05)

@@ -34,14 +34,14 @@ def open_writer(target: Path | TextIO, *, columns: Sequence[str], form: str | No
         yield _writer(target, columns, _checked(form or "csv", "standard output"), "standard output")
         return
     form = _checked(form or form_of(target)[0], str(target))
-    _check_place(target, overwrite)
+    check_place(target, overwrite)
     with _whole_file(target) as stream:
         yield _writer(stream, columns, form, str(target))
 
 
 def write_text(target: Path, text: str, *, overwrite: bool = False) -> None:
     """A text as a whole file; raises `DataError` for a path that cannot be written, or one that exists unless `overwrite`."""
-    _check_place(target, overwrite)
+    check_place(target, overwrite)
     with _whole_file(target) as stream:
         stream.write(text)
 
@@ -52,7 +52,8 @@ def _checked(form: str, where: str) -> str:
     return form
 
 
-def _check_place(target: Path, overwrite: bool) -> None:
+def check_place(target: Path, overwrite: bool) -> None:
+    """Raise `DataError` for a path that cannot be written, or one that exists unless `overwrite`."""
     where = str(target)
     if target.exists() and not target.is_file():
         raise data_error(where, "a file to write", "a directory or a device", "Name a file.")

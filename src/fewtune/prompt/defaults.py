@@ -51,7 +51,7 @@ def resolve(task: Task, tokenizer: Any, *, slot: bool, whole: bool = False) -> A
 def _settled(task: Task, *, slot: bool) -> tuple[tuple[Template, ...], Verbalizer]:
     """The templates and words that a task has, or those that its names make."""
     templates = tuple(
-        Template.parse(text, f"template {number + 1}") for number, text in enumerate(task.templates or _templates(task, slot))
+        Template.parse(text, f"template {number + 1}") for number, text in enumerate(task.templates or templates_of(task, slot=slot))
     )
     for number, template in enumerate(templates):
         template.check(task.fields, slot=slot, where=f"template {number + 1}")
@@ -77,7 +77,8 @@ def _lead(template: Template) -> str:
     return template.slot.lead if template.slot else ""
 
 
-def _templates(task: Task, slot: bool) -> tuple[str, ...]:
+def templates_of(task: Task, *, slot: bool) -> tuple[str, ...]:
+    """What is asked where the task has no template: each field after its cue, then the label's; the fields alone where no word is read."""
     if not slot:
         return ("{sep}".join(f"{{{name}}}" for name in task.fields),)
     lines = [f"{literal(cue(name))}: {{{name}}}" for name in task.fields]

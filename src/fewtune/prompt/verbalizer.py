@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from fewtune.errors import TaskError
-from fewtune.prompt.tokens import plain_ids
+from fewtune.prompt.tokens import plain_batch, plain_ids
 
 _SENTINELS = ("=", ":", ".")
 Word = tuple[int, ...]
@@ -90,6 +91,28 @@ class Verbalizer:
             ids.append(tuple(found))
             sizes.append(tuple(found.values()))
         return WholeWords(tuple(ids), tuple(sizes))
+
+
+@lru_cache(maxsize=4)  # a second for a large vocabulary, and every fold asks again
+def vocabulary_words(tokenizer: Any, lead: str) -> Mapping[str, int]:
+    """Every word of letters that is one token of its own after a space, and its token after `lead`; no pieces of words, no special tokens.
+
+    A single letter is a word in scripts that write words so, not in Latin. Without a `lead` the word must be one token there, too.
+    """
+    tokens = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids))
+    texts = (text.strip() for text in tokenizer.batch_decode([[token] for token in tokens]))
+    words = dict.fromkeys(text for text in texts if text.isalpha() and (len(text) > 1 or not text.isascii()))
+    spaced = _alone(tokenizer, words, " ")
+    return spaced if lead else _alone(tokenizer, spaced, "")
+
+
+def _alone(tokenizer: Any, words: Iterable[str], space: str) -> dict[str, int]:
+    """The words that are one known token in running text, with it."""
+    words = list(words)
+    sentinel, before = _sentinel(tokenizer)
+    rows = plain_batch(tokenizer, [f"{sentinel}{space}{word}" for word in words])
+    alone = ((word, row[-1]) for word, row in zip(words, rows, strict=True) if row[:-1] == before)
+    return {word: token for word, token in alone if token != tokenizer.unk_token_id}
 
 
 def _claim(token: int, owner: tuple[str, str], owners: dict[int, tuple[str, str]], tokenizer: Any, where: str) -> None:

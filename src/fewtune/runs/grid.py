@@ -89,8 +89,8 @@ def _jobs(file: JobFile, read: dict[str, tuple[Task, Split]], backbone: Backbone
 
 
 def _of(settings: Settings, drawn: Split, seed: int) -> tuple[Split, Settings]:
-    """What a method is given: without training or demonstrations neither labelled rows nor a seed, so that it is one job for all draws."""
-    if settings.way == "zeroshot" and settings.demonstrations is None:
+    """What a method is given: without training, a search or demonstrations neither labelled rows nor a seed: one job for all draws."""
+    if settings.way == "zeroshot" and settings.demonstrations is None and not settings.search:
         return replace(drawn, train=()), settings
     return drawn, replace(settings, seed=seed)
 

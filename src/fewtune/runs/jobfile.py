@@ -16,6 +16,7 @@ from fewtune.errors import SpecError
 from fewtune.job import Settings
 from fewtune.model import DEFAULT_LENGTH
 from fewtune.prompt import demonstrations
+from fewtune.prompt.search import SEARCHES, Search
 from fewtune.readout import CALIBRATIONS, READOUTS
 from fewtune.recipe import DEFAULT_BACKBONE
 from fewtune.registry import Plain, Table
@@ -23,7 +24,7 @@ from fewtune.strategies import STRATEGIES
 from fewtune.train.fit import FitOptions
 
 SEEDS = (13, 21, 42)
-_SPECS = ("deltas", "readout", "calibration", "demonstrations")
+_SPECS = ("deltas", "readout", "calibration", "demonstrations", "search")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class _Method:
     readout: str | None = None
     calibration: str | None = None
     demonstrations: str | None = None
+    search: tuple[str, ...] | None = None
     steps: int | None = None
     learning_rate: float | None = None
     batch_size: int = FitOptions.batch_size
@@ -156,6 +158,7 @@ def _settings(method: _Method, given: Mapping[str, Plain], where: str, folder: P
         readout=_spec(READOUTS, given["readout"], f"{where}.readout") if "readout" in given else None,
         calibration=_spec(CALIBRATIONS, given["calibration"], f"{where}.calibration") if "calibration" in given else None,
         demonstrations=demonstrations.read(given.get("demonstrations"), f"{where}.demonstrations"),
+        search=_searches(given["search"], f"{where}.search") if "search" in given else (),
         fit=FitOptions(steps=method.steps, learning_rate=method.learning_rate, batch_size=method.batch_size),
         max_length=method.max_length,
         precision=method.precision,
@@ -177,6 +180,11 @@ def _deltas(given: Plain, where: str) -> tuple[Delta, ...]:
         for item, place in places
         for delta in (presets.read(item, place) if isinstance(item, str) else (DELTAS.from_dict(item, place),))
     )
+
+
+def _searches(given: Plain, where: str) -> tuple[Search, ...]:
+    items = given if isinstance(given, list) else [given]
+    return tuple(_spec(SEARCHES, item, f"{where}[{number}]") for number, item in enumerate(items))
 
 
 def _spec(table: Table[Any], given: Plain, where: str) -> Any:

@@ -65,7 +65,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Ladder:
-    """Zero-shot, zero-shot calibrated, tuned; with demonstrations, in-context before tuned, which has them too.
+    """Zero-shot, zero-shot calibrated, zero-shot with what a search finds and in-context where these are wanted, tuned.
 
     Where no word is read, frozen embeddings and tuned, or tuned alone.
     """
@@ -103,15 +103,18 @@ def _judged(rungs: tuple[Rung, ...], judging: Split, backbone: Backbone, session
 
 
 def _rungs(recipe: Recipe) -> tuple[Rung, ...]:
-    tuned, bare = Rung("tuned", Supervised(), recipe), replace(recipe, deltas=(), demonstrations=None)
+    tuned, bare = Rung("tuned", Supervised(), recipe), replace(recipe, deltas=(), search=(), demonstrations=None)
     if not recipe.readout.needs_slot:
         frozen = Rung("frozen embeddings", Supervised(), bare)
         return (frozen, tuned) if recipe.readout.pairs and recipe.deltas else (tuned,)
     kinds: dict[str, Calibration] = {"zero-shot": Uncalibrated(), "zero-shot calibrated": Contextual()}
     if recipe.calibration is not None and recipe.calibration.needs != "targets":
         kinds = {"zero-shot": recipe.calibration}
-    shown = [Rung("in-context", ZeroShot(), replace(recipe, deltas=()))] if recipe.demonstrations else []
-    return (*(Rung(name, ZeroShot(), replace(bare, calibration=kind)) for name, kind in kinds.items()), *shown, tuned)
+    simple = (Rung(name, ZeroShot(), replace(bare, calibration=kind)) for name, kind in kinds.items())
+    # Without a delta nothing is tuned, and what is found is found from the rows that a fold may see.
+    found = (Rung("zero-shot, searched", Supervised(), replace(bare, search=recipe.search)),) if recipe.search else ()
+    shown = (Rung("in-context", ZeroShot(), replace(bare, demonstrations=recipe.demonstrations)),) if recipe.demonstrations else ()
+    return (*simple, *found, *shown, tuned)
 
 
 def _unseen(rung: Rung, judging: Split, backbone: Backbone, session: Session) -> Tensor:

@@ -25,6 +25,7 @@ from fewtune.precision import settle_precision
 from fewtune.prompt.encode import Batch, Row, balanced_order, bucketed_order, buckets
 from fewtune.readout.calibration import Calibrator, Contextual, Uncalibrated
 from fewtune.recipe import Recipe
+from fewtune.strategies.searching import searched
 from fewtune.strategies.strategy import Strategy
 from fewtune.strategies.zeroshot import calibrate, demonstrated, targets
 from fewtune.tasks import kind_of
@@ -56,8 +57,9 @@ class Supervised:
         if not split.train:
             raise DataError(expected="labelled rows", got="none", where="fit", fix="Give a file with labels, or use zeroshot.")
         kind_of(recipe.task).check(recipe.task, split.train, "fit")
-        model = self._untuned(recipe, split, backbone, session)
-        model = _decided(model, recipe, split, session)
+        asked, (recipe, about) = recipe, searched(recipe, split, backbone, session)
+        model = replace(self._untuned(recipe, split, backbone, session), about=about)
+        model = _decided(model, asked, split, session)
         tuned = _tune(model, recipe, split.train, session)
         return tuned.calibrated(Calibrator(tuned.calibrator.bias_C, model.calibrator.temperature))
 
@@ -75,20 +77,22 @@ class Supervised:
         return model.calibrated(calibrate(model, wanted, split, otherwise=Contextual()))
 
 
-def _decided(model: TunedModel, recipe: Recipe, split: Split, session: Session) -> TunedModel:
-    """The untuned model with what only rows not seen can tell of the tuned one: the temperature, and what its kind of task leaves open."""
-    kind, calibration = kind_of(recipe.task), recipe.calibration
+def _decided(model: TunedModel, asked: Recipe, split: Split, session: Session) -> TunedModel:
+    """The untuned model with what only rows not seen can tell of the tuned one: the temperature, and what its kind of task leaves open.
+
+    `asked` is the recipe before its search, which is made anew in each fold.
+    """
+    kind, calibration, nothing_NC = kind_of(model.task), asked.calibration, np.zeros((0, len(model.task.labels)))
     by_targets = calibration is not None and calibration.needs == "targets"
-    usual = kind.decided(recipe.task, (), np.zeros((0, len(recipe.task.labels))))
     if not by_targets and not (kind.undecided and len(split.train) >= _FOLDS):
-        return replace(model, task=usual)
-    fold_recipe = replace(recipe, task=usual, calibration=Uncalibrated())
+        return replace(model, task=kind.decided(model.task, (), nothing_NC))
+    fold_recipe = replace(asked, task=kind.decided(asked.task, (), nothing_NC), calibration=Uncalibrated())
     scores_NC = out_of_fold(fold_recipe, split, model.backbone, session, read=TunedModel.raw_scores)
     if calibration is not None and by_targets:
         fitted = calibration.fit(scores_NC, targets(model, split.train))
         model = model.calibrated(Calibrator(model.calibrator.bias_C, fitted.temperature))
-    task = kind.decided(recipe.task, split.train, model.likely(scores_NC).numpy())
-    if task != recipe.task:
+    task = kind.decided(model.task, split.train, model.likely(scores_NC).numpy())
+    if task != model.task:
         session.say(f"Chosen on rows not seen: --kind {task.kind}.")
     return replace(model, task=task)
 

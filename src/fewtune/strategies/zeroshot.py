@@ -15,6 +15,7 @@ from fewtune.precision import settle_precision
 from fewtune.readout import sentences
 from fewtune.readout.calibration import Calibration, Calibrator, Contextual, Uncalibrated
 from fewtune.recipe import Recipe
+from fewtune.strategies.searching import searched
 from fewtune.tasks import kind_of
 from fewtune.train.fit import Session
 from fewtune.train.losses import cross_entropy
@@ -30,16 +31,17 @@ class ZeroShot:
     """
 
     def run(self, recipe: Recipe, split: Split, backbone: Backbone, *, session: Session) -> TunedModel:
-        """Labelled rows are used for nothing but the calibration, and demonstrations if they are asked for."""
+        """Labelled rows are used for nothing but the search, the calibration, and demonstrations if they are asked for."""
         if recipe.deltas or not recipe.readout.needs_slot:
             what = "deltas" if recipe.deltas else "a head"
             raise TaskError(expected="the PLM as it is", got=what, where="strategy zeroshot", fix="Choose --strategy supervised.")
+        recipe, about = searched(recipe, split, backbone, session)
         model = TunedModel.assemble(backbone, recipe.task, recipe.readout, max_length=recipe.max_length, seed=recipe.seed)
         for note in model.asked.notes:
             session.say(note)
         model = demonstrated(model, recipe, split, session)
         settle_precision(model, recipe.precision, split)
-        return model.calibrated(calibrate(model, recipe.calibration, split, otherwise=Contextual()))
+        return replace(model, about=about).calibrated(calibrate(model, recipe.calibration, split, otherwise=Contextual()))
 
 
 def demonstrated(model: TunedModel, recipe: Recipe, split: Split, session: Session) -> TunedModel:

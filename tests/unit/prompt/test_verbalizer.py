@@ -4,7 +4,7 @@ import pytest
 
 from fewtune.backbone import tiny
 from fewtune.errors import TaskError
-from fewtune.prompt.verbalizer import Verbalizer
+from fewtune.prompt.verbalizer import Verbalizer, vocabulary_words
 
 TOKENIZERS = {kind: tiny.tokenizer(kind) for kind in ("wordpiece", "bpe", "unigram")}
 
@@ -117,3 +117,20 @@ def test_special_tokens_in_words_are_plain_text(kind):
     for special in ("[MASK]", "[SEP]"):
         found = Verbalizer({"a": (special,)}).ids(tokenizer, lead=" ")
         assert set(found.ids[0]).isdisjoint(set(tokenizer.all_special_ids))
+
+
+@pytest.mark.parametrize("lead", [" ", ""])
+@pytest.mark.parametrize("kind", list(TOKENIZERS))
+def test_the_words_of_a_vocabulary_are_one_token_each_and_no_pieces(kind, lead):
+    tokenizer, found = TOKENIZERS[kind], vocabulary_words(TOKENIZERS[kind], lead)
+    assert not set(found.values()) & set(tokenizer.all_special_ids) and len(set(found.values())) == len(found)
+    for word, token in found.items():
+        ids = Verbalizer({"label": (word,)}).ids(tokenizer, lead=lead)
+        assert word.isalpha() and len(word) > 1 and ids.ids == ((token,),) and ids.notes == ()
+
+
+def test_words_are_those_that_stand_after_a_space():
+    words = vocabulary_words(TOKENIZERS["bpe"], " ")
+    assert {"negative", "great", "terrible"} <= words.keys() and "good" not in words  # which is "Ġ" and "good"
+    assert all(TOKENIZERS["bpe"].convert_ids_to_tokens(token).startswith("Ġ") for token in words.values())
+    assert {"negative", "great", "terrible"} <= vocabulary_words(TOKENIZERS["wordpiece"], "").keys()
