@@ -17,6 +17,7 @@ from fewtune.errors import FewtuneError, InputError
 from fewtune.flags import (
     AsJson,
     BackboneName,
+    BackboneNames,
     BatchSize,
     Calibration,
     Demonstrations,
@@ -70,7 +71,7 @@ def fit(
     task: TaskFile = None,
     template: Template = None,
     words: Words = None,
-    backbone: BackboneName = "smollm2-135m",
+    backbone: BackboneNames = None,
     strategy: Annotated[
         str | None, typer.Option("--strategy", help="ladder, supervised or zeroshot; by default the ladder, if no method is chosen.")
     ] = None,
@@ -98,8 +99,10 @@ def fit(
     from fewtune.prompt.demonstrations import read
     from fewtune.train.fit import FitOptions
 
+    first, *others = backbone or ["smollm2-135m"]
     settings = job.Settings(
-        backbone=backbone,
+        backbone=first,
+        beside=tuple(others),
         strategy=strategy,
         deltas=None if delta is None else _deltas(delta),
         readout=_readout(readout),

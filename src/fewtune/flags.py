@@ -27,6 +27,10 @@ Template = Annotated[
 ]
 Words = Annotated[str | None, typer.Option("--words", help="Label words: positive=great|good,negative=terrible.")]
 TaskFile = Annotated[Path | None, typer.Option("--task", help="A task file (TOML).")]
+BackboneNames = Annotated[
+    list[str] | None,
+    typer.Option("--backbone", help="A name of the catalogue, a model folder, or a hub id. May repeat: the labelled rows choose one."),
+]
 BackboneName = Annotated[str, typer.Option("--backbone", help="A name of the catalogue, a model folder, or a hub id.")]
 Readout = Annotated[
     str | None, typer.Option("--readout", help="cloze, head or similarity; by default cloze where there is an LM head, else similarity.")

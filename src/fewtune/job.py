@@ -34,6 +34,7 @@ from fewtune.model import DEFAULT_LENGTH, Tally, TunedModel
 from fewtune.prompt.defaults import single_tokens
 from fewtune.prompt.demonstrations import Demonstrations
 from fewtune.prompt.search import SEARCHES, Found, Search
+from fewtune.prompt.template import Template
 from fewtune.readout import READOUTS
 from fewtune.readout.calibration import Calibration, Contextual
 from fewtune.readout.cloze import Cloze
@@ -43,6 +44,7 @@ from fewtune.readout.readout import Readout
 from fewtune.readout.similarity import Similarity
 from fewtune.recipe import DEFAULT_BACKBONE, Recipe
 from fewtune.strategies import STRATEGIES, searching
+from fewtune.strategies.ladder import climb
 from fewtune.tasks import KINDS, kind_of
 from fewtune.tasks.task import Task
 from fewtune.train.fit import FitOptions, Progress, Session
@@ -61,9 +63,13 @@ def _silent(line: str) -> None:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to tune, where the user may leave everything open; `None` stands for the default."""
+    """How to tune, where the user may leave everything open; `None` stands for the default.
+
+    `beside` are PLMs that the ladder judges beside `backbone`.
+    """
 
     backbone: str = DEFAULT_BACKBONE
+    beside: tuple[str, ...] = ()
     strategy: str | None = None
     deltas: tuple[Delta, ...] | None = None
     readout: Readout | None = None
@@ -81,6 +87,12 @@ class Settings:
         """The strategy: the one that is named; else the ladder, unless something of the method is settled already."""
         settled = (self.deltas, self.readout, self.calibration, self.demonstrations, self.fit.steps, self.fit.learning_rate)
         return self.strategy or ("ladder" if all(choice is None for choice in settled) else "supervised")
+
+    def __post_init__(self) -> None:
+        if self.beside and self.way != "ladder":
+            fix = "Leave --strategy, --delta, --readout and the like out, so that PLMs are judged; or name one --backbone."
+            got = f"{1 + len(self.beside)} for strategy {self.way}"
+            raise SpecError(expected="one PLM", got=got, where="--backbone", fix=fix)
 
 
 @dataclass(frozen=True)
@@ -123,7 +135,7 @@ def fit(
     train: object,
     *,
     unlabeled: object = None,
-    backbone: str | Backbone = DEFAULT_BACKBONE,
+    backbone: str | Backbone | Sequence[str | Backbone] = DEFAULT_BACKBONE,
     strategy: str | None = None,
     deltas: Sequence[Delta] | None = None,
     readout: Readout | None = None,
@@ -134,11 +146,13 @@ def fit(
     max_length: int = DEFAULT_LENGTH,
     seed: int = 42,
 ) -> TunedModel:
-    """Tune a model on labelled examples: a list, a frame, a data set or a path.
+    """Tune a model on labelled examples: a list, a frame, a data set or a path. Of several PLMs the rows choose one.
 
     Raises `fewtune.errors.InputError` for data, a task or settings that do not fit together.
     """
+    first, *others = [backbone] if isinstance(backbone, str | Backbone) else backbone
     settings = Settings(
+        beside=tuple(other if isinstance(other, str) else other.name for other in others),
         strategy=strategy,
         deltas=None if deltas is None else tuple(deltas),
         readout=readout,
@@ -149,10 +163,10 @@ def fit(
         max_length=max_length,
         seed=seed,
     )
-    loaded = load_backbone(backbone) if isinstance(backbone, str) else backbone
+    loaded, *beside = (load_backbone(one) if isinstance(one, str) else one for one in (first, *others))
     rows = readers.read(train, text=task.fields, labeled=True, known=task.labels, written=kind_of(task).written).examples
     pool = () if unlabeled is None else readers.read(unlabeled, text=task.fields, labeled=False).examples
-    return tune(task, Split(train=rows, unlabeled=pool), loaded, settings, session=Session())
+    return tune(task, Split(train=rows, unlabeled=pool), loaded, settings, session=Session(), beside=beside)
 
 
 def zeroshot(task: Task, *, backbone: str | Backbone = DEFAULT_BACKBONE, calibration: Calibration | None = None) -> TunedModel:
@@ -162,14 +176,22 @@ def zeroshot(task: Task, *, backbone: str | Backbone = DEFAULT_BACKBONE, calibra
     return tune(task, Split(), loaded, settings, session=Session())
 
 
-def tune(task: Task, split: Split, backbone: Backbone, settings: Settings, *, session: Session) -> TunedModel:
-    """Settle the task and the recipe and run its strategy; the model knows how it was made (`about`)."""
+def tune(
+    task: Task, split: Split, backbone: Backbone, settings: Settings, *, session: Session, beside: Sequence[Backbone] = ()
+) -> TunedModel:
+    """Settle the task and the recipe and run its strategy; the model knows how it was made (`about`).
+
+    `beside` are those of `settings.beside`.
+    """
     task, note = kind_of(task).settled(task, split.train)
     if note:
         session.say(note)
     settings = _without_ladder(task, settings, session.say)
     recipe = recipe_of(task, backbone, settings)
-    model = STRATEGIES.member(settings.way, "--strategy")().run(recipe, split, backbone, session=session)
+    if beside:
+        model = climb([(_without_slot(recipe_of(task, one, settings)), one) for one in (backbone, *beside)], split, session=session)
+    else:
+        model = STRATEGIES.member(settings.way, "--strategy")().run(recipe, split, backbone, session=session)
     made = Recipe.from_dict(model.about["recipe"]) if "recipe" in model.about else recipe
     about = {
         "method": method(made, model.about.get("kept", settings.way)),
@@ -189,6 +211,12 @@ def _without_ladder(task: Task, settings: Settings, say: Say) -> Settings:
         raise SpecError(expected="a task whose answers are right or wrong", got=task.kind, where="strategy ladder", fix=fix)
     say("No estimate and no ladder: they judge single labels, right or wrong. Tuned on all rows; --test measures.")
     return replace(settings, strategy="supervised")
+
+
+def _without_slot(recipe: Recipe) -> Recipe:
+    """Of several PLMs those that read no word are given the bare texts: a template with a slot was meant for the others."""
+    slots = [Template.parse(text).slot for text in recipe.task.templates]
+    return recipe if recipe.readout.needs_slot or not any(slots) else replace(recipe, task=replace(recipe.task, templates=()))
 
 
 def recipe_of(task: Task, backbone: Backbone, settings: Settings) -> Recipe:
@@ -334,12 +362,12 @@ def fit_files(
     tested = read(test, labeled=True, task=task, say=say).examples if test else ()
     pool = read(unlabeled, labeled=False, task=task, say=say).examples if unlabeled else ()
     start = time.perf_counter()
-    backbone = load_backbone(settings.backbone, device=settings.device, say=say)
+    backbone, *beside = (load_backbone(name, device=settings.device, say=say) for name in (settings.backbone, *settings.beside))
     split = Split(train=reading.examples, unlabeled=pool)
     loaded = time.perf_counter()
     work = out.with_name(f".{out.name}.work")
-    session = Session(work, _key(task, split, backbone, settings), progress=progress, say=say)
-    model = tune(task, split, backbone, settings, session=session)
+    session = Session(work, _key(task, split, (backbone, *beside), settings), progress=progress, say=say)
+    model = tune(task, split, backbone, settings, session=session, beside=beside)
     fitted = time.perf_counter()
     artifact.save(model, out, overwrite=overwrite)
     shutil.rmtree(work, ignore_errors=True)
@@ -376,16 +404,16 @@ def search_files(
     return found
 
 
-def _key(task: Task, split: Split, backbone: Backbone, settings: Settings) -> str:
+def _key(task: Task, split: Split, backbones: Sequence[Backbone], settings: Settings) -> str:
     """Names everything that decides the result, so that no other job's checkpoint is gone on with."""
     plain = [
-        recipe_of(task, backbone, settings).to_dict(),
+        [recipe_of(task, backbone, settings).to_dict() for backbone in backbones],
         settings.way,
         plain_rows((*split.train, *split.unlabeled)),
-        backbone.fingerprint,
+        [backbone.fingerprint for backbone in backbones],
         torch.__version__,
         torch.get_num_threads(),
-        str(backbone.device),
+        str(backbones[0].device),
     ]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 

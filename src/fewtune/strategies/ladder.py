@@ -1,4 +1,5 @@
-"""From the cheapest way to the dearest: each is judged on labelled rows that it has not seen, and the simplest that is not worse is kept.
+"""From the cheapest way to the dearest, on one PLM or several: each is judged on labelled rows that it has not seen, and the simplest
+that is not worse is kept.
 
 Tuning can end below what the PLM does by itself, and calibration can help or hurt; which it is, the labelled rows themselves tell.
 
@@ -8,6 +9,7 @@ Dimensions: N rows, C candidates, M rungs.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,16 +34,26 @@ from fewtune.train.fit import Session
 
 @dataclass(frozen=True)
 class Rung:
-    """One way, with the recipe that it runs."""
+    """One way, with the recipe that it runs and the PLM that it runs on."""
 
     name: str
     strategy: Strategy
     recipe: Recipe
+    backbone: Backbone
 
     @property
     def learns(self) -> bool:
         """Whether it learns from labelled rows or shows some, so that it must be judged on others."""
         return isinstance(self.strategy, Supervised) or self.recipe.demonstrations is not None
+
+    @property
+    def cost(self) -> tuple[bool, bool, int]:
+        """What makes it dearer than another: that it learns, that it has something to train, the size of its PLM."""
+        return self.learns, bool(self.recipe.deltas), self.backbone.parameters
+
+    def run(self, split: Split, session: Session) -> TunedModel:
+        """A model made this way."""
+        return self.strategy.run(self.recipe, split, self.backbone, session=session)
 
 
 @dataclass(frozen=True)
@@ -71,55 +83,71 @@ class Ladder:
     """
 
     def run(self, recipe: Recipe, split: Split, backbone: Backbone, *, session: Session) -> TunedModel:
-        """The model of the rung that was kept; `about` holds its estimate and each rung's figures.
-
-        Without two distinct rows of each label nothing can be held out: then it is `Supervised`, with no estimate.
-        """
-        if split.train:
-            kind_of(recipe.task).check(recipe.task, split.train, "fit")
-        judging = replace(split, train=distinct(split.train))
-        if min((Counter(example.label for example in judging.train)[label] for label in recipe.task.labels), default=0) < 2:
-            session.say("No estimate: it needs two different rows of each label.")
-            return Supervised().run(recipe, split, backbone, session=session)
-        judged = _judged(_rungs(recipe), judging, backbone, session)
-        kept, figures = judged.kept, judged.figures()
-        found = estimate.chosen(judged.losses_NM, judged.right_NM, seed=recipe.seed)
-        each = ", ".join(f"{one['name']} {100 * one['accuracy']:.0f} % (loss {one['loss']:.2f})" for one in figures)
-        session.say(f"On rows not seen: {each}. Kept: {kept.name}. Estimate: {estimate.spoken(found)}.")
-        model = kept.strategy.run(kept.recipe, split, backbone, session=session)
-        about = {"kept": kept.name, "estimate": found.to_dict(), "rungs": figures, "recipe": kept.recipe.to_dict()}
-        return replace(model, about={**model.about, **about})
+        """See `climb`."""
+        return climb([(recipe, backbone)], split, session=session)
 
 
-def _judged(rungs: tuple[Rung, ...], judging: Split, backbone: Backbone, session: Session) -> Judged:
+def climb(contestants: Sequence[tuple[Recipe, Backbone]], split: Split, *, session: Session) -> TunedModel:
+    """The model of the rung that was kept, of all rungs of all recipes; `about` holds its estimate and each rung's figures.
+
+    Without two distinct rows of each label nothing can be held out: then the first recipe is tuned, with no estimate.
+    """
+    task = contestants[0][0].task
+    if split.train:
+        kind_of(task).check(task, split.train, "fit")
+    judging = replace(split, train=distinct(split.train))
+    if min((Counter(example.label for example in judging.train)[label] for label in task.labels), default=0) < 2:
+        session.say("No estimate: it needs two different rows of each label.")
+        return Supervised().run(contestants[0][0], split, contestants[0][1], session=session)
+    judged = _judged(_all_rungs(contestants), judging, session)
+    kept, figures = judged.kept, judged.figures()
+    found = estimate.chosen(judged.losses_NM, judged.right_NM, seed=contestants[0][0].seed)
+    each = ", ".join(f"{one['name']} {100 * one['accuracy']:.0f} % (loss {one['loss']:.2f})" for one in figures)
+    session.say(f"On rows not seen: {each}. Kept: {kept.name}. Estimate: {estimate.spoken(found)}.")
+    model = kept.run(split, session)
+    about = {"kept": kept.name, "estimate": found.to_dict(), "rungs": figures, "recipe": kept.recipe.to_dict()}
+    return replace(model, about={**model.about, **about})
+
+
+def _judged(rungs: tuple[Rung, ...], judging: Split, session: Session) -> Judged:
     names = ", ".join(rung.name for rung in rungs)
     session.say(f"Judging {names} on {len(judging.train)} labelled rows, each by a model that has not seen it.")
     task = rungs[0].recipe.task
     targets_N1 = torch.tensor(kind_of(task).targets(task, judging.train))[:, None]
-    scores = [_unseen(rung, judging, backbone, session.child(f"rung-{number}")) for number, rung in enumerate(rungs)]
+    scores = [_unseen(rung, judging, session.child(f"rung-{number}")) for number, rung in enumerate(rungs)]
     losses = [-log_NC.gather(1, targets_N1)[:, 0] for log_NC in scores]
     right = [(log_NC.argmax(1) == targets_N1[:, 0]).double() for log_NC in scores]
     return Judged(rungs, torch.stack(losses, 1).numpy(), torch.stack(right, 1).numpy())
 
 
-def _rungs(recipe: Recipe) -> tuple[Rung, ...]:
-    tuned, bare = Rung("tuned", Supervised(), recipe), replace(recipe, deltas=(), search=(), demonstrations=None)
+def _all_rungs(contestants: Sequence[tuple[Recipe, Backbone]]) -> tuple[Rung, ...]:
+    """Those of all PLMs, from the cheapest; with several of them a rung's name says which it is."""
+    found = [rung for recipe, backbone in contestants for rung in _rungs(recipe, backbone)]
+    if len(contestants) > 1:
+        found = [replace(rung, name=f"{rung.name} ({rung.backbone.name})") for rung in found]
+    return tuple(sorted(found, key=lambda rung: rung.cost))
+
+
+def _rungs(recipe: Recipe, backbone: Backbone) -> tuple[Rung, ...]:
+    tuned = Rung("tuned", Supervised(), recipe, backbone)
+    bare = replace(recipe, deltas=(), search=(), demonstrations=None)
     if not recipe.readout.needs_slot:
-        frozen = Rung("frozen embeddings", Supervised(), bare)
+        frozen = Rung("frozen embeddings", Supervised(), bare, backbone)
         return (frozen, tuned) if recipe.readout.pairs and recipe.deltas else (tuned,)
     kinds: dict[str, Calibration] = {"zero-shot": Uncalibrated(), "zero-shot calibrated": Contextual()}
     if recipe.calibration is not None and recipe.calibration.needs != "targets":
         kinds = {"zero-shot": recipe.calibration}
-    simple = (Rung(name, ZeroShot(), replace(bare, calibration=kind)) for name, kind in kinds.items())
-    # Without a delta nothing is tuned, and what is found is found from the rows that a fold may see.
-    found = (Rung("zero-shot, searched", Supervised(), replace(bare, search=recipe.search)),) if recipe.search else ()
-    shown = (Rung("in-context", ZeroShot(), replace(bare, demonstrations=recipe.demonstrations)),) if recipe.demonstrations else ()
-    return (*simple, *found, *shown, tuned)
+    rungs = [Rung(name, ZeroShot(), replace(bare, calibration=kind), backbone) for name, kind in kinds.items()]
+    if recipe.search:
+        # Without a delta nothing is tuned, and what is found is found from the rows that a fold may see.
+        rungs.append(Rung("zero-shot, searched", Supervised(), replace(bare, search=recipe.search), backbone))
+    if recipe.demonstrations:
+        rungs.append(Rung("in-context", ZeroShot(), replace(bare, demonstrations=recipe.demonstrations), backbone))
+    return (*rungs, tuned)
 
 
-def _unseen(rung: Rung, judging: Split, backbone: Backbone, session: Session) -> Tensor:
+def _unseen(rung: Rung, judging: Split, session: Session) -> Tensor:
     """Calibrated log-probabilities_NC of each row by a model that has not learned from it."""
     if rung.learns:
-        return out_of_fold(rung.recipe, judging, backbone, session, read=TunedModel.log_probabilities, strategy=rung.strategy)
-    model = rung.strategy.run(rung.recipe, replace(judging, train=()), backbone, session=session)
-    return model.log_probabilities(judging.train)
+        return out_of_fold(rung.recipe, judging, rung.backbone, session, read=TunedModel.log_probabilities, strategy=rung.strategy)
+    return rung.run(replace(judging, train=()), session).log_probabilities(judging.train)

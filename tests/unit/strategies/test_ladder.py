@@ -9,6 +9,7 @@ from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Example, Split
 from fewtune.deltas.lora import LoRA
 from fewtune.deltas.subset import Subset
+from fewtune.errors import SpecError
 from fewtune.readout.head import Head
 from fewtune.readout.similarity import Similarity
 from fewtune.train.fit import FitOptions, Session
@@ -65,3 +66,35 @@ def test_it_is_what_is_done_unless_something_of_the_method_is_chosen():
     assert job.Settings(strategy="zeroshot").way == "zeroshot"
     for chosen in ({"deltas": ()}, {"readout": Head()}, {"fit": FitOptions(steps=3)}, {"calibration": ft.Contextual()}):
         assert job.Settings(**chosen).way == "supervised"
+
+
+def among(*families, **given):
+    notes = []
+    first, *others = (Backbone(*tiny.model(family), name=family) for family in families)
+    settings = job.Settings(beside=families[1:], seed=3, **given)
+    model = job.tune(TASK, Split(train=TRAIN), first, settings, session=Session(say=notes.append), beside=others)
+    return model, (first, *others), notes
+
+
+def test_of_several_plms_the_rows_choose_one():
+    model, backbones, notes = among("llama", "t5")
+    names = [rung["name"] for rung in model.about["rungs"]]
+    tuned = [f"tuned ({one.name})" for one in sorted(backbones, key=lambda one: one.parameters)]
+    assert names == ["zero-shot (llama)", "zero-shot calibrated (llama)", "frozen embeddings (t5)", *tuned]
+    assert [rung for rung in backbones if rung is model.backbone] and model.about["kept"].endswith(f"({model.backbone.name})")
+    assert model.about["recipe"]["backbone"] == model.backbone.name
+    assert model.about["estimate"]["rows"] == len(TRAIN) and any("Kept: " in note for note in notes)
+    model.remove()
+
+
+def test_the_plm_that_can_do_it_is_kept_whichever_is_named_first():
+    # A random encoder tells these texts by their words; a random autoregressive model says nothing without being tuned.
+    kept = {among(*families)[0].backbone.name for families in (("llama", "t5"), ("t5", "llama"))}
+    assert len(kept) == 1
+
+
+def test_several_plms_are_for_the_ladder_only():
+    for given in ({"strategy": "supervised"}, {"readout": Head()}, {"strategy": "zeroshot"}):
+        with pytest.raises(SpecError, match="--backbone"):
+            job.Settings(beside=("other",), **given)
+    assert job.Settings(beside=("other",)).way == "ladder"
