@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 
@@ -53,6 +54,21 @@ def test_fit_predict_evaluate(work, fewtune, llama):
     code, out, _ = fewtune("predict", "model", "train.csv", "--format", "jsonl")
     assert code == 0
     assert [json.loads(line)["label"] for line in out.splitlines()] == [row["label"] for row in rows]
+
+
+def test_of_two_plms_the_rows_choose_one_and_the_artifact_names_it(work, fewtune, llama):
+    first, second = "first", "second"
+    shutil.copytree(llama, first)
+    shutil.copytree(llama, second)
+    plms = ("--backbone", first, "--backbone", second)
+    code, _, err = fewtune("fit", "train.csv", "--out", "model", *plms, *WORDS, "--json")
+    assert code == 0 and f"zero-shot ({first})" in err and f"tuned ({second})" in err
+    manifest = json.loads((work / "model" / "manifest.json").read_text())
+    assert manifest["backbone"]["name"] in (first, second) and manifest["about"]["kept"].endswith(f"({manifest['backbone']['name']})")
+    assert fewtune("predict", "model", "train.csv", "-o", "answers.csv")[0] == 0
+
+    code, _, err = fewtune("fit", "train.csv", "--out", "other", *plms, *WORDS, "--delta", "lora")
+    assert code == 2 and len(err.splitlines()) == 1 and "--backbone" in err
 
 
 def test_many_rows_keep_their_order(work, fewtune, llama):
