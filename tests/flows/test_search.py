@@ -50,7 +50,8 @@ def test_both_are_searched_if_nothing_is_named_and_json_has_them(fewtune, train,
     code, out, _ = fewtune("search", train, "--backbone", llama, "--json")
     found = json.loads(out)
     assert code == 0 and list(found["search"]) == ["templates", "words"] and found["search"]["words"]["rows"] == 4
-    assert Task.from_dict(found["task"]).words["positive"][0] == "positive"
+    words = found["search"]["words"]
+    assert words["found"][1].startswith("positive=positive|") and bool(Task.from_dict(found["task"]).words) == words["taken"]
     again = json.loads(fewtune("search", train, "--backbone", llama, "--json")[1])
     assert again == found
 

@@ -38,8 +38,8 @@ def likeliest(log_NK: Array, targets_N: Indices, most: int, *, labels: int) -> t
 
     Gao et al. 2021, section 5.1, equation 5: the sum of log P(word | prompt) over the label's rows.
 
-    >>> [list(words) for words in likeliest(np.log([[0.6, 0.3, 0.1], [0.1, 0.2, 0.7]]), np.array([0, 1]), 2, labels=2)]
-    [[np.int64(0), np.int64(1)], [np.int64(2), np.int64(1)]]
+    >>> [words.tolist() for words in likeliest(np.log([[0.6, 0.3, 0.1], [0.1, 0.2, 0.7]]), np.array([0, 1]), 2, labels=2)]
+    [[0, 1], [2, 1]]
     """
     return tuple(np.argsort(-log_NK[targets_N == label].sum(0), kind="stable")[:most] for label in range(labels))
 

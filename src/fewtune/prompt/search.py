@@ -151,6 +151,7 @@ class Found:
             "loss": {"averaged": self.loss, "low": min(losses), "high": max(losses)},
             "unseen": None if self.unseen is None else {"before": self.unseen[0], "after": self.unseen[1]},
             "taken": self.taken,
+            "found": list(self.lines),
             "proposals": [registry.to_dict(one) for one in self.shown],
         }
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from fewtune import estimate
 from fewtune.backbone.backbone import Backbone, Output
 from fewtune.data.example import Example, Split
-from fewtune.data.sampling import capped, derive, folds
+from fewtune.data.sampling import capped, derive, distinct, folds
 from fewtune.errors import DataError, SpecError, TaskError
 from fewtune.model import TunedModel
 from fewtune.precision import settle_precision
@@ -107,7 +107,8 @@ def check(recipe: Recipe) -> None:
 def _rows(recipe: Recipe, train: Sequence[Example]) -> tuple[Example, ...]:
     task = recipe.task
     kind_of(task).check(task, train, "fit")
-    groups = {label: [example for example in train if example.label == label] for label in task.labels}
+    once = distinct(train)  # the same text in two folds would have a part in finding what it judges
+    groups = {label: [example for example in once if example.label == label] for label in task.labels}
     for label, members in groups.items():
         if not members:
             fix = "Label a row of it, or leave --search out."

@@ -97,16 +97,18 @@ def test_the_ladder_judges_the_search_in_folds_and_keeps_the_simplest(looked):
     assert sum("estimate nothing" in line for line in said) <= 3, "folds after the first are silent"
 
 
-PLANTED = ("lifeless", "joy")
-"""A random model says nothing of these texts, but what it says of them is the same for all rows of a label that repeat one text."""
+PLANTED = ("this book", "capital")
+"""How the texts of each label end: of what stands beside the slot even a random model makes much the same whatever comes before."""
 
 
 def test_words_that_help_on_rows_without_a_part_in_finding_them_are_used(looked):
-    train = tuple(Example({"text": text}, label) for text, label in zip(PLANTED * 6, ("no", "yes") * 6, strict=True))
-    model, _ = run("zeroshot", "llama", train=train, search=(WordSearch(keep=5),))
+    fronts = ("the", "a", "who wrote", "great", "dull", "a book")
+    train = tuple(Example({"text": f"{front} {PLANTED[place]}"}, TASK.labels[place]) for front in fronts for place in range(2))
+    task = replace(TASK, templates=("{text} {slot}",))
+    model, _ = run("zeroshot", "roberta", task=task, train=(*train, *train), search=(WordSearch(keep=5),))
     found = model.about["search"]["words"]
     assert found["taken"] and found["unseen"]["after"] < found["unseen"]["before"] and len(model.task.words["no"]) > 1
-    assert [len(rows) for rows in looked] == [2] * 5, "once with all rows and once without each fold"
+    assert [len(rows) for rows in looked] == [12] + [9] * 4, "once with all texts and once without each fold"
 
 
 def test_words_for_labels_that_are_drawn_by_lot_are_not_used():
