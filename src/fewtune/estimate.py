@@ -19,6 +19,8 @@ Array = NDArray[np.float64]
 LEVEL = 0.9
 RESAMPLES = 1000
 
+_TIE = 1e-3
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -86,12 +88,12 @@ def simplest(losses_NM: Array) -> int:
 def alike(losses_NM: Array) -> NDArray[np.bool_]:
     """For each method, whether its mean loss is within one standard error of the best one's, row by row compared, alike_M.
 
-    The rule of one standard error (Breiman et al. 1984, section 3.4.3) on the paired difference.
+    The rule of one standard error (Breiman et al. 1984, section 3.4.3) on the paired difference. A thousandth of a nat is never one.
     """
     best, rows = int(losses_NM.mean(0).argmin()), len(losses_NM)
     difference_NM = losses_NM - losses_NM[:, best : best + 1]
     error_M = difference_NM.std(0, ddof=1) / rows**0.5 if rows > 1 else np.zeros(losses_NM.shape[1])
-    within_M: NDArray[np.bool_] = difference_NM.mean(0) <= error_M
+    within_M: NDArray[np.bool_] = difference_NM.mean(0) <= np.maximum(error_M, _TIE)
     return within_M
 
 

@@ -63,3 +63,9 @@ def test_choosing_is_corrected_for(monkeypatch):
 def test_the_same_seed_gives_the_same_estimate():
     losses_NM, right_NM = simulated(3)
     assert estimate.chosen(losses_NM, right_NM, seed=5) == estimate.chosen(losses_NM, right_NM, seed=5)
+
+
+def test_what_differs_by_rounding_alone_is_alike():
+    losses_NM = np.stack([np.full(8, 0.5426), np.full(8, 0.5425)], 1)
+    assert estimate.alike(losses_NM).tolist() == [True, True] and estimate.simplest(losses_NM) == 0
+    assert estimate.alike(losses_NM * [1.0, 0.9]).tolist() == [False, True]

@@ -132,16 +132,27 @@ class Temperature:
         return Calibrator(bias_C=(0.0,) * scores_NC.shape[-1], temperature=temperature)
 
 
-def _most_likely_temperature(logits_NC: Tensor, targets: Tensor) -> float:
+def _most_likely_temperature(logits_NC: Tensor, targets: Tensor, *, spread: float = math.inf) -> float:
+    """The temperature under which the targets are likeliest; its logarithm is expected around 0, with the standard deviation `spread`."""
     # The loss is convex in 1 / T, so it has a single valley in log T and a bounded search finds it.
     from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 
     def loss(log_temperature: float) -> float:
-        return cross_entropy(logits_NC / math.exp(log_temperature), targets).item()
+        surprise = (log_temperature / spread) ** 2 / 2 / len(targets)
+        return surprise + cross_entropy(logits_NC / math.exp(log_temperature), targets).item()
 
     bounds = tuple(map(math.log, _TEMPERATURES))
     found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
     return math.exp(float(found.x))
+
+
+def expected_temperature(scores_NC: Tensor, targets_N: Tensor) -> float:
+    """The temperature for scores of few rows: the likeliest one where one between a third and three is expected beforehand.
+
+    So it is no extreme where each row's target is first, stays near 1 where the rows say little, and goes far where they say much.
+    """
+    check(scores_NC)
+    return _most_likely_temperature(log_probabilities(scores_NC), _aims(targets_N, scores_NC), spread=1.0)
 
 
 def _all_right(logits_NC: Tensor, targets: Tensor) -> bool:

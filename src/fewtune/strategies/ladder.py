@@ -21,15 +21,17 @@ from torch import Tensor
 from fewtune import estimate
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Split
-from fewtune.data.sampling import distinct
+from fewtune.data.sampling import derive, distinct, folds
 from fewtune.model import TunedModel
-from fewtune.readout.calibration import Calibration, Contextual, Uncalibrated
+from fewtune.readout.calibration import Calibration, Contextual, Uncalibrated, expected_temperature
 from fewtune.recipe import Recipe
 from fewtune.strategies.strategy import Strategy
 from fewtune.strategies.supervised import Supervised, out_of_fold
 from fewtune.strategies.zeroshot import ZeroShot
 from fewtune.tasks import kind_of
 from fewtune.train.fit import Session
+
+_FOLDS = 4
 
 
 @dataclass(frozen=True)
@@ -58,16 +60,17 @@ class Rung:
 
 @dataclass(frozen=True)
 class Judged:
-    """What the labelled rows say of each rung: losses_NM and right_NM of rows that it has not seen."""
+    """What the labelled rows say of each rung: losses_NM and right_NM of rows that it has not seen, and the temperature of its scores."""
 
     rungs: tuple[Rung, ...]
     losses_NM: NDArray[np.float64]
     right_NM: NDArray[np.float64]
+    temperatures_M: tuple[float, ...]
 
     @property
-    def kept(self) -> Rung:
-        """The simplest rung that is not worse."""
-        return self.rungs[estimate.simplest(self.losses_NM)]
+    def kept(self) -> int:
+        """The number of the simplest rung that is not worse."""
+        return estimate.simplest(self.losses_NM)
 
     def figures(self) -> list[dict[str, Any]]:
         """Each rung's accuracy and mean loss; the best of them is no estimate."""
@@ -99,25 +102,36 @@ def climb(contestants: Sequence[tuple[Recipe, Backbone]], split: Split, *, sessi
     if min((Counter(example.label for example in judging.train)[label] for label in task.labels), default=0) < 2:
         session.say("No estimate: it needs two different rows of each label.")
         return Supervised().run(contestants[0][0], split, contestants[0][1], session=session)
-    judged = _judged(_all_rungs(contestants), judging, session)
-    kept, figures = judged.kept, judged.figures()
+    judged = _judged(_all_rungs(contestants), judging, session, tempered=contestants[0][0].calibration is None)
+    kept, figures = judged.rungs[judged.kept], judged.figures()
     found = estimate.chosen(judged.losses_NM, judged.right_NM, seed=contestants[0][0].seed)
     each = ", ".join(f"{one['name']} {100 * one['accuracy']:.0f} % (loss {one['loss']:.2f})" for one in figures)
     session.say(f"On rows not seen: {each}. Kept: {kept.name}. Estimate: {estimate.spoken(found)}.")
     model = kept.run(split, session)
+    model = model.calibrated(replace(model.calibrator, temperature=model.calibrator.temperature * judged.temperatures_M[judged.kept]))
     about = {"kept": kept.name, "estimate": found.to_dict(), "rungs": figures, "recipe": kept.recipe.to_dict()}
     return replace(model, about={**model.about, **about})
 
 
-def _judged(rungs: tuple[Rung, ...], judging: Split, session: Session) -> Judged:
+def _judged(rungs: tuple[Rung, ...], judging: Split, session: Session, *, tempered: bool) -> Judged:
+    """With `tempered`, each rung is judged at the temperature that suits its scores, a row at that of the other rows: how sure of itself
+    a way is says nothing of how often it is right, can be mended, and differs much between readouts."""
     names = ", ".join(rung.name for rung in rungs)
     session.say(f"Judging {names} on {len(judging.train)} labelled rows, each by a model that has not seen it.")
-    task = rungs[0].recipe.task
-    targets_N1 = torch.tensor(kind_of(task).targets(task, judging.train))[:, None]
-    scores = [_unseen(rung, judging, session.child(f"rung-{number}")) for number, rung in enumerate(rungs)]
-    losses = [-log_NC.gather(1, targets_N1)[:, 0] for log_NC in scores]
-    right = [(log_NC.argmax(1) == targets_N1[:, 0]).double() for log_NC in scores]
-    return Judged(rungs, torch.stack(losses, 1).numpy(), torch.stack(right, 1).numpy())
+    recipe = rungs[0].recipe
+    targets_N = torch.tensor(kind_of(recipe.task).targets(recipe.task, judging.train))
+    parts = folds(judging.train, _FOLDS, seed=derive(recipe.seed, "temperature"))
+    losses, right, temperatures = [], [], []
+    for number, rung in enumerate(rungs):
+        log_NC = _unseen(rung, judging, session.child(f"rung-{number}"))
+        right.append((log_NC.argmax(1) == targets_N).double())
+        temperatures.append(expected_temperature(log_NC, targets_N) if tempered else 1.0)
+        judged_NC = log_NC.clone()
+        for kept, held in parts if tempered else ():
+            temperature = expected_temperature(log_NC[list(kept)], targets_N[list(kept)])
+            judged_NC[list(held)] = (log_NC[list(held)] / temperature).log_softmax(-1)
+        losses.append(-judged_NC.gather(1, targets_N[:, None])[:, 0])
+    return Judged(rungs, torch.stack(losses, 1).numpy(), torch.stack(right, 1).numpy(), tuple(temperatures))
 
 
 def _all_rungs(contestants: Sequence[tuple[Recipe, Backbone]]) -> tuple[Rung, ...]:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewtune.errors import BackboneError, SpecError
-from fewtune.readout.calibration import CONTENT_FREE, Calibration, Calibrator, Contextual, Temperature, Uncalibrated
+from fewtune.readout.calibration import CONTENT_FREE, Calibration, Calibrator, Contextual, Temperature, Uncalibrated, expected_temperature
 from fewtune.registry import Table
 
 TABLE: Table[Calibration] = Table("calibration", {"none": Uncalibrated, "contextual": Contextual, "temperature": Temperature})
@@ -191,3 +191,23 @@ def test_calibrators_that_would_spoil_scores_are_refused():
             Calibrator.from_dict(data)
     with pytest.raises(SpecError, match="2 candidates"):
         Calibrator.identity(2)(torch.zeros(1, 3))
+
+
+def test_a_temperature_of_few_rows_is_drawn_towards_one():
+    generator = torch.Generator().manual_seed(0)
+    # Scores whose softmax is right at temperature 3: a target is drawn from it.
+    scores_NC = 3 * torch.randn(400, 3, generator=generator)
+    targets_N = torch.multinomial((scores_NC / 3).softmax(-1), 1, generator=generator)[:, 0]
+    assert 2 < expected_temperature(scores_NC, targets_N) < Temperature().fit(scores_NC, targets_N).temperature < 4.5
+    # By hand: one row, p(target) = sigmoid(d / T): -log sigmoid(d / T) + (log T)² / 2 is least where its slope is 0.
+    d = 2.0
+    found = expected_temperature(torch.tensor([[d, 0.0]]), torch.tensor([0]))
+    log_t = math.log(found)
+    slope = (d / found) / (1 + math.exp(d / found)) + log_t
+    assert abs(slope) < 1e-4 and found < 1
+
+
+def test_a_temperature_of_rows_that_are_all_right_is_no_extreme():
+    flat_NC = 0.1 * torch.eye(2).repeat(20, 1)
+    found = expected_temperature(flat_NC, torch.arange(2).repeat(20))
+    assert 0.05 < found < 0.2  # much surer than it was, but finite

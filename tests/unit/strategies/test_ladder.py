@@ -10,6 +10,7 @@ from fewtune.data.example import Example, Split
 from fewtune.deltas.lora import LoRA
 from fewtune.deltas.subset import Subset
 from fewtune.errors import SpecError
+from fewtune.readout.calibration import Contextual
 from fewtune.readout.head import Head
 from fewtune.readout.similarity import Similarity
 from fewtune.train.fit import FitOptions, Session
@@ -98,3 +99,9 @@ def test_several_plms_are_for_the_ladder_only():
         with pytest.raises(SpecError, match="--backbone"):
             job.Settings(beside=("other",), **given)
     assert job.Settings(beside=("other",)).way == "ladder"
+
+
+def test_the_kept_model_has_the_temperature_that_suits_rows_not_seen_unless_a_calibration_is_named():
+    options = {"deltas": (Subset(),), "family": "llama", "steps": 60, "learning_rate": 0.003}
+    mended, named = run(**options)[0], run(**options, calibration=Contextual())[0]
+    assert mended.calibrator.temperature != 1.0 and named.calibrator.temperature == 1.0
