@@ -39,15 +39,15 @@ from fewtune.flags import (
 )
 from fewtune.flags import listed as _list
 from fewtune.flags import searches as _searches
+from fewtune.flags import source as _source
+from fewtune.flags import task as _task
 from fewtune.flags import templates as _templates
 from fewtune.flags import words as _words
 from fewtune.terminal import print_json, print_lines, say
 
 if TYPE_CHECKING:
     from fewtune.deltas.delta import Delta
-    from fewtune.job import Source
     from fewtune.readout.readout import Readout as ReadoutSpec
-    from fewtune.tasks.task import Task
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -349,18 +349,6 @@ def main() -> None:
 def _fail(message: str, code: int) -> NoReturn:
     print(message, file=sys.stderr)
     sys.exit(code)
-
-
-def _source(path: Path, text: list[str] | None, label: str | None, skip_bad_rows: bool) -> Source:
-    from fewtune.job import Source
-
-    return Source(path, tuple(text or ()), label, skip_bad_rows)
-
-
-def _task(path: Path | None) -> Task | None:
-    from fewtune.tasks.task import Task
-
-    return None if path is None else Task.load(path)
 
 
 def _deltas(given: list[str]) -> tuple[Delta, ...]:

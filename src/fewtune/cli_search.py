@@ -54,7 +54,6 @@ def search(
 ) -> None:
     """Propose templates and label words and tune nothing, for a task file to edit. `fit --search` finds and judges them by itself."""
     from fewtune import job
-    from fewtune.tasks.task import Task
 
     settings = job.Settings(
         backbone=backbone,
@@ -66,9 +65,9 @@ def search(
     )
     with terminal.progress_bar() as progress:
         found = job.search_files(
-            job.Source(train, tuple(text or ()), label, skip_bad_rows),
+            flags.source(train, text, label, skip_bad_rows),
             out,
-            task=None if task is None else Task.load(task),
+            task=flags.task(task),
             settings=settings,
             labels=flags.listed(labels),
             templates=flags.templates(template),

@@ -10,7 +10,9 @@ import typer
 from fewtune.errors import SpecError
 
 if TYPE_CHECKING:
+    from fewtune.job import Source
     from fewtune.prompt.search import Search as SearchSpec
+    from fewtune.tasks.task import Task
 
 Text = Annotated[list[str] | None, typer.Option("--text", help="Column of the text; repeat for a pair.")]
 Label = Annotated[str | None, typer.Option("--label", help="Column of the label.")]
@@ -59,6 +61,20 @@ Precision = Annotated[Literal["auto", "float32", "bfloat16"], typer.Option("--pr
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands at the target.")]
 SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Drop rows that cannot be used, and count them.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def source(path: Path, text: list[str] | None, label: str | None, skip_bad_rows: bool) -> Source:
+    """The file and the columns that are read of it."""
+    from fewtune.job import Source
+
+    return Source(path, tuple(text or ()), label, skip_bad_rows)
+
+
+def task(path: Path | None) -> Task | None:
+    """What `--task` names."""
+    from fewtune.tasks.task import Task
+
+    return None if path is None else Task.load(path)
 
 
 def listed(text: str | None) -> tuple[str, ...]:

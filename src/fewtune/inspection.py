@@ -17,7 +17,7 @@ from fewtune import artifact, job, registry
 from fewtune.backbone.bank import NOBODY
 from fewtune.data.example import Example
 from fewtune.model import TunedModel
-from fewtune.prompt.encode import Batch, buckets
+from fewtune.prompt.encode import Batch
 
 SHOWN = 20
 _TINY = 1e-12  # below every norm of a state that is not zero
@@ -128,7 +128,7 @@ def _scores(model: TunedModel, batch: Batch, entry: int) -> Tensor:
 
 def _batches(model: TunedModel, examples: Sequence[Example], size: int) -> Iterator[tuple[list[int], Batch]]:
     for template, rows in model.encoded(examples):
-        for indices in buckets([len(row.ids) for row in rows], size=size):
+        for indices in model.buckets(rows, template, size=size):
             yield indices, model.collate([rows[index] for index in indices], template)
 
 

@@ -190,6 +190,11 @@ class TunedModel:
         ids = words.ids if isinstance(words, WordIds) else None
         return collate(rows, pad=pad, words=ids).to(self.backbone.device)
 
+    def buckets(self, rows: Sequence[Row], template: int, *, size: int) -> list[list[int]]:
+        """Indices in batches of `size` rows of like length; of fewer where `collate` makes several of each."""
+        fills = len(self.spellings[template].fills) if self.spellings else 1
+        return buckets([len(row.ids) for row in rows], size=max(1, size // fills))
+
     @property
     def first_block(self) -> int:
         """The lowest block that a delta changed; the depth if none is."""
@@ -227,8 +232,7 @@ class TunedModel:
 
     def _row_scores(self, rows: Sequence[Row], template: int, batch_size: int) -> Tensor:
         scores_NC = torch.zeros(len(rows), len(self.task.labels))
-        fills = len(self.spellings[template].fills) if self.spellings else 1
-        for indices in buckets([len(row.ids) for row in rows], size=max(1, batch_size // fills)):
+        for indices in self.buckets(rows, template, size=batch_size):
             scores_NC[indices] = self.batch_scores(self.collate([rows[index] for index in indices], template)).cpu()
         return scores_NC
 

@@ -38,7 +38,7 @@ def resolve(task: Task, tokenizer: Any, *, slot: bool, whole: bool = False) -> A
     if not slot:
         return Asked(templates)
     if whole:
-        words = tuple(verbalizer.whole(tokenizer, lead=_lead(template)) for template in templates)
+        words = tuple(verbalizer.whole(tokenizer, lead=template.lead) for template in templates)
         return Asked(templates, words, fills=verbalizer.firsts)
     try:
         return _asked(templates, verbalizer, tokenizer)
@@ -62,19 +62,15 @@ def single_tokens(task: Task, tokenizer: Any) -> bool:
     """Whether each label word is one token of its own behind every template, so that one token tells the labels apart."""
     templates, verbalizer = _settled(task, slot=True)
     try:
-        words = [verbalizer.whole(tokenizer, lead=_lead(template)) for template in templates]
+        words = [verbalizer.whole(tokenizer, lead=template.lead) for template in templates]
     except TaskError:
         return True  # whatever is wrong is said when the words are read
     return all(len(word) == 1 for found in words for candidate in found.ids for word in candidate)
 
 
 def _asked(templates: tuple[Template, ...], verbalizer: Verbalizer, tokenizer: Any) -> Asked:
-    words = tuple(verbalizer.ids(tokenizer, lead=_lead(template)) for template in templates)
+    words = tuple(verbalizer.ids(tokenizer, lead=template.lead) for template in templates)
     return Asked(templates, words, tuple(dict.fromkeys(note for ids in words for note in ids.notes)), verbalizer.firsts)
-
-
-def _lead(template: Template) -> str:
-    return template.slot.lead if template.slot else ""
 
 
 def templates_of(task: Task, *, slot: bool) -> tuple[str, ...]:
@@ -106,7 +102,7 @@ def spoken(label: str) -> str:
 
 def _with_codes(task: Task, templates: tuple[Template, ...], tokenizer: Any) -> Asked:
     """List the labels with letters and read the letter."""
-    leads = {template.slot.lead for template in templates if template.slot}
+    leads = {template.lead for template in templates if template.slot}
     codes = _codes(len(task.labels), leads, tokenizer)
     options = "\n".join(f"{code}. {spoken(label)}" for code, label in zip(codes, task.labels, strict=True))
     asked = tuple(_with_options(template, literal(f"Options:\n{options}\n"), given=bool(task.templates)) for template in templates)

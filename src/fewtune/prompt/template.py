@@ -101,6 +101,11 @@ class Template:
         """The slot, if there is one."""
         return next((part for part in self.parts if isinstance(part, Slot)), None)
 
+    @property
+    def lead(self) -> str:
+        """The spaces before the slot, if there is one with some."""
+        return self.slot.lead if self.slot else ""
+
     def check(self, fields: Sequence[str], *, slot: bool, where: str = "template") -> None:
         """Raise `TaskError` for a field that is not among `fields`, for none at all, or for a slot that is needed and missing."""
         for name in self.names:

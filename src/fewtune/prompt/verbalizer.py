@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -24,11 +24,10 @@ class WordIds:
 
 @dataclass(frozen=True)
 class WholeWords:
-    """For each label, in order, its words as all of their token ids, and how many bytes of text each is; `notes` are for the user."""
+    """For each label, in order, its words as all of their token ids, and how many bytes of text each is."""
 
     ids: tuple[tuple[Word, ...], ...]
     sizes: tuple[tuple[int, ...], ...]
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,13 @@ class Verbalizer:
         """The first word of each label."""
         return tuple(words[0] for words in self.words.values())
 
+    def _each(self, where: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Each label with its words, of which there must be one."""
+        for label, words in self.words.items():
+            if not words:
+                raise TaskError(expected=f'words for "{label}"', got="none", where=where, fix="Name one with --words.")
+            yield label, words
+
     def ids(self, tokenizer: Any, *, lead: str, where: str = "words") -> WordIds:
         """Each word's first token as it stands in running text, after a space if the slot has a `lead`.
 
@@ -53,9 +59,7 @@ class Verbalizer:
         owners: dict[int, tuple[str, str]] = {}
         split: list[str] = []
         ids: list[tuple[int, ...]] = []
-        for label, words in self.words.items():
-            if not words:
-                raise TaskError(expected=f'words for "{label}"', got="none", where=where, fix="Name one with --words.")
+        for label, words in self._each(where):
             found: dict[int, None] = {}
             for word in words:
                 tokens = _shown_tokens(tokenizer, word, lead, where)
@@ -75,9 +79,7 @@ class Verbalizer:
         owners: dict[Word, tuple[str, str]] = {}
         ids: list[tuple[Word, ...]] = []
         sizes: list[tuple[int, ...]] = []
-        for label, words in self.words.items():
-            if not words:
-                raise TaskError(expected=f'words for "{label}"', got="none", where=where, fix="Name one with --words.")
+        for label, words in self._each(where):
             found: dict[Word, int] = {}
             for word in words:
                 tokens = tuple(_tokens(tokenizer, word, lead, where))

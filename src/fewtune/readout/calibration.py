@@ -7,7 +7,7 @@ Dimensions: N rows, C candidates.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
@@ -144,6 +144,11 @@ def _most_likely_temperature(logits_NC: Tensor, targets: Tensor, *, spread: floa
     bounds = tuple(map(math.log, _TEMPERATURES))
     found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
     return math.exp(float(found.x))
+
+
+def likeliest(calibrators: Iterable[Calibrator], scores_NC: Tensor, targets: Tensor) -> Calibrator:
+    """The one under which the targets are likeliest; the first of equals."""
+    return min(calibrators, key=lambda one: cross_entropy(one(scores_NC), targets).item())
 
 
 def expected_temperature(scores_NC: Tensor, targets_N: Tensor) -> float:

@@ -16,6 +16,7 @@ from fewtune.backbone.backbone import Backbone, Output
 from fewtune.errors import TaskError
 from fewtune.prompt.encode import Batch
 from fewtune.readout.readout import Scored
+from fewtune.readout.states import at_slot
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,7 @@ class ClozeReader(Scored):
         """scores_BC from the states at `batch.slot_B`, through the rows of `batch.words`."""
         if batch.words is None:
             raise TaskError(expected="label words", got="none", where="readout cloze", fix="Give the task words or label names.")
-        rows = torch.arange(len(batch), device=output.hidden_BTD.device)
-        hidden_BD = output.hidden_BTD[rows, batch.slot_B]
+        hidden_BD = at_slot(output, batch)
         tokens_K = torch.tensor([token for words in batch.words for token in words], device=hidden_BD.device)
         logits_BK = self.backbone.lm_logits(hidden_BD, tokens_K)
         return logits_BK @ averaging(batch.words).to(logits_BK.device)

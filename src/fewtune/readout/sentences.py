@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import torch
 from torch import Tensor, nn
 
-from fewtune.backbone.backbone import Backbone
+from fewtune.backbone.backbone import Backbone, Output
 from fewtune.backbone.load import load
 from fewtune.errors import BackboneError
-from fewtune.prompt.encode import Encoder, buckets, collate
+from fewtune.prompt.encode import Batch
 from fewtune.prompt.template import Template
 from fewtune.readout.head import pooled
+from fewtune.readout.states import states
 
 MOST_TOKENS = 256
 """Longer texts are cut; the sentence encoders of the catalogue were trained on no longer ones."""
@@ -32,16 +32,11 @@ class Sentences:
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """embeddings_ND, float32 on the processor."""
-        most = min(MOST_TOKENS, self.backbone.room)
-        encoder = Encoder(self.backbone.tokenizer, causal=self.backbone.causal, max_length=most)
-        rows = encoder.encode([_TEXT.render({"text": text}) for text in texts])
-        embeddings_ND = torch.zeros(len(rows), self.backbone.width)
-        for indices in buckets([len(row.ids) for row in rows], size=32):
-            batch = collate([rows[index] for index in indices], pad=self.backbone.tokenizer.pad_token_id or 0).to(self.backbone.device)
-            with torch.inference_mode():
-                output = self.backbone.forward(batch.ids_BT, batch.mask_BT, batch.types_BT)
-                embeddings_ND[indices] = nn.functional.normalize(pooled(output.hidden_BTD, batch.mask_BT, "mean"), dim=-1).cpu()
-        return embeddings_ND
+        return states(self.backbone, [_TEXT.render({"text": text}) for text in texts], _embedding, most=MOST_TOKENS)
+
+
+def _embedding(output: Output, batch: Batch) -> Tensor:
+    return nn.functional.normalize(pooled(output.hidden_BTD, batch.mask_BT, "mean"), dim=-1)
 
 
 @lru_cache(maxsize=1)

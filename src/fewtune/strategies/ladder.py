@@ -26,12 +26,10 @@ from fewtune.model import TunedModel
 from fewtune.readout.calibration import Calibration, Contextual, Uncalibrated, expected_temperature
 from fewtune.recipe import Recipe
 from fewtune.strategies.strategy import Strategy
-from fewtune.strategies.supervised import Supervised, out_of_fold
+from fewtune.strategies.supervised import FOLDS, Supervised, out_of_fold
 from fewtune.strategies.zeroshot import ZeroShot
 from fewtune.tasks import kind_of
 from fewtune.train.fit import Session
-
-_FOLDS = 4
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ def _judged(rungs: tuple[Rung, ...], judging: Split, session: Session, *, temper
     session.say(f"Judging {names} on {len(judging.train)} labelled rows, each by a model that has not seen it.")
     recipe = rungs[0].recipe
     targets_N = torch.tensor(kind_of(recipe.task).targets(recipe.task, judging.train))
-    parts = folds(judging.train, _FOLDS, seed=derive(recipe.seed, "temperature"))
+    parts = folds(judging.train, FOLDS, seed=derive(recipe.seed, "temperature"))
     losses, right, temperatures = [], [], []
     for number, rung in enumerate(rungs):
         log_NC = _unseen(rung, judging, session.child(f"rung-{number}"))

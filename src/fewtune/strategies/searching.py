@@ -24,12 +24,13 @@ from fewtune.errors import DataError, SpecError, TaskError
 from fewtune.model import TunedModel
 from fewtune.precision import settle_precision
 from fewtune.prompt.defaults import spoken, templates_of
-from fewtune.prompt.encode import Batch, Encoder, buckets, collate
+from fewtune.prompt.encode import Batch
 from fewtune.prompt.label_words import Array, Indices
 from fewtune.prompt.search import SEARCHES, Found, Judged, Scores, Search
 from fewtune.prompt.template import Template
 from fewtune.prompt.verbalizer import Verbalizer, WordIds, vocabulary_words
-from fewtune.readout.calibration import CONTENT_FREE, Calibrator, Contextual, Temperature, Uncalibrated
+from fewtune.readout.calibration import CONTENT_FREE, Calibrator, Contextual, Temperature, Uncalibrated, likeliest
+from fewtune.readout.states import at_slot, states
 from fewtune.recipe import Recipe
 from fewtune.registry import Plain
 from fewtune.tasks import kind_of
@@ -170,7 +171,7 @@ class PLMJudge:
 
     def _first_tokens(self, words: Mapping[str, tuple[str, ...]], template: Template) -> set[int]:
         """Raises `TaskError` where the readout cannot tell the labels apart by their words."""
-        verbalizer, tokenizer, lead = Verbalizer(words), self.backbone.tokenizer, _lead(template)
+        verbalizer, tokenizer, lead = Verbalizer(words), self.backbone.tokenizer, template.lead
         if self.recipe.readout.spells:
             return {word[0] for own in verbalizer.whole(tokenizer, lead=lead).ids for word in own}
         return {token for own in verbalizer.ids(tokenizer, lead=lead).ids for token in own}
@@ -178,7 +179,7 @@ class PLMJudge:
     def vocabulary(self, task: Task, *, without: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Scores]:
         """Every whole word that can be read in each of the templates, and its log-probabilities, the mean over them."""
         templates = _templates(task)
-        tokens = [vocabulary_words(self.backbone.tokenizer, _lead(template)) for template in templates]
+        tokens = [vocabulary_words(self.backbone.tokenizer, template.lead) for template in templates]
         taken = [self._first_tokens(without, template) for template in templates]
         words = tuple(
             word for word in tokens[0] if all(word in one and one[word] not in out for one, out in zip(tokens, taken, strict=True))
@@ -193,16 +194,9 @@ class PLMJudge:
     def _states(self, template: Template) -> Tensor:
         """states_ND in the slot, of the rows and then of the inputs without content."""
         length = min(self.recipe.max_length, self.backbone.room)
-        encoder = Encoder(self.backbone.tokenizer, causal=self.causal, max_length=length)
 
         def compute(examples: Sequence[Example]) -> Tensor:
-            rows = encoder.encode([template.render(example.fields) for example in examples])
-            states_ND = torch.zeros(len(rows), self.backbone.width)
-            for indices in buckets([len(row.ids) for row in rows], size=32):
-                batch = collate([rows[index] for index in indices], pad=self.backbone.tokenizer.pad_token_id or 0).to(self.backbone.device)
-                hidden_BTD = self.backbone.forward(batch.ids_BT, batch.mask_BT, batch.types_BT).hidden_BTD
-                states_ND[indices] = hidden_BTD[torch.arange(len(batch)), batch.slot_B].cpu()
-            return states_ND
+            return states(self.backbone, [template.render(example.fields) for example in examples], at_slot, most=length)
 
         return self._kept(("states", length, str(template)), compute)
 
@@ -265,10 +259,6 @@ def _templates(task: Task) -> list[Template]:
     return [Template.parse(text) for text in task.templates or templates_of(task, slot=True)]
 
 
-def _lead(template: Template) -> str:
-    return template.slot.lead if template.slot else ""
-
-
 def _calibrated(scores: Scores, targets_N: Indices, kept: Sequence[int], held: Sequence[int]) -> Array:
     """Log-probabilities of the rows `held`, calibrated on those `kept`."""
     rows_NC, free_FC = torch.from_numpy(scores.rows), torch.from_numpy(scores.free)
@@ -278,6 +268,5 @@ def _calibrated(scores: Scores, targets_N: Indices, kept: Sequence[int], held: S
 
 
 def _calibrator(scores_NC: Tensor, free_FC: Tensor, targets_N: Tensor) -> Calibrator:
-    choices = (Uncalibrated().fit(scores_NC), Contextual().fit(free_FC))
-    best = min(choices, key=lambda one: torch.nn.functional.cross_entropy(one(scores_NC), targets_N).item())
+    best = likeliest((Uncalibrated().fit(scores_NC), Contextual().fit(free_FC)), scores_NC, targets_N)
     return Calibrator(best.bias_C, Temperature().fit(best(scores_NC), targets_N).temperature)

@@ -22,7 +22,7 @@ from fewtune.deltas.delta import Installed
 from fewtune.errors import DataError
 from fewtune.model import TunedModel
 from fewtune.precision import settle_precision
-from fewtune.prompt.encode import Batch, Row, balanced_order, bucketed_order, buckets
+from fewtune.prompt.encode import Batch, Row, balanced_order, bucketed_order
 from fewtune.readout.calibration import Calibrator, Contextual, Uncalibrated
 from fewtune.recipe import Recipe
 from fewtune.strategies.searching import searched
@@ -32,7 +32,7 @@ from fewtune.tasks import kind_of
 from fewtune.train.cache import StateCache
 from fewtune.train.fit import Group, Session, fit
 
-_FOLDS = 4
+FOLDS = 4
 PAIRED = 4
 """A step of a readout that learns from pairs takes so many times the rows, for pairs grow with their square."""
 
@@ -84,7 +84,7 @@ def _decided(model: TunedModel, asked: Recipe, split: Split, session: Session) -
     """
     kind, calibration, nothing_NC = kind_of(model.task), asked.calibration, np.zeros((0, len(model.task.labels)))
     by_targets = calibration is not None and calibration.needs == "targets"
-    if not by_targets and not (kind.undecided and len(split.train) >= _FOLDS):
+    if not by_targets and not (kind.undecided and len(split.train) >= FOLDS):
         return replace(model, task=kind.decided(model.task, (), nothing_NC))
     fold_recipe = replace(asked, task=kind.decided(asked.task, (), nothing_NC), calibration=Uncalibrated())
     scores_NC = out_of_fold(fold_recipe, split, model.backbone, session, read=TunedModel.raw_scores)
@@ -108,9 +108,9 @@ def out_of_fold(
 ) -> Tensor:
     """What `read` gives for each labelled row, in order, from a model that was made without it, by `Supervised` unless told otherwise."""
     found: dict[int, Tensor] = {}
-    session.say(f"{_FOLDS} folds, each like the first:")
-    groups = kind_of(recipe.task).groups(recipe.task, split.train, max(1, len(split.train) // _FOLDS))
-    for number, (kept, held) in enumerate(folds(split.train, _FOLDS, seed=derive(recipe.seed, "folds"), groups=groups)):
+    session.say(f"{FOLDS} folds, each like the first:")
+    groups = kind_of(recipe.task).groups(recipe.task, split.train, max(1, len(split.train) // FOLDS))
+    for number, (kept, held) in enumerate(folds(split.train, FOLDS, seed=derive(recipe.seed, "folds"), groups=groups)):
         part = replace(split, train=tuple(split.train[index] for index in kept))
         model = (strategy or Supervised()).run(recipe, part, backbone, session=session.child(f"fold-{number + 1}", told=number > 0))
         found |= zip(held, read(model, [split.train[index] for index in held]), strict=True)
@@ -342,7 +342,7 @@ def _pays(model: TunedModel, recipe: Recipe, steps: int, computed: int) -> bool:
 
 
 def _fill(model: TunedModel, rows: Sequence[Row], template: int, cache: StateCache) -> bool:
-    for indices in buckets([len(row.ids) for row in rows], size=32):
+    for indices in model.buckets(rows, template, size=32):
         chosen = [rows[index] for index in indices]
         batch = model.collate(chosen, template)
         with torch.no_grad():

@@ -13,12 +13,11 @@ from fewtune.errors import DataError, TaskError
 from fewtune.model import TunedModel
 from fewtune.precision import settle_precision
 from fewtune.readout import sentences
-from fewtune.readout.calibration import Calibration, Calibrator, Contextual, Uncalibrated
+from fewtune.readout.calibration import Calibration, Calibrator, Contextual, Uncalibrated, likeliest
 from fewtune.recipe import Recipe
 from fewtune.strategies.searching import searched
 from fewtune.tasks import kind_of
 from fewtune.train.fit import Session
-from fewtune.train.losses import cross_entropy
 
 _MOST_UNLABELED = 1000  # as many rows tell the candidates' shares to a point or two
 
@@ -81,17 +80,12 @@ def calibrate(model: TunedModel, wanted: Calibration | None, split: Split, *, ot
     if wanted is not None:
         return _fit(model, wanted, split)
     scores_NC, targets_N = model.raw_scores(split.train), targets(model, split.train)
-    choices = [_fit(model, choice, split) for choice in (Uncalibrated(), Contextual())]
-    return min(choices, key=lambda calibrator: _loss(calibrator, scores_NC, targets_N))
+    return likeliest((_fit(model, choice, split) for choice in (Uncalibrated(), Contextual())), scores_NC, targets_N)
 
 
 def targets(model: TunedModel, labeled: tuple[Example, ...]) -> Tensor:
     """What scores are to learn, as the kind of task has it: an index a row, targets_N, or a number for each candidate, targets_NC."""
     return torch.tensor(kind_of(model.task).targets(model.task, labeled))
-
-
-def _loss(calibrator: Calibrator, scores_NC: Tensor, targets: Tensor) -> float:
-    return cross_entropy(calibrator(scores_NC), targets).item()
 
 
 def _fit(model: TunedModel, calibration: Calibration, split: Split) -> Calibrator:

@@ -32,6 +32,11 @@ class Interval:
     low: float
     high: float
 
+    @classmethod
+    def around(cls, value: float, low: float, high: float) -> Interval:
+        """The interval from `low` to `high`, widened to hold the value."""
+        return cls(value, min(float(low), value), max(float(high), value))
+
 
 @dataclass(frozen=True)
 class ClassRow:
@@ -197,8 +202,7 @@ def _interval(name: str, value: float, targets_N: Array, probabilities_NC: Array
     else:
         statistic = _RESAMPLED[name](targets_N, probabilities_NC)
         ends = bootstrap(statistic, rows, cells=probabilities_NC.shape[1] ** 2, confidence=confidence, seed=seed)
-    low, high = ends
-    return Interval(value, min(float(low), value), max(float(high), value))
+    return Interval.around(value, *ends)
 
 
 def wilson(right: int, rows: int, *, confidence: float) -> tuple[float, float]:

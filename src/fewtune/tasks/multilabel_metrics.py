@@ -122,7 +122,7 @@ def _interval(name: str, found: _Answers, confidence: float, seed: int) -> Inter
         low, high = 0.0, 1.0
     else:
         low, high = bootstrap(_resampled(name, found), rows, confidence=confidence, seed=seed)
-    return Interval(value, min(low, value), max(high, value))
+    return Interval.around(value, low, high)
 
 
 def _resampled(name: str, found: _Answers) -> Callable[[Array], Array]:

@@ -74,4 +74,4 @@ def _interval(name: str, values_N: Array, predicted_N: Array, span: float, confi
         low, high = bootstrap(
             lambda rows_RN: metric(values_N[rows_RN], predicted_N[rows_RN]), len(values_N), confidence=confidence, seed=seed
         )
-    return Interval(value, min(float(low), value), max(float(high), value))
+    return Interval.around(value, low, high)

@@ -1,0 +1,33 @@
+"""Prompts → one state of each from a PLM, in batches of like length. Knows no task, no label and no word.
+
+Dimensions: N prompts, B rows, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fewtune.backbone.backbone import Backbone, Output
+from fewtune.prompt.encode import Batch, Encoder, buckets, collate
+from fewtune.prompt.template import Prompt
+
+
+def at_slot(output: Output, batch: Batch) -> Tensor:
+    """hidden_BD where each row's word is read."""
+    rows = torch.arange(len(batch), device=output.hidden_BTD.device)
+    return output.hidden_BTD[rows, batch.slot_B]
+
+
+def states(backbone: Backbone, prompts: Sequence[Prompt], read: Callable[[Output, Batch], Tensor], *, most: int) -> Tensor:
+    """states_ND that `read` takes from each batch, float32 on the processor; prompts have at most `most` tokens."""
+    encoder = Encoder(backbone.tokenizer, causal=backbone.causal, max_length=min(most, backbone.room))
+    rows = encoder.encode(prompts)
+    states_ND = torch.zeros(len(rows), backbone.width)
+    for indices in buckets([len(row.ids) for row in rows], size=32):
+        batch = collate([rows[index] for index in indices], pad=backbone.tokenizer.pad_token_id or 0).to(backbone.device)
+        with torch.inference_mode():
+            states_ND[indices] = read(backbone.forward(batch.ids_BT, batch.mask_BT, batch.types_BT), batch).cpu()
+    return states_ND
