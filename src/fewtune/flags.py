@@ -38,7 +38,8 @@ Readout = Annotated[
     str | None, typer.Option("--readout", help="cloze, head or similarity; by default cloze where there is an LM head, else similarity.")
 ]
 Calibration = Annotated[
-    str | None, typer.Option("--calibration", help="none, contextual, temperature or prior (from unlabelled rows); by default what helps.")
+    str | None,
+    typer.Option("--calibration", help="none, contextual, pmi, temperature or prior (from unlabelled rows); by default what helps."),
 ]
 Demonstrations = Annotated[
     str | None,
