@@ -1,8 +1,8 @@
-"""Contrastive tuning of a sentence encoder against SetFit: accuracy and time on the same backbone and the same rows, in one run.
+"""fewtune against SetFit with few labels: contrastive tuning on the same sentence encoder, and what `fit` does by default.
 
-For each data set and seed first fewtune (tuned, then frozen embeddings), then SetFit in its own virtual environment, one after the
-other with the same number of threads. SetFit is trained with its defaults; fewtune with its own. Loading the PLM is not counted for
-either. Finished runs are not repeated.
+For each data set and seed one after the other, with the same rows and threads: contrastive tuning, frozen embeddings, SetFit in its own
+virtual environment, and the default, whose ladder judges the usual PLMs, whichever encoder is compared. SetFit is trained with its
+defaults; fewtune with its own. Loading PLMs is not counted. Finished runs are not repeated.
 
     bench/setfit_env.sh
     python bench/contrastive.py --backbone minilm-l6
@@ -11,6 +11,7 @@ either. Finished runs are not repeated.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -23,7 +24,7 @@ from typing import IO, Any
 
 import torch
 from machine import DEFAULT_SHARED, RESULTS, DataSet, guarded, heading, table, write
-from runs import append, code_hash, finished, key_of, spread, task_of
+from runs import PROMPTS, append, code_hash, finished, key_of, spread, task_of
 
 from fewtune import job
 from fewtune.backbone import catalogue
@@ -31,12 +32,14 @@ from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.load import load
 from fewtune.data.example import Example, Split
 from fewtune.readout import READOUTS
+from fewtune.tasks.task import Task
 from fewtune.train.fit import Session
 
 RAW = RESULTS / "raw" / "contrastive.jsonl"
 HERE = Path(__file__).parent
 PYTHON = HERE / "setfit.venv" / "bin" / "python"
-SIDES = ("setfit", "contrastive", "frozen")
+SIDES = ("setfit", "contrastive", "frozen", "default")
+USUAL = (job.Settings().backbone, *job.Settings().beside)
 SETS = ("sst2", "cr", "trec", "agnews", "snips", "tweeteval_offensive")
 
 
@@ -44,17 +47,22 @@ SETS = ("sst2", "cr", "trec", "agnews", "snips", "tweeteval_offensive")
 
 
 def own(
-    task_of_set: Any, train: Sequence[Example], test: Sequence[Example], backbone: Backbone, *, seed: int, frozen: bool
+    side: str, task: Task, train: Sequence[Example], test: Sequence[Example], backbones: Sequence[Backbone], seed: int
 ) -> dict[str, Any]:
-    """fewtune's side: seconds of the whole fit, and how many test rows are right."""
-    settings = job.Settings(
-        strategy="supervised", deltas=() if frozen else None, readout=READOUTS.from_text("similarity"), precision="float32", seed=seed
-    )
+    """One of fewtune's sides: seconds of the whole fit, how many test rows are right, and what was kept."""
+    settings = job.Settings(seed=seed)
+    if side != "default":
+        deltas = () if side == "frozen" else None
+        readout = READOUTS.from_text("similarity")
+        settings = job.Settings(strategy="supervised", deltas=deltas, readout=readout, precision="float32", seed=seed)
+    first, *beside = backbones
     clock, processor = time.perf_counter(), time.process_time()
-    model = job.tune(task_of_set, Split(train=tuple(train)), backbone, settings, session=Session())
+    model = job.tune(task, Split(train=tuple(train)), first, settings, session=Session(), beside=beside)
     took = {"seconds": time.perf_counter() - clock, "processor": time.process_time() - processor}
     try:
-        return {**took, "accuracy": _share([answer.label for answer in model.predict(test)], test)}
+        accuracy = _share([answer.label for answer in model.predict(test)], test)
+        kept = {name: model.about[name] for name in ("kept", "estimate", "rungs") if name in model.about}
+        return {**took, "accuracy": accuracy, **kept, "predict": time.process_time() - processor - took["processor"]}
     finally:
         model.remove()
 
@@ -111,8 +119,9 @@ def _share(answers: Sequence[str], test: Sequence[Example]) -> float:
 
 
 def page(results: Sequence[Mapping[str, Any]], options: argparse.Namespace, arguments: Sequence[str]) -> str:
-    """The results file."""
-    codes = ", ".join(dict.fromkeys(result["code"] for result in results))
+    """The results file; a result has a figure for each side."""
+    sides = [side for side in SIDES if side in options.sides]
+    codes = ", ".join(dict.fromkeys(result[side]["code"] for result in results for side in sides))
     seeds = ", ".join(dict.fromkeys(str(result["seed"]) for result in results))
     facts = (
         f"- PLM: {options.backbone}, float32; {options.k} labelled rows a class; seeds {seeds}; "
@@ -120,24 +129,34 @@ def page(results: Sequence[Mapping[str, Any]], options: argparse.Namespace, argu
         "- SetFit: 1.1.3 with its trainer's defaults, sentence-transformers 5.7.0, transformers 4.57.6",
         f"- Code: {codes} (hash of the package's sources)",
         "",
-        "Accuracy in percent, mean ± sample deviation over the seeds. Seconds of processor time for the whole fit, mean over the seeds; "
-        "*share*: fewtune's over SetFit's, the median over the runs.",
+        "Accuracy in percent, mean ± sample deviation over the seeds; only what all sides have finished. Seconds of processor time for the "
+        "whole fit, mean over the seeds; *share*: over SetFit's, the median over the runs. *default*: what `fewtune fit` does by itself "
+        f"on {' and '.join(USUAL)}, with the templates of bench/runs.py, which no encoder reads.",
     )
-    columns = ("data", "SetFit", "contrastive", "frozen", "SetFit, s", "contrastive, s", "share", "frozen, s")
-    rows = [_row(name, [r for r in results if r["data"] == name]) for name in dict.fromkeys(r["data"] for r in results)]
-    rows.append(_row("mean", results))
-    title = "Contrastive tuning against SetFit"
-    return heading(title, "bench/contrastive.py", arguments) + "\n".join(facts) + "\n\n" + table(columns, rows) + "\n"
+    columns = ("data", *sides, *(f"{side}, s" for side in sides), *(f"share of {side}" for side in sides[1:]))
+    rows = [_row(name, [r for r in results if r["data"] == name], sides) for name in dict.fromkeys(r["data"] for r in results)]
+    rows.append(_row("mean", results, sides))
+    parts = [heading("Against SetFit", "bench/contrastive.py", arguments) + "\n".join(facts), table(columns, rows)]
+    if "default" in sides:
+        kept = ((run["data"], str(run["seed"]), run["default"]["kept"], _estimate(run["default"])) for run in results)
+        parts += ["What the ladder kept, and what it estimated from the labelled rows:"]
+        parts += [table(("data", "seed", "kept", "estimate; test accuracy"), [list(row) for row in kept])]
+    return "\n\n".join(parts) + "\n"
 
 
-def _row(name: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    def seconds(side: str) -> float:
-        return statistics.mean(run[side]["processor"] for run in runs)
+def _estimate(run: Mapping[str, Any]) -> str:
+    found = run["estimate"]
+    return f"{100 * found['value']:.0f} ({100 * found['low']:.0f}–{100 * found['high']:.0f}); {100 * run['accuracy']:.1f}"
 
-    accuracies = {side: [run[side]["accuracy"] for run in runs] for side in SIDES}
-    shown = [spread(accuracies[side]) if name != "mean" else f"{100 * statistics.mean(accuracies[side]):.1f}" for side in SIDES]
-    share = statistics.median(run["contrastive"]["processor"] / run["setfit"]["processor"] for run in runs)
-    return [name, *shown, f"{seconds('setfit'):.1f}", f"{seconds('contrastive'):.1f}", f"{share:.2f}", f"{seconds('frozen'):.1f}"]
+
+def _row(name: str, runs: Sequence[Mapping[str, Any]], sides: Sequence[str]) -> list[str]:
+    def share(side: str) -> str:
+        return f"{statistics.median(run[side]['processor'] / run['setfit']['processor'] for run in runs):.2f}"
+
+    accuracies = {side: [run[side]["accuracy"] for run in runs] for side in sides}
+    shown = [spread(accuracies[side]) if name != "mean" else f"{100 * statistics.mean(accuracies[side]):.1f}" for side in sides]
+    seconds = [f"{statistics.mean(run[side]['processor'] for run in runs):.1f}" for side in sides]
+    return [name, *shown, *seconds, *map(share, sides[1:])]
 
 
 # The command
@@ -149,6 +168,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--shared", type=Path, default=DEFAULT_SHARED, help="the folder with data/ and splits/")
     parser.add_argument("--backbone", default="minilm-l6")
     parser.add_argument("--data", nargs="+", default=list(SETS))
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES, help="setfit must be among them")
     parser.add_argument("--k", type=int, default=8, help="labelled rows a class")
     parser.add_argument("--seeds", nargs="+", type=int, default=[13, 21, 42])
     parser.add_argument("--rows", type=int, default=1000, help="the first test rows only; 0 for all")
@@ -171,32 +191,41 @@ def main(arguments: Sequence[str]) -> int:
 
 def run_all(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     """Each data set and seed once, seed by seed, so that a page that is cut short compares like with like."""
-    backbone, code, known = load(options.backbone, say=print), code_hash(), finished(RAW)
-    peer = Peer(catalogue.locate(options.backbone), options.threads)
-    results = []
-    for seed in options.seeds:
-        for name in options.data:
-            facts = {"data": name, "k": options.k, "seed": seed, "rows": options.rows, "threads": options.threads}
-            key = key_of(facts, backbone)
-            found = known.get(key)
-            if found is None or (found["code"] != code and not options.older):
-                found = {"key": key, "code": code, **facts, **_three(DataSet(options.shared, name), backbone, peer, seed, options)}
-                append(RAW, found)
-            results.append(found)
-            write(options.out, page(results, options, arguments))
-            print(
-                name, seed, *(f"{side} {100 * found[side]['accuracy']:.1f} {found[side]['processor']:.1f} s" for side in SIDES), flush=True
-            )
+    bench, results = Bench(options), []
+    for seed, name in itertools.product(options.seeds, options.data):
+        found = {side: bench.side(side, name, seed) for side in SIDES if side in options.sides}
+        results.append({"data": name, "seed": seed, **found})
+        write(options.out, page(results, options, arguments))
+        print(name, seed, *(f"{side} {100 * one['accuracy']:.1f} {one['processor']:.1f} s" for side, one in found.items()), flush=True)
 
 
-def _three(dataset: DataSet, backbone: Backbone, peer: Peer, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    train, test = dataset.shots(options.k, seed=seed), dataset.rows("test")[: options.rows or None]
-    task = task_of(dataset, None)
-    return {
-        "contrastive": own(task, train, test, backbone, seed=seed, frozen=False),
-        "frozen": own(task, train, test, backbone, seed=seed, frozen=True),
-        "setfit": peer.run(list(dataset.labels()), train, test, seed=seed),
-    }
+class Bench:
+    """The finished runs of each side, and the PLMs that are loaded once for those that are not."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.code, self.known = options, code_hash(), finished(RAW)
+        self.encoder = load(options.backbone, say=print)
+        self.usual = [load(name, say=print) for name in USUAL] if "default" in options.sides else []
+        self.peer = Peer(catalogue.locate(options.backbone), options.threads)
+
+    def side(self, side: str, name: str, seed: int) -> dict[str, Any]:
+        """One side's run, from the finished ones if it is there. The default does not depend on the encoder that is compared."""
+        backbones = self.usual if side == "default" else [self.encoder]
+        facts = {"side": side, "data": name, "k": self.options.k, "seed": seed, "rows": self.options.rows, "threads": self.options.threads}
+        key = key_of({**facts, "beside": [one.fingerprint for one in backbones[1:]]}, backbones[0])
+        found = self.known.get(key)
+        # SetFit does not change with fewtune's code.
+        if found is None or (found["code"] != self.code and side != "setfit" and not self.options.older):
+            found = {"key": key, "code": self.code, **facts, **self._run(side, DataSet(self.options.shared, name), backbones, seed)}
+            append(RAW, found)
+        return found
+
+    def _run(self, side: str, dataset: DataSet, backbones: Sequence[Backbone], seed: int) -> dict[str, Any]:
+        train, test = dataset.shots(self.options.k, seed=seed), dataset.rows("test")[: self.options.rows or None]
+        if side == "setfit":
+            return self.peer.run(list(dataset.labels()), train, test, seed=seed)
+        prompt = PROMPTS.get(dataset.name) if side == "default" else None
+        return own(side, task_of(dataset, prompt), train, test, backbones, seed)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,10 @@
 Templates and label words were fixed before any test label was read, and are the same for every configuration.
 
     python bench/fewshot.py --data sst2 --k 8 --seeds 13 21 42 --rows 500
+
+Defaults are settled on training rows that no run has learned from, and no test row is read:
+
+    python bench/fewshot.py --judge train --rows 200 --out bench/results/defaults.md
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +29,15 @@ from runs import PROMPTS, append, code_hash, figures, finished, key_of, spread, 
 
 from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.load import load
-from fewtune.data.example import Split
+from fewtune.data.example import Example, Split
+from fewtune.data.sampling import capped
 from fewtune.deltas.delta import Delta
 from fewtune.deltas.lora import LoRA
 from fewtune.deltas.subset import Subset
 from fewtune.errors import FewtuneError
+from fewtune.job import readout_of
+from fewtune.prompt.demonstrations import Demonstrations
 from fewtune.readout.calibration import Calibration, Contextual, Temperature, Uncalibrated
-from fewtune.readout.cloze import Cloze
 from fewtune.readout.head import Head
 from fewtune.readout.readout import Readout
 from fewtune.recipe import DEFAULT_BACKBONE, Recipe
@@ -47,13 +53,14 @@ class Configuration:
 
     strategy: str = "supervised"
     deltas: tuple[Delta, ...] = ()
-    readout: Readout = field(default_factory=Cloze)
+    readout: Readout | None = None
     calibration: Calibration | None = None
+    demonstrations: Demonstrations | None = None
 
     @property
     def learns(self) -> bool:
         """Whether labelled rows are used at all, so that shots and seeds make a difference."""
-        return self.strategy != "zeroshot"
+        return self.strategy != "zeroshot" or self.demonstrations is not None
 
 
 _DEFAULT = Configuration(deltas=(LoRA(top=1 / 3),))
@@ -63,6 +70,8 @@ CONFIGURATIONS: Mapping[str, Configuration] = {
     "default": _DEFAULT,
     "default-uncalibrated": replace(_DEFAULT, calibration=Uncalibrated()),
     "default-temperature": replace(_DEFAULT, calibration=Temperature()),
+    "in-context": Configuration("zeroshot", calibration=Contextual(), demonstrations=Demonstrations(similar=1)),
+    "demonstrations": replace(_DEFAULT, demonstrations=Demonstrations()),
     "lora-all": Configuration(deltas=(LoRA(),)),
     "norms": Configuration(deltas=(Subset("norms"),)),
     "head": Configuration(readout=Head()),
@@ -81,23 +90,41 @@ class Job:
     seed: int
     rows: int
     backbone: str
+    judge: str = "test"
 
 
 def jobs(options: argparse.Namespace) -> list[Job]:
     """The runs asked for, each once."""
     asked = itertools.product(options.data, options.k, options.configurations, options.seeds)
-    return list(dict.fromkeys(_job(*each, options.rows, options.backbone) for each in asked))
+    return list(dict.fromkeys(_job(*each, options) for each in asked))
 
 
-def _job(data: str, k: int, configuration: str, seed: int, rows: int, backbone: str) -> Job:
+def _job(data: str, k: int, configuration: str, seed: int, options: argparse.Namespace) -> Job:
     learns = CONFIGURATIONS[configuration].learns
-    return Job(data, configuration, k if learns else 0, seed if learns else 0, rows, backbone)
+    return Job(data, configuration, k if learns else 0, seed if learns else 0, options.rows, options.backbone, options.judge)
 
 
-def recipe_of(job: Job, dataset: DataSet) -> Recipe:
-    """The recipe that a job runs."""
+def judging(job: Job, dataset: DataSet, train: Sequence[Example]) -> tuple[Example, ...]:
+    """The first test rows; or training rows, the same for all, without those that are learned from."""
+    if job.judge == "test":
+        return dataset.rows("test")[: job.rows or None]
+    seen = {tuple(example.fields.values()) for example in train}
+    drawn = capped({job.data: dataset.train}, job.rows or len(dataset.train), seed=0)
+    return tuple(example for _, example in drawn if tuple(example.fields.values()) not in seen)
+
+
+def recipe_of(job: Job, dataset: DataSet, backbone: Backbone) -> Recipe:
+    """The recipe that a job runs; the readout is fewtune's default unless the configuration names one."""
     task, chosen = task_of(dataset, PROMPTS.get(job.data)), CONFIGURATIONS[job.configuration]
-    return Recipe(task, backbone=job.backbone, deltas=chosen.deltas, readout=chosen.readout, calibration=chosen.calibration, seed=job.seed)
+    return Recipe(
+        task,
+        backbone=job.backbone,
+        deltas=chosen.deltas,
+        readout=chosen.readout or readout_of(task, backbone),
+        calibration=chosen.calibration,
+        demonstrations=chosen.demonstrations,
+        seed=job.seed,
+    )
 
 
 # One run
@@ -106,7 +133,7 @@ def recipe_of(job: Job, dataset: DataSet) -> Recipe:
 def run(job: Job, recipe: Recipe, dataset: DataSet, backbone: Backbone) -> dict[str, Any]:
     """Tune and measure; gives the figures as plain data and leaves the backbone as it was."""
     train = dataset.shots(job.k, seed=job.seed) if job.k else ()
-    test = dataset.rows("test")[: job.rows or None]
+    test = judging(job, dataset, train)
     notes: list[str] = []
     start = time.perf_counter()
     strategy = STRATEGIES.member(CONFIGURATIONS[job.configuration].strategy)()
@@ -162,9 +189,10 @@ def page(results: Sequence[Mapping[str, Any]], arguments: Sequence[str]) -> str:
     """The results file."""
     counts = ", ".join(dict.fromkeys(f"{result['data']} {result['test_rows']}" for result in results))
     prompts = {name: PROMPTS[name].template if name in PROMPTS else "the default" for name in dict.fromkeys(r["data"] for r in results)}
+    judged = {result["judge"] for result in results}
     facts = [
         f"- PLM: {_all(results, 'backbone')}; precision: {_all(results, 'precision')}; threads: {_all(results, 'threads')}",
-        f"- First test rows: {counts}",
+        f"- {'First test' if judged == {'test'} else 'Training'} rows that judge: {counts}",
         *(f"- Template of {name}: `{json.dumps(text, ensure_ascii=False)}`" for name, text in prompts.items()),
         f"- Code: {_all(results, 'code')} (hash of the package's sources)",
         "",
@@ -181,7 +209,7 @@ def _all(results: Sequence[Mapping[str, Any]], name: str) -> str:
 
 def required(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """What is asked of `default` on the first 500 test rows of sst2, with what came; nothing unless all of its runs are there."""
-    asked = {"data": "sst2", "backbone": DEFAULT_BACKBONE, "rows": 500}
+    asked = {"data": "sst2", "backbone": DEFAULT_BACKBONE, "rows": 500, "judge": "test"}
     fitting = [result for result in results if asked.items() <= result.items()]
     accuracy = {(run["configuration"], run["k"], run["seed"]): 100 * run["metrics"]["accuracy"]["value"] for run in fitting}
     runs = [("default", 8, seed) for seed in (13, 21, 42)]
@@ -216,6 +244,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     basic = ["zeroshot", "zeroshot-calibrated", "default"]
     parser.add_argument("--configurations", nargs="+", default=basic, choices=list(CONFIGURATIONS))
     parser.add_argument("--rows", type=int, default=0, help="the first test rows only; 0 for all")
+    parser.add_argument("--judge", default="test", choices=("test", "train"), help="train: on training rows that were not learned from")
     parser.add_argument("--backbone", default=DEFAULT_BACKBONE)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--older", action="store_true", help="take finished runs of earlier code too; the table lists the codes")
@@ -244,7 +273,7 @@ def run_all(asked: Sequence[Job], options: argparse.Namespace) -> list[dict[str,
     results: list[dict[str, Any]] = []
     for number, job in enumerate(asked):
         dataset = datasets[job.data]
-        recipe = recipe_of(job, dataset)
+        recipe = recipe_of(job, dataset, backbone)
         key = key_of({"job": asdict(job), "recipe": recipe.to_dict()}, backbone)
         result = known.get(key)
         if result is None or (result["code"] != code and not options.older):

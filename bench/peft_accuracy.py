@@ -55,7 +55,8 @@ ALL = 0
 
 @dataclass(frozen=True)
 class Part:
-    """Data sets × sizes × seeds × methods on one backbone. A size is (`k` rows a class, or 0; `rows` in all, 0 for as many as `k` says)."""
+    """Data sets × sizes × seeds × methods on one backbone. A size is (`k` rows a class, or 0; `rows` in all, 0 for as many as `k` says);
+    `length` is the most tokens of a text, 0 for the default."""
 
     title: str
     backbone: str
@@ -65,9 +66,10 @@ class Part:
     seeds: tuple[int, ...]
     methods: tuple[str, ...]
     others: bool = False
+    length: int = 0
 
 
-DOMAINS = ("amazon_books", "amazon_electronics", "amazon_kitchen", "mr")
+DOMAINS = ("mr", "amazon_kitchen", "amazon_electronics", "amazon_books")
 FEW, MANY = ((16, 0),), ((0, 1000),)
 PARTS: Mapping[str, tuple[Part, ...]] = {
     "head": (
@@ -85,7 +87,8 @@ PARTS: Mapping[str, tuple[Part, ...]] = {
             ("full", "lora", "adapter", "prefix", "soft-prompt", "ia3", "biases"),
         ),
     ),
-    "domain": (Part("Other domains, 1,000 rows", "minilm-l6", False, DOMAINS, MANY, (13, 21), EVERY, others=True),),
+    # Reviews of several hundred words: their beginnings do, and halve the time.
+    "domain": (Part("Other domains, 1,000 rows, 128 tokens", "minilm-l6", False, DOMAINS, MANY, (13, 21), EVERY, others=True, length=128),),
     "resource": (
         Part(
             "From few to all rows",
@@ -114,6 +117,11 @@ class Job:
     method: str
     test_rows: int
     others: tuple[str, ...] = ()
+    length: int = 0
+
+    def facts(self) -> dict[str, Any]:
+        """What a finished run is known by: not the part that asked for it, nor a length that is the default."""
+        return {name: value for name, value in asdict(replace(self, part="")).items() if name != "length" or value}
 
 
 def jobs(name: str, part: Part, options: argparse.Namespace) -> Iterator[Job]:
@@ -122,7 +130,7 @@ def jobs(name: str, part: Part, options: argparse.Namespace) -> Iterator[Job]:
         if method in options.methods and data in (options.data or part.data) and seed in (options.seeds or part.seeds):
             others = tuple(other for other in part.data if other != data) if part.others else ()
             count = rows if k or rows else options.most
-            yield Job(name, part.backbone, part.cloze, data, k, count, seed, method, options.test_rows, others)
+            yield Job(name, part.backbone, part.cloze, data, k, count, seed, method, options.test_rows, others, part.length)
 
 
 def deltas_of(method: str) -> tuple[Delta, ...]:
@@ -145,7 +153,7 @@ def train_rows(job: Job, dataset: DataSet) -> tuple[Example, ...]:
 
 def recipe_of(job: Job, dataset: DataSet, rows: int) -> Recipe:
     """The recipe that a job runs, in float32."""
-    return Recipe(
+    recipe = Recipe(
         task_of(dataset, PROMPTS.get(job.data) if job.cloze else None),
         backbone=job.backbone,
         deltas=deltas_of(job.method),
@@ -155,6 +163,7 @@ def recipe_of(job: Job, dataset: DataSet, rows: int) -> Recipe:
         precision="float32",
         seed=job.seed,
     )
+    return replace(recipe, max_length=job.length) if job.length else recipe
 
 
 # One run
@@ -355,7 +364,7 @@ class Runs:
         train = train_rows(job, self.datasets[job.data])
         recipe = recipe_of(job, self.datasets[job.data], len(train))
         # What a recipe spells out changes with the code, which is told apart by its hash.
-        facts = {"job": asdict(replace(job, part="")), "deltas": SPECS[job.method], "steps": recipe.fit.steps}
+        facts = {"job": job.facts(), "deltas": SPECS[job.method], "steps": recipe.fit.steps}
         return key_of(facts, self._backbone(job.backbone)), recipe, train
 
     def _backbone(self, name: str) -> Backbone:

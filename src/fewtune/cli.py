@@ -99,10 +99,8 @@ def fit(
     from fewtune.prompt.demonstrations import read
     from fewtune.train.fit import FitOptions
 
-    first, *others = backbone or ["smollm2-135m"]
     settings = job.Settings(
-        backbone=first,
-        beside=tuple(others),
+        backbones=tuple(backbone or ()),
         strategy=strategy,
         deltas=None if delta is None else _deltas(delta),
         readout=_readout(readout),
@@ -237,7 +235,7 @@ def zeroshot(
     from fewtune import job
 
     settings = job.Settings(
-        backbone=backbone,
+        backbones=(backbone,),
         strategy="zeroshot",
         calibration=_calibration(calibration),
         max_length=max_length,

@@ -56,7 +56,7 @@ def search(
     from fewtune import job
 
     settings = job.Settings(
-        backbone=backbone,
+        backbones=(backbone,),
         search=flags.searches(search or ["templates", "words"]),
         max_length=max_length,
         precision=precision,

@@ -31,7 +31,10 @@ Words = Annotated[str | None, typer.Option("--words", help="Label words: positiv
 TaskFile = Annotated[Path | None, typer.Option("--task", help="A task file (TOML).")]
 BackboneNames = Annotated[
     list[str] | None,
-    typer.Option("--backbone", help="A name of the catalogue, a model folder, or a hub id. May repeat: the labelled rows choose one."),
+    typer.Option(
+        "--backbone",
+        help="A catalogue name, a model folder, or a hub id. May repeat: the rows choose one, by default of smollm2-135m and minilm-l6.",
+    ),
 ]
 BackboneName = Annotated[str, typer.Option("--backbone", help="A name of the catalogue, a model folder, or a hub id.")]
 Readout = Annotated[

@@ -51,6 +51,8 @@ from fewtune.train.fit import FitOptions, Progress, Session
 
 Say = Callable[[str], None]
 KIND = "classification"
+BESIDE = "minilm-l6"
+"""The PLM that is judged beside the default one: where texts are told apart by their subject, sentence embeddings do it better."""
 _LABELS = "{labels}"
 DEFAULT_DELTAS: tuple[Delta, ...] = (LoRA(top=1 / 3),)
 PAIRED_DELTAS: tuple[Delta, ...] = (LoRA(top=1 / 2, sites=("query", "value", "ffn_in", "ffn_out"), alpha=48.0),)
@@ -65,11 +67,10 @@ def _silent(line: str) -> None:
 class Settings:
     """How to tune, where the user may leave everything open; `None` stands for the default.
 
-    `beside` are PLMs that the ladder judges beside `backbone`.
+    Of several `backbones` the ladder chooses. Where none is named it chooses between a language model and a sentence encoder.
     """
 
-    backbone: str = DEFAULT_BACKBONE
-    beside: tuple[str, ...] = ()
+    backbones: tuple[str, ...] = ()
     strategy: str | None = None
     deltas: tuple[Delta, ...] | None = None
     readout: Readout | None = None
@@ -88,10 +89,21 @@ class Settings:
         settled = (self.deltas, self.readout, self.calibration, self.demonstrations, self.fit.steps, self.fit.learning_rate)
         return self.strategy or ("ladder" if all(choice is None for choice in settled) else "supervised")
 
+    @property
+    def backbone(self) -> str:
+        """The PLM that comes first, and is the only one unless the ladder judges."""
+        return self.backbones[0] if self.backbones else DEFAULT_BACKBONE
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """The PLMs that the ladder judges beside it."""
+        usual = (BESIDE,) if self.way == "ladder" else ()
+        return self.backbones[1:] if self.backbones else usual
+
     def __post_init__(self) -> None:
         if self.beside and self.way != "ladder":
             fix = "Leave --strategy, --delta, --readout and the like out, so that PLMs are judged; or name one --backbone."
-            got = f"{1 + len(self.beside)} for strategy {self.way}"
+            got = f"{len(self.backbones)} for strategy {self.way}"
             raise SpecError(expected="one PLM", got=got, where="--backbone", fix=fix)
 
 
@@ -135,7 +147,7 @@ def fit(
     train: object,
     *,
     unlabeled: object = None,
-    backbone: str | Backbone | Sequence[str | Backbone] = DEFAULT_BACKBONE,
+    backbone: str | Backbone | Sequence[str | Backbone] = (),
     strategy: str | None = None,
     deltas: Sequence[Delta] | None = None,
     readout: Readout | None = None,
@@ -146,13 +158,14 @@ def fit(
     max_length: int = DEFAULT_LENGTH,
     seed: int = 42,
 ) -> TunedModel:
-    """Tune a model on labelled examples: a list, a frame, a data set or a path. Of several PLMs the rows choose one.
+    """Tune a model on labelled examples: a list, a frame, a data set or a path. Of several PLMs the rows choose one, as they do
+    between the usual two where none is named.
 
     Raises `fewtune.errors.InputError` for data, a task or settings that do not fit together.
     """
-    first, *others = [backbone] if isinstance(backbone, str | Backbone) else backbone
+    named = [backbone] if isinstance(backbone, str | Backbone) else backbone
     settings = Settings(
-        beside=tuple(other if isinstance(other, str) else other.name for other in others),
+        backbones=tuple(one if isinstance(one, str) else one.name for one in named),
         strategy=strategy,
         deltas=None if deltas is None else tuple(deltas),
         readout=readout,
@@ -163,7 +176,8 @@ def fit(
         max_length=max_length,
         seed=seed,
     )
-    loaded, *beside = (load_backbone(one) if isinstance(one, str) else one for one in (first, *others))
+    settings = _without_ladder(task, settings, _silent)
+    loaded, *beside = (load_backbone(one) if isinstance(one, str) else one for one in named or (settings.backbone, *settings.beside))
     rows = readers.read(train, text=task.fields, labeled=True, known=task.labels, written=kind_of(task).written).examples
     pool = () if unlabeled is None else readers.read(unlabeled, text=task.fields, labeled=False).examples
     return tune(task, Split(train=rows, unlabeled=pool), loaded, settings, session=Session(), beside=beside)
@@ -361,6 +375,7 @@ def fit_files(
     # Everything that can be wrong with the input is found before the first minute of work.
     tested = read(test, labeled=True, task=task, say=say).examples if test else ()
     pool = read(unlabeled, labeled=False, task=task, say=say).examples if unlabeled else ()
+    settings = _without_ladder(task, settings, say)
     start = time.perf_counter()
     backbone, *beside = (load_backbone(name, device=settings.device, say=say) for name in (settings.backbone, *settings.beside))
     split = Split(train=reading.examples, unlabeled=pool)

@@ -152,7 +152,7 @@ def _settings(method: _Method, given: Mapping[str, Plain], where: str, folder: P
     if method.strategy is not None:
         STRATEGIES.member(method.strategy, f"{where}.strategy")
     return Settings(
-        backbone=_backbone(method.backbone, folder),
+        backbones=(_backbone(method.backbone, folder),),
         strategy=method.strategy,
         deltas=_deltas(given["deltas"], f"{where}.deltas") if "deltas" in given else None,
         readout=_spec(READOUTS, given["readout"], f"{where}.readout") if "readout" in given else None,

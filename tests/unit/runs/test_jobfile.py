@@ -28,7 +28,7 @@ def load(tmp_path):
 def test_defaults(load, tmp_path):
     file = load(DATA + METHOD)
     assert file.shots == (None,) and file.seeds == SEEDS and file.out == tmp_path / "job.jsonl" and file.folder == tmp_path
-    assert file.methods["zeroshot"] == job.Settings(strategy="zeroshot")
+    assert file.methods["zeroshot"] == job.Settings(backbones=("smollm2-135m",), strategy="zeroshot")
 
 
 def test_everything_that_can_be_said(load, tmp_path):
@@ -48,7 +48,7 @@ def test_everything_that_can_be_said(load, tmp_path):
     assert data.text == ("review+more",) and data.template == ("1 + 1: {text} {slot}",)
     assert data.words == {"yes": ("good", "great"), "no": ("A+",)} and data.unlabeled == "pool.csv"
     assert file.methods["lora"] == job.Settings(
-        backbone="minilm-l6",
+        backbones=("minilm-l6",),
         strategy="supervised",
         deltas=(ft.LoRA(rank=4), *PRESETS["bitfit"], SoftPrompt(length=0, text="a, b")),
         readout=ft.Cloze(),
@@ -59,7 +59,9 @@ def test_everything_that_can_be_said(load, tmp_path):
         max_length=64,
         precision="float32",
     )
-    assert file.methods["shown"] == job.Settings(strategy="zeroshot", demonstrations=ft.Demonstrations(draws=2))
+    assert file.methods["shown"] == job.Settings(
+        backbones=("smollm2-135m",), strategy="zeroshot", demonstrations=ft.Demonstrations(draws=2)
+    )
     assert file.methods["head"].deltas == () and file.methods["head"].readout == ft.Head()
 
 

@@ -27,7 +27,7 @@ def plms(tmp_path_factory):
 
 
 def job(plm, name="m", **settings):
-    given = main.Settings(backbone=plm, fit=ft.FitOptions(steps=settings.pop("steps", 3), learning_rate=0.05), **settings)
+    given = main.Settings(backbones=(plm,), fit=ft.FitOptions(steps=settings.pop("steps", 3), learning_rate=0.05), **settings)
     train = () if given.strategy == "zeroshot" else TRAIN
     return Job(name, "d", name, None, 42, TASK, Split(train=train, test=TEST), given)
 

@@ -72,7 +72,7 @@ def test_it_is_what_is_done_unless_something_of_the_method_is_chosen():
 def among(*families, **given):
     notes = []
     first, *others = (Backbone(*tiny.model(family), name=family) for family in families)
-    settings = job.Settings(beside=families[1:], seed=3, **given)
+    settings = job.Settings(backbones=families, seed=3, **given)
     model = job.tune(TASK, Split(train=TRAIN), first, settings, session=Session(say=notes.append), beside=others)
     return model, (first, *others), notes
 
@@ -97,8 +97,15 @@ def test_the_plm_that_can_do_it_is_kept_whichever_is_named_first():
 def test_several_plms_are_for_the_ladder_only():
     for given in ({"strategy": "supervised"}, {"readout": Head()}, {"strategy": "zeroshot"}):
         with pytest.raises(SpecError, match="--backbone"):
-            job.Settings(beside=("other",), **given)
-    assert job.Settings(beside=("other",)).way == "ladder"
+            job.Settings(backbones=("one", "other"), **given)
+    assert job.Settings(backbones=("one", "other")).way == "ladder"
+
+
+def test_where_no_plm_is_named_two_are_judged_and_one_is_tuned():
+    usual = job.Settings()
+    assert (usual.backbone, *usual.beside) == ("smollm2-135m", "minilm-l6")
+    assert job.Settings(backbones=("gpt2",)).beside == () == job.Settings(deltas=()).beside
+    assert job.Settings(strategy="zeroshot").beside == ()
 
 
 def test_the_kept_model_has_the_temperature_that_suits_rows_not_seen_unless_a_calibration_is_named():
