@@ -94,8 +94,8 @@ def killed_at(work, file, *more):
 
 
 def test_killed_among_the_folds_of_the_ladder(work):
-    err = killed_at(work, "fit.rung-2.fold-2.safetensors", "--strategy", "ladder")
-    assert "Going on with fit.rung-2.fold-1 after step 40 of 40" in err
+    err = killed_at(work, "fit.rung-3.fold-2.safetensors", "--strategy", "ladder")
+    assert "Going on with fit.rung-3.fold-1 after step 40 of 40" in err
 
 
 def test_killed_in_a_fit_that_searched(work):

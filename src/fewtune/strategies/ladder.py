@@ -22,14 +22,19 @@ from fewtune import estimate
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Split
 from fewtune.data.sampling import derive, distinct, folds
+from fewtune.errors import TaskError
 from fewtune.model import TunedModel
+from fewtune.prompt.demonstrations import Demonstrations
 from fewtune.readout.calibration import Calibration, Contextual, Uncalibrated, expected_temperature
 from fewtune.recipe import Recipe
 from fewtune.strategies.strategy import Strategy
 from fewtune.strategies.supervised import FOLDS, Supervised, out_of_fold
-from fewtune.strategies.zeroshot import ZeroShot
+from fewtune.strategies.zeroshot import ZeroShot, demonstrated
 from fewtune.tasks import kind_of
 from fewtune.train.fit import Session
+
+SHOWN = Demonstrations(similar=1)
+"""What is shown in-context where nothing else is wanted: the same examples to all, which autoregressive PLMs read once."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Ladder:
-    """Zero-shot, zero-shot calibrated, zero-shot with what a search finds and in-context where these are wanted, tuned.
+    """Zero-shot, zero-shot calibrated, zero-shot with what a search finds where that is wanted, in-context, tuned.
 
     Where no word is read, frozen embeddings and tuned, or tuned alone.
     """
@@ -100,7 +105,7 @@ def climb(contestants: Sequence[tuple[Recipe, Backbone]], split: Split, *, sessi
     if min((Counter(example.label for example in judging.train)[label] for label in task.labels), default=0) < 2:
         session.say("No estimate: it needs two different rows of each label.")
         return Supervised().run(contestants[0][0], split, contestants[0][1], session=session)
-    judged = _judged(_all_rungs(contestants), judging, session, tempered=contestants[0][0].calibration is None)
+    judged = _judged(_all_rungs(contestants, judging), judging, session, tempered=contestants[0][0].calibration is None)
     kept, figures = judged.rungs[judged.kept], judged.figures()
     found = estimate.chosen(judged.losses_NM, judged.right_NM, seed=contestants[0][0].seed)
     each = ", ".join(f"{one['name']} {100 * one['accuracy']:.0f} % (loss {one['loss']:.2f})" for one in figures)
@@ -132,15 +137,15 @@ def _judged(rungs: tuple[Rung, ...], judging: Split, session: Session, *, temper
     return Judged(rungs, torch.stack(losses, 1).numpy(), torch.stack(right, 1).numpy(), tuple(temperatures))
 
 
-def _all_rungs(contestants: Sequence[tuple[Recipe, Backbone]]) -> tuple[Rung, ...]:
+def _all_rungs(contestants: Sequence[tuple[Recipe, Backbone]], judging: Split) -> tuple[Rung, ...]:
     """Those of all PLMs, from the cheapest; with several of them a rung's name says which it is."""
-    found = [rung for recipe, backbone in contestants for rung in _rungs(recipe, backbone)]
+    found = [rung for recipe, backbone in contestants for rung in _rungs(recipe, backbone, judging)]
     if len(contestants) > 1:
         found = [replace(rung, name=f"{rung.name} ({rung.backbone.name})") for rung in found]
     return tuple(sorted(found, key=lambda rung: rung.cost))
 
 
-def _rungs(recipe: Recipe, backbone: Backbone) -> tuple[Rung, ...]:
+def _rungs(recipe: Recipe, backbone: Backbone, judging: Split) -> tuple[Rung, ...]:
     tuned = Rung("tuned", Supervised(), recipe, backbone)
     bare = replace(recipe, deltas=(), search=(), demonstrations=None)
     if not recipe.readout.needs_slot:
@@ -153,9 +158,20 @@ def _rungs(recipe: Recipe, backbone: Backbone) -> tuple[Rung, ...]:
     if recipe.search:
         # Without a delta nothing is tuned, and what is found is found from the rows that a fold may see.
         rungs.append(Rung("zero-shot, searched", Supervised(), replace(bare, search=recipe.search), backbone))
-    if recipe.demonstrations:
-        rungs.append(Rung("in-context", ZeroShot(), replace(bare, demonstrations=recipe.demonstrations), backbone))
+    shown = replace(bare, demonstrations=recipe.demonstrations or SHOWN)
+    if recipe.demonstrations or (backbone.causal and _fits(shown, backbone, judging)):
+        rungs.append(Rung("in-context", ZeroShot(), shown, backbone))
     return (*rungs, tuned)
+
+
+def _fits(recipe: Recipe, backbone: Backbone, judging: Split) -> bool:
+    """Whether there is room for an example of each label beside a query."""
+    model = TunedModel.assemble(backbone, recipe.task, recipe.readout, max_length=recipe.max_length)
+    try:
+        demonstrated(model, recipe, judging, Session())
+    except TaskError:
+        return False
+    return True
 
 
 def _unseen(rung: Rung, judging: Split, session: Session) -> Tensor:

@@ -32,7 +32,7 @@ def run(train=TRAIN, family="bert", **given):
 def test_what_learns_the_task_is_kept_and_judged_on_rows_it_has_not_seen():
     model, _, notes = run(deltas=(Subset(),), family="llama", steps=60, learning_rate=0.003)
     assert model.about["kept"] == "tuned" and model.about["method"] == "tuned, cloze, subset" and model.deltas
-    assert [rung["name"] for rung in model.about["rungs"]] == ["zero-shot", "zero-shot calibrated", "tuned"]
+    assert [rung["name"] for rung in model.about["rungs"]] == ["zero-shot", "zero-shot calibrated", "in-context", "tuned"]
     estimate = model.about["estimate"]
     assert 0 <= estimate["low"] <= estimate["value"] <= estimate["high"] <= 1 and estimate["rows"] == len(TRAIN)
     assert any("Kept: tuned. Estimate: " in note for note in notes)
@@ -81,7 +81,7 @@ def test_of_several_plms_the_rows_choose_one():
     model, backbones, notes = among("llama", "t5")
     names = [rung["name"] for rung in model.about["rungs"]]
     tuned = [f"tuned ({one.name})" for one in sorted(backbones, key=lambda one: one.parameters)]
-    assert names == ["zero-shot (llama)", "zero-shot calibrated (llama)", "frozen embeddings (t5)", *tuned]
+    assert names == ["zero-shot (llama)", "zero-shot calibrated (llama)", "in-context (llama)", "frozen embeddings (t5)", *tuned]
     assert [rung for rung in backbones if rung is model.backbone] and model.about["kept"].endswith(f"({model.backbone.name})")
     assert model.about["recipe"]["backbone"] == model.backbone.name
     assert model.about["estimate"]["rows"] == len(TRAIN) and any("Kept: " in note for note in notes)
