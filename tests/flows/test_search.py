@@ -46,6 +46,7 @@ def test_proposals_are_shown_and_written_as_a_task_file_that_fit_takes(fewtune, 
     assert artifact.read_manifest(tmp_path / "model")["templates"] == list(task.templates)
 
 
+@pytest.mark.slow
 def test_both_are_searched_if_nothing_is_named_and_json_has_them(fewtune, train, llama):
     code, out, _ = fewtune("search", train, "--backbone", llama, "--json")
     found = json.loads(out)

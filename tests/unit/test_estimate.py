@@ -46,6 +46,7 @@ def simulated(seed, *, methods=10, rows=32, truth=0.7):
     return np.where(right_NM > 0, 0.3, 1.5) + 0.1 * random.random((rows, methods)), right_NM
 
 
+@pytest.mark.slow
 def test_choosing_is_corrected_for(monkeypatch):
     monkeypatch.setattr(estimate, "RESAMPLES", 200)
     naive, corrected, covered = [], [], 0

@@ -303,6 +303,7 @@ pieces = st.sampled_from(
 hostile = st.one_of(st.text(max_size=40), st.lists(pieces, max_size=12).map("".join))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(hostile, st.sampled_from([None, *NOTATIONS]))
 @example("[" * 2000, "promptsource")

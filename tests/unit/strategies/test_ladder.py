@@ -43,6 +43,7 @@ def test_tuning_that_does_nothing_is_not_kept():
     assert model.about["kept"].startswith("zero-shot") and not model.deltas and model.trained_parameters == 0
 
 
+@pytest.mark.slow
 def test_the_backbone_is_left_with_the_kept_deltas_only():
     model, backbone, _ = run(deltas=(Subset(),), family="llama", steps=60, learning_rate=0.003)
     model.remove()
@@ -88,6 +89,7 @@ def test_of_several_plms_the_rows_choose_one():
     model.remove()
 
 
+@pytest.mark.slow
 def test_the_plm_that_can_do_it_is_kept_whichever_is_named_first():
     # A random encoder tells these texts by their words; a random autoregressive model says nothing without being tuned.
     kept = {among(*families)[0].backbone.name for families in (("llama", "t5"), ("t5", "llama"))}
@@ -108,7 +110,19 @@ def test_where_no_plm_is_named_two_are_judged_and_one_is_tuned():
     assert job.Settings(strategy="zeroshot").beside == ()
 
 
+@pytest.mark.slow
 def test_the_kept_model_has_the_temperature_that_suits_rows_not_seen_unless_a_calibration_is_named():
     options = {"deltas": (Subset(),), "family": "llama", "steps": 60, "learning_rate": 0.003}
     mended, named = run(**options)[0], run(**options, calibration=Contextual())[0]
     assert mended.calibrator.temperature != 1.0 and named.calibrator.temperature == 1.0
+
+
+def test_examples_are_shown_where_they_come_cheap_and_there_is_room_for_them():
+    def rungs(family, template):
+        backbone, settings = Backbone(*tiny.model(family), name=family), job.Settings(strategy="ladder", fit=FitOptions(steps=2))
+        task = ft.Task.classification(["no", "yes"], template=template, words={"no": "terrible", "yes": "great"})
+        return [rung["name"] for rung in job.tune(task, Split(train=TRAIN), backbone, settings, session=Session()).about["rungs"]]
+
+    short = "Review: {text}\nSentiment: {slot}"
+    assert "in-context" in rungs("llama", short) and "in-context" not in rungs("bert", short)
+    assert "in-context" not in rungs("llama", "a film " * 30 + short)
