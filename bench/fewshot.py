@@ -185,7 +185,13 @@ def _interval(metric: Mapping[str, float]) -> str:
     return f"{100 * metric['value']:.1f} ({100 * metric['low']:.1f}–{100 * metric['high']:.1f})"
 
 
-def page(results: Sequence[Mapping[str, Any]], arguments: Sequence[str]) -> str:
+def page(
+    results: Sequence[Mapping[str, Any]],
+    arguments: Sequence[str],
+    *,
+    title: str = "Accuracy with few labels",
+    script: str = "bench/fewshot.py",
+) -> str:
     """The results file."""
     counts = ", ".join(dict.fromkeys(f"{result['data']} {result['test_rows']}" for result in results))
     prompts = {name: PROMPTS[name].template if name in PROMPTS else "the default" for name in dict.fromkeys(r["data"] for r in results)}
@@ -199,7 +205,7 @@ def page(results: Sequence[Mapping[str, Any]], arguments: Sequence[str]) -> str:
         "K is the number of labelled rows a class. Figures in percent: mean ± sample standard deviation over the seeds, which "
         "choose the labelled rows and all that is random. ECE is the expected calibration error.",
     ]
-    parts = [heading("Accuracy with few labels", "bench/fewshot.py", arguments) + "\n".join(facts), _table(results), *required(results)]
+    parts = [heading(title, script, arguments) + "\n".join(facts), _table(results), *required(results)]
     return "\n\n".join(parts) + "\n"
 
 
