@@ -22,7 +22,7 @@ UNEVEN_KEYS = {
     "deberta-v2": "keys are multiplied with relative positions, too, which are made by the same projection",
 }
 NO_HEAD = {"t5": "its words are written by a decoder"}
-SEGMENTED = {"albert": 2, "bert": 2, "electra": 2, "roberta": 2, "xlm-roberta": 2}
+SEGMENTED = {"albert": 2, "bert": 2, "electra": 2}
 OWN_ATTENTION = ("deberta-v2", "mpnet")
 
 

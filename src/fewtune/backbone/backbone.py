@@ -357,8 +357,9 @@ class Backbone:
 
     @cached_property
     def _numbers_segments(self) -> bool:
-        # A tokenizer may number segments although the model has no place for it.
-        return "token_type_ids" in inspect.signature(self.stack.forward).parameters
+        # A tokenizer may number segments although the model has no place for it, or, as RoBERTa, for one only.
+        several = (getattr(self.stack.config, "type_vocab_size", 2) or 0) > 1
+        return several and "token_type_ids" in inspect.signature(self.stack.forward).parameters
 
     def _walk(self, packed: Packed, *, start: int, below_BTD: Tensor | None) -> Iterator[Tensor]:
         with self.autocast():

@@ -133,9 +133,10 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "mpnet": {},
     "qwen2": _GROUPED,
     "qwen3": {**_GROUPED, "head_dim": 16},
-    "roberta": {},
+    # As the real ones, they have a single segment.
+    "roberta": {"type_vocab_size": 1},
     "t5": {"d_kv": 16, "feed_forward_proj": "gated-gelu"},
-    "xlm-roberta": {},
+    "xlm-roberta": {"type_vocab_size": 1},
 }
 """What is not as the configurations have it by default, so that each family shows what it has of its own."""
 
