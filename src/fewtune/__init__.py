@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fewtune.readout.calibration import Contextual as Contextual
     from fewtune.readout.calibration import Temperature as Temperature
     from fewtune.readout.calibration import Uncalibrated as Uncalibrated
+    from fewtune.readout.channel import Channel as Channel
     from fewtune.readout.cloze import Cloze as Cloze
     from fewtune.readout.head import Head as Head
     from fewtune.readout.prior import PriorMatching as PriorMatching
@@ -41,6 +42,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Adapter": "fewtune.deltas.adapter:Adapter",
+    "Channel": "fewtune.readout.channel:Channel",
     "Cloze": "fewtune.readout.cloze:Cloze",
     "Contextual": "fewtune.readout.calibration:Contextual",
     "Demonstrations": "fewtune.prompt.demonstrations:Demonstrations",

@@ -35,6 +35,7 @@ from fewtune.flags import (
     TaskFile,
     Template,
     Text,
+    WordReadout,
     Words,
 )
 from fewtune.flags import listed as _list
@@ -218,9 +219,13 @@ def zeroshot(
     text: Text = None,
     label: Label = None,
     backbone: BackboneName = "smollm2-135m",
+    readout: WordReadout = None,
     calibration: Annotated[
-        str, typer.Option("--calibration", help="contextual, prior (no label more often than another) or none.")
-    ] = "contextual",
+        str | None,
+        typer.Option(
+            "--calibration", help="contextual (the default, but none with channel), prior (no label more often than another) or none."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Where answers go; standard output if left out.")] = None,
     form: Annotated[str | None, typer.Option("--format", help="csv, tsv or jsonl, for standard output.")] = None,
     batch_size: BatchSize = 32,
@@ -237,6 +242,7 @@ def zeroshot(
     settings = job.Settings(
         backbones=(backbone,),
         strategy="zeroshot",
+        readout=_readout(readout),
         calibration=_calibration(calibration),
         max_length=max_length,
         precision=precision,

@@ -38,7 +38,14 @@ BackboneNames = Annotated[
 ]
 BackboneName = Annotated[str, typer.Option("--backbone", help="A name of the catalogue, a model folder, or a hub id.")]
 Readout = Annotated[
-    str | None, typer.Option("--readout", help="cloze, head or similarity; by default cloze where there is an LM head, else similarity.")
+    str | None,
+    typer.Option(
+        "--readout",
+        help="cloze, likelihood, channel, head or similarity; by default cloze or likelihood where there is an LM head, else similarity.",
+    ),
+]
+WordReadout = Annotated[
+    str | None, typer.Option("--readout", help="cloze, likelihood or channel; by default cloze, likelihood for words of several tokens.")
 ]
 Calibration = Annotated[
     str | None,

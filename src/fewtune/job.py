@@ -36,7 +36,7 @@ from fewtune.prompt.demonstrations import Demonstrations
 from fewtune.prompt.search import SEARCHES, Found, Search
 from fewtune.prompt.template import Template
 from fewtune.readout import READOUTS
-from fewtune.readout.calibration import Calibration, Contextual
+from fewtune.readout.calibration import Calibration
 from fewtune.readout.cloze import Cloze
 from fewtune.readout.head import Head
 from fewtune.readout.likelihood import Likelihood
@@ -183,10 +183,17 @@ def fit(
     return tune(task, Split(train=rows, unlabeled=pool), loaded, settings, session=Session(), beside=beside)
 
 
-def zeroshot(task: Task, *, backbone: str | Backbone = DEFAULT_BACKBONE, calibration: Calibration | None = None) -> TunedModel:
-    """A model that answers without any labelled example; calibrated with content-free inputs unless told otherwise."""
+def zeroshot(
+    task: Task,
+    *,
+    backbone: str | Backbone = DEFAULT_BACKBONE,
+    readout: Readout | None = None,
+    calibration: Calibration | None = None,
+) -> TunedModel:
+    """A model that answers without any labelled example; calibrated with content-free inputs unless told otherwise, or where the readout
+    scores the texts."""
     loaded = load_backbone(backbone) if isinstance(backbone, str) else backbone
-    settings = Settings(strategy="zeroshot", calibration=calibration or Contextual())
+    settings = Settings(strategy="zeroshot", readout=readout, calibration=calibration)
     return tune(task, Split(), loaded, settings, session=Session())
 
 

@@ -24,8 +24,8 @@ from fewtune.errors import DataError
 from fewtune.prompt import defaults
 from fewtune.prompt.defaults import Asked
 from fewtune.prompt.demonstrations import Demonstrated
-from fewtune.prompt.encode import Batch, Encoder, Row, buckets, collate, collate_spelled
-from fewtune.prompt.spelling import Spelling, spell
+from fewtune.prompt.encode import Batch, Encoder, Row, buckets, collate, collate_filled, collate_spelled
+from fewtune.prompt.spelling import Filling, Spelling, spell
 from fewtune.prompt.template import Prompt
 from fewtune.prompt.verbalizer import WholeWords, WordIds
 from fewtune.readout.calibration import CONTENT_FREE, Calibrator
@@ -76,9 +76,9 @@ class TunedModel:
         seed: int = 0,
     ) -> TunedModel:
         """Settle templates and words for this backbone, install the readout, and calibrate nothing."""
-        asked = defaults.resolve(task, backbone.tokenizer, slot=readout.needs_slot, whole=readout.spells)
         generator = torch.Generator().manual_seed(seed)
         reader = readout.install(backbone, candidates=len(task.labels), generator=generator)
+        asked = defaults.resolve(task, backbone.tokenizer, slot=readout.needs_slot, whole=readout.spells, turned=readout.turned)
         length = min(max_length, backbone.max_length)
         return cls(backbone, task, asked, readout, reader, Calibrator.identity(len(task.labels)), deltas, length)
 
@@ -104,14 +104,21 @@ class TunedModel:
                 module.eval()
 
     @cached_property
+    def fillings(self) -> tuple[Filling, ...]:
+        """For each template the words that are put into its slot, where the readout reads the texts behind them."""
+        return tuple(Filling(words.ids) for words in self.asked.words if isinstance(words, WholeWords)) if self.readout.turned else ()
+
+    @cached_property
     def spellings(self) -> tuple[Spelling, ...]:
         """For each template how words of several tokens are read, where the readout reads all of their tokens."""
-        return tuple(spell(words, causal=self.backbone.causal) for words in self.asked.words if isinstance(words, WholeWords))
+        whole = [words for words in self.asked.words if isinstance(words, WholeWords) and not self.readout.turned]
+        return tuple(spell(words, causal=self.backbone.causal) for words in whole)
 
     def encoder(self, template: int) -> Encoder:
-        """From prompts to rows, within what is left of the PLM's length beside demonstrations and the words that are read."""
-        most = min(self.max_length, self.backbone.room - self.budget) - (self.spellings[template].room if self.spellings else 0)
-        return Encoder(self.backbone.tokenizer, causal=self.backbone.causal, max_length=most)
+        """From prompts to rows, within what is left of the PLM's length beside demonstrations and label words of several tokens."""
+        words = self.spellings or self.fillings
+        most = min(self.max_length, self.backbone.room - self.budget) - (words[template].room if words else 0)
+        return Encoder(self.backbone.tokenizer, causal=self.backbone.causal, max_length=most, turned=self.readout.turned)
 
     @property
     def budget(self) -> int:
@@ -169,6 +176,8 @@ class TunedModel:
 
     def given(self, row: Row, template: int) -> list[tuple[tuple[int, ...], ...]]:
         """What decides the states of each row that `collate` makes of this one: tokens, segments, and how the last tokens go on."""
+        if self.fillings:
+            return [*self.fillings[template].put(row.ids, row.types, row.slot)]
         if not self.spellings:
             return [(row.ids, row.types)]
         spelling = self.spellings[template]
@@ -184,6 +193,8 @@ class TunedModel:
         """One batch of rows of the same template, on the backbone's device."""
         tokenizer = self.backbone.tokenizer
         pad = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        if self.fillings:
+            return collate_filled(rows, self.fillings[template], pad=pad).to(self.backbone.device)
         if self.spellings:
             return collate_spelled(rows, self.spellings[template], pad=pad, mask=self._mask).to(self.backbone.device)
         words = self.asked.words[template] if self.asked.words else None
@@ -192,7 +203,8 @@ class TunedModel:
 
     def buckets(self, rows: Sequence[Row], template: int, *, size: int) -> list[list[int]]:
         """Indices in batches of `size` rows of like length; of fewer where `collate` makes several of each."""
-        fills = len(self.spellings[template].fills) if self.spellings else 1
+        words = self.spellings or self.fillings
+        fills = len(words[template].fills) if words else 1
         return buckets([len(row.ids) for row in rows], size=max(1, size // fills))
 
     @property

@@ -8,10 +8,11 @@ import torch
 from fewtune.backbone import tiny
 from fewtune.backbone.backbone import Backbone, Output
 from fewtune.backbone.families import FAMILIES
-from fewtune.prompt.encode import Row, collate, collate_spelled
-from fewtune.prompt.spelling import spell
+from fewtune.prompt.encode import Row, collate, collate_filled, collate_spelled
+from fewtune.prompt.spelling import Filling, spell
 from fewtune.prompt.verbalizer import WholeWords
 from fewtune.readout import READOUTS
+from fewtune.readout.channel import Channel
 from fewtune.readout.cloze import Cloze
 from fewtune.readout.head import Head
 from fewtune.readout.likelihood import Likelihood
@@ -19,6 +20,7 @@ from fewtune.readout.similarity import Similarity
 
 SETTINGS = (
     *(Cloze(), Likelihood(), Likelihood(per="token"), Likelihood(per="byte")),
+    *(Channel(), Channel(per="token"), Channel(per="word")),
     *(Head(), Head(pool="first", dropout=0.0), Head(pool="mean"), Head(pool="last"), Similarity(), Similarity(pool="first")),
 )
 WORDS = ((20,), (31, 42, 53), (64, 15))
@@ -27,11 +29,12 @@ CASES = [
     for family in FAMILIES
     for readout in SETTINGS
     if not (family == "t5" and readout.needs_slot)  # of T5 the encoder alone is there
+    and not (readout.turned and FAMILIES[family].objective != "causal")  # which gives a text no probability
 ]
 
 
 def test_every_readout_is_seen():
-    assert len(READOUTS) == 4 and {READOUTS.name_of(readout) for readout in SETTINGS} == set(READOUTS)
+    assert len(READOUTS) == 5 and {READOUTS.name_of(readout) for readout in SETTINGS} == set(READOUTS)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,10 @@ def batch_of(backbone, readout, listed, *, words=WORDS, pad=0):
     """The rows with these words to read; where all tokens of a word are read, some of the words have two."""
     if not readout.spells:
         return collate(listed, pad=pad, words=words)
+    if readout.turned:
+        filling = Filling(tuple(tuple((token, token + 1)[: 1 + token % 2] for token in tokens) for tokens in words))
+        behind = [replace(row, slot=len(row.ids) // 2, own=tuple(range(len(row.ids) // 2, len(row.ids))), said=1) for row in listed]
+        return collate_filled(behind, filling, pad=pad)
     whole = tuple(tuple((token, token + 1)[: 1 + token % 2] for token in tokens) for tokens in words)
     sizes = tuple(tuple(3 * len(word) for word in candidate) for candidate in whole)
     mask = None if backbone.causal else backbone.tokenizer.mask_token_id
@@ -158,7 +165,7 @@ def test_named_drawn_from_its_generator_and_dropout_off(backbones, name):
     readout = READOUTS.from_dict({"name": name})
     assert READOUTS.from_dict(READOUTS.to_dict(readout)) == readout
     assert isinstance(type(readout).needs_slot, bool) and type(readout).learning_rate >= 0
-    backbone = backbones["bert"]
+    backbone = backbones["llama" if readout.turned else "bert"]
     first, again, other = (
         readout.install(backbone, candidates=4, generator=torch.Generator().manual_seed(seed)).weights for seed in (0, 0, 1)
     )

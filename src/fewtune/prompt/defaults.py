@@ -29,12 +29,13 @@ class Asked:
     fills: tuple[str, ...] = ()
 
 
-def resolve(task: Task, tokenizer: Any, *, slot: bool, whole: bool = False) -> Asked:
-    """Settle templates and words for one tokenizer; `slot` says whether a word is read, `whole` whether all of its tokens are.
+def resolve(task: Task, tokenizer: Any, *, slot: bool, whole: bool = False, turned: bool = False) -> Asked:
+    """Settle templates and words for one tokenizer; `slot` says whether there is a word, `whole` whether all of its tokens count, `turned`
+    whether the texts come after it.
 
     Raises `TaskError` for a template that does not fit the task and for given words that cannot be told apart.
     """
-    templates, verbalizer = _settled(task, slot=slot)
+    templates, verbalizer = _settled(task, slot=slot, turned=turned)
     if not slot:
         return Asked(templates)
     if whole:
@@ -48,13 +49,12 @@ def resolve(task: Task, tokenizer: Any, *, slot: bool, whole: bool = False) -> A
     return _with_codes(task, templates, tokenizer)
 
 
-def _settled(task: Task, *, slot: bool) -> tuple[tuple[Template, ...], Verbalizer]:
+def _settled(task: Task, *, slot: bool, turned: bool = False) -> tuple[tuple[Template, ...], Verbalizer]:
     """The templates and words that a task has, or those that its names make."""
-    templates = tuple(
-        Template.parse(text, f"template {number + 1}") for number, text in enumerate(task.templates or templates_of(task, slot=slot))
-    )
+    texts = task.templates or templates_of(task, slot=slot, turned=turned)
+    templates = tuple(Template.parse(text, f"template {number + 1}") for number, text in enumerate(texts))
     for number, template in enumerate(templates):
-        template.check(task.fields, slot=slot, where=f"template {number + 1}")
+        template.check(task.fields, slot=slot, turned=turned, where=f"template {number + 1}")
     return templates, Verbalizer({label: task.words.get(label, (spoken(label),)) for label in task.labels})
 
 
@@ -73,12 +73,16 @@ def _asked(templates: tuple[Template, ...], verbalizer: Verbalizer, tokenizer: A
     return Asked(templates, words, tuple(dict.fromkeys(note for ids in words for note in ids.notes)), verbalizer.firsts)
 
 
-def templates_of(task: Task, *, slot: bool) -> tuple[str, ...]:
-    """What is asked where the task has no template: each field after its cue, then the label's; the fields alone where no word is read."""
+def templates_of(task: Task, *, slot: bool, turned: bool = False) -> tuple[str, ...]:
+    """What is asked where the task has no template: each field after its cue, then the label's; the fields alone where no word is read.
+
+    Where it is `turned` around the label's line comes first.
+    """
     if not slot:
         return ("{sep}".join(f"{{{name}}}" for name in task.fields),)
     lines = [f"{literal(cue(name))}: {{{name}}}" for name in task.fields]
-    return ("\n".join([*lines, f"{literal(cue(task.label_name))}: {{slot}}"]),)
+    answer = f"{literal(cue(task.label_name))}: {{slot}}"
+    return ("\n".join([answer, *lines] if turned else [*lines, answer]),)
 
 
 def cue(name: str) -> str:

@@ -7,7 +7,7 @@ Dimensions: B rows, T tokens.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fewtune.errors import TaskError
-from fewtune.prompt.spelling import Spelling
+from fewtune.prompt.spelling import Filling, Spelling
 from fewtune.prompt.template import Piece, Prompt, Sep, Slot
 from fewtune.prompt.tokens import Specials, blank_line, ends, plain_batch, specials
 
@@ -28,7 +28,8 @@ _CHUNK = 8  # training batches are formed inside chunks of so many batches, so t
 class Row:
     """One encoded prompt; `slot` is the token whose output is read: the mask, or the last token of an autoregressive model.
 
-    The first `front` tokens are demonstrations and what stands before any text.
+    The first `front` tokens are demonstrations and what stands before any text. Where the prompt is turned around, `slot` is the place
+    where words are put in, `own` are the tokens of the fields behind it, and `said` is the number of words in these.
     """
 
     ids: tuple[int, ...]
@@ -36,6 +37,8 @@ class Row:
     slot: int
     shortened: bool = False
     front: int = 0
+    own: tuple[int, ...] = ()
+    said: int = 0
 
     @property
     def rest(self) -> Row:
@@ -48,7 +51,8 @@ class Batch:
     """Rows of one template, padded on the right; `words` are the token ids of each candidate's words.
 
     Where words of several tokens are read, `spelling` says how, ids and masks have a row for each of its fills, prompt after prompt, and
-    `places_BP` are the states that are read, rows and tokens being laid flat.
+    `places_BP` are the states that are read, rows and tokens being laid flat. Where words are put in and the texts are read, `filling` says
+    which, rows stand there in the same way, `own_BT` is true at the tokens of the texts, and `said_B` is the number of words in these.
     """
 
     ids_BT: Tensor
@@ -58,6 +62,9 @@ class Batch:
     words: tuple[tuple[int, ...], ...] | None = None
     spelling: Spelling | None = None
     places_BP: Tensor | None = None
+    filling: Filling | None = None
+    own_BT: Tensor | None = None
+    said_B: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.slot_B)
@@ -73,16 +80,17 @@ class Batch:
         return replace(self, **moved)
 
 
-_TENSORS = ("ids_BT", "mask_BT", "types_BT", "slot_B", "places_BP")
+_TENSORS = ("ids_BT", "mask_BT", "types_BT", "slot_B", "places_BP", "own_BT", "said_B")
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """For one tokenizer and a greatest length in tokens, special ones included."""
+    """For one tokenizer and a greatest length in tokens, special ones included; `turned` where texts are read behind the slot."""
 
     tokenizer: Any
     causal: bool
     max_length: int
+    turned: bool = False
 
     @cached_property
     def specials(self) -> Specials:
@@ -93,7 +101,7 @@ class Encoder:
         """A row for each prompt; raises `TaskError` where the template alone is too long or text follows an autoregressive slot."""
         runs = [_runs(prompt) for prompt in prompts]
         ids = iter(plain_batch(self.tokenizer, [_text(run) for row in runs for run in row if isinstance(run, list)]))
-        rows = [self._join([next(ids) if isinstance(run, list) else run for run in row]) for row in runs]
+        rows = [self._join(row, ids) for row in runs]
         return [row if len(row.ids) <= self.max_length else self._shorten(prompt) for row, prompt in zip(rows, prompts, strict=True)]
 
     def demonstrations(self, prompts: Sequence[Prompt], *, most: int) -> tuple[Row, ...]:
@@ -129,12 +137,12 @@ class Encoder:
         return blank_line(self.tokenizer) if self.causal else ()
 
     def _one(self, prompt: Prompt) -> Row:
-        texts = [_text(run) if isinstance(run, list) else run for run in _runs(prompt)]
-        ids = iter(plain_batch(self.tokenizer, [text for text in texts if isinstance(text, str)]))
-        return self._join([next(ids) if isinstance(text, str) else text for text in texts])
+        runs = _runs(prompt)
+        return self._join(runs, iter(plain_batch(self.tokenizer, [_text(run) for run in runs if isinstance(run, list)])))
 
-    def _join(self, runs: Sequence[list[int] | Slot | Sep]) -> Row:
-        if self.causal and any(isinstance(run, Slot) for run in runs[:-1]):
+    def _join(self, runs: Sequence[list[Piece] | Slot | Sep], tokens: Iterator[list[int]]) -> Row:
+        """`tokens` are those of each run of text, in order."""
+        if self.causal and not self.turned and any(isinstance(run, Slot) for run in runs[:-1]):
             raise TaskError(
                 expected="{slot} at the end",
                 got="text after it",
@@ -142,19 +150,33 @@ class Encoder:
                 fix="An autoregressive model reads from left to right: put {slot} last.",
             )
         ids, types, slot, segment = list(self.specials.prefix), [0] * len(self.specials.prefix), 0, 0
+        own: list[int] = []
         for run in runs:
             if isinstance(run, Slot):
                 slot = len(ids)
-                added = [] if self.causal else [self._mask()]
+                added, own = [] if self.causal else [self._mask()], []
+            elif isinstance(run, Sep):
+                added = list(self.specials.sep)
             else:
-                added = list(self.specials.sep) if isinstance(run, Sep) else run
+                added = next(tokens)
+                own += [len(ids) + place for place in self._own(run, added)] if self.turned else []
             ids += added
             types += [segment] * len(added)
             segment = 1 if isinstance(run, Sep) else segment
         ids += self.specials.suffix
         ids = ids or list(self.specials.sep)  # an empty text, where nothing stands around texts, is a new line: something must be read
         types += [segment] * (len(ids) - len(types))
+        if self.turned:
+            return Row(tuple(ids), tuple(types), slot, own=tuple(own), said=_said(runs))
         return Row(tuple(ids), tuple(types), len(ids) - 1 if self.causal else slot)
+
+    def _own(self, run: Sequence[Piece], ids: Sequence[int]) -> Iterator[int]:
+        """The places of the tokens that fields have a part in, also of one that goes over a field's edge into the template."""
+        for number, piece in enumerate(run):
+            if piece.field and piece.text:
+                before, until = plain_batch(self.tokenizer, [_text(run[:number]), _text(run[: number + 1])])
+                alike = _alike(until, ids)
+                yield from range(_alike(before, ids), alike + (alike < len(until)))
 
     def _mask(self) -> int:
         if self.specials.mask is None:
@@ -205,6 +227,17 @@ def _runs(prompt: Prompt) -> list[list[Piece] | Slot | Sep]:
     return runs
 
 
+def _alike(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def _said(runs: Sequence[list[Piece] | Slot | Sep]) -> int:
+    """How many words the fields behind the slot have."""
+    start = next(number for number, run in enumerate(runs) if isinstance(run, Slot))
+    return sum(len(piece.text.split()) for run in runs[start:] if isinstance(run, list) for piece in run if piece.field)
+
+
 def _text(run: Sequence[Piece]) -> str:
     return "".join(piece.text for piece in run)
 
@@ -245,6 +278,16 @@ def collate_spelled(rows: Sequence[Row], spelling: Spelling, *, pad: int, mask: 
     fill_P, steps_P = torch.tensor(spelling.places).T
     places_BP = (torch.arange(len(rows))[:, None] * fills + fill_P) * width + slot_B[:, None] + steps_P
     return Batch(ids_BT, mask_BT, types_BT, slot_B, spelling=spelling, places_BP=places_BP)
+
+
+def collate_filled(rows: Sequence[Row], filling: Filling, *, pad: int) -> Batch:
+    """Pad each row with each fill in its slot on the right into one batch."""
+    ids_BT, mask_BT, types_BT = _padded([fill for row in rows for fill in filling.put(row.ids, row.types, row.slot)], pad)
+    own_BT = torch.zeros_like(mask_BT, dtype=torch.bool)
+    for number, (row, fill) in enumerate(itertools.product(rows, filling.fills)):
+        own_BT[number, [place + len(fill) for place in row.own]] = True
+    slot_B, said_B = torch.tensor([row.slot for row in rows]), torch.tensor([row.said for row in rows])
+    return Batch(ids_BT, mask_BT, types_BT, slot_B, filling=filling, own_BT=own_BT, said_B=said_B)
 
 
 def _padded(rows: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], pad: int) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -12,6 +12,10 @@ beginning share a row.
 
     … Intent: [M]  ·  … Intent: [M] [M]  ·  … Intent: card [M]
 
+Turned around (`Filling`): the words stand in the slot and what comes after them is read, so each word has a row of its own.
+
+    … Intent: card lost ⏎ Text: …  ·  … Intent: cash ⏎ Text: …
+
 Dimensions: B rows, F fills, T tokens, P places, K tokens that are read, C candidates.
 """
 
@@ -65,6 +69,33 @@ class Spelling:
             )
             for fill in self.fills
         ]
+
+
+@dataclass(frozen=True)
+class Filling:
+    """The words of one template where they stand in the slot and are not read: `words` for each candidate."""
+
+    words: tuple[tuple[Word, ...], ...]
+
+    @cached_property
+    def fills(self) -> tuple[Word, ...]:
+        """What is put at the slot, one after another, each in a row of its own."""
+        return tuple(_all(self.words))
+
+    @property
+    def parents(self) -> tuple[int, ...]:
+        """There is no tree: every row is a text from left to right."""
+        return ()
+
+    @cached_property
+    def room(self) -> int:
+        """How many positions the longest word takes; a slot has none of its own."""
+        return max(map(len, self.fills))
+
+    def put(self, ids: Word, types: Word, slot: int) -> list[tuple[Word, Word]]:
+        """(ids, types) of the prompt with each fill at its slot."""
+        filled = [(*ids[:slot], *fill, *ids[slot:]) for fill in self.fills]
+        return [(one, types[:1] * len(one)) for one in filled]
 
 
 def spell(words: WholeWords, *, causal: bool) -> Spelling:

@@ -106,8 +106,15 @@ class Template:
         """The spaces before the slot, if there is one with some."""
         return self.slot.lead if self.slot else ""
 
-    def check(self, fields: Sequence[str], *, slot: bool, where: str = "template") -> None:
-        """Raise `TaskError` for a field that is not among `fields`, for none at all, or for a slot that is needed and missing."""
+    @property
+    def behind(self) -> tuple[str, ...]:
+        """The fields that stand behind the slot."""
+        start = next((number for number, part in enumerate(self.parts) if isinstance(part, Slot)), len(self.parts))
+        return Template(self.parts[start:]).names
+
+    def check(self, fields: Sequence[str], *, slot: bool, turned: bool = False, where: str = "template") -> None:
+        """Raise `TaskError` for a field that is not among `fields`, for none at all, for a slot that is needed and missing, or, where the
+        prompt is `turned` around, for no field behind the slot."""
         for name in self.names:
             if name not in fields:
                 raise TaskError(expected="a field of the task", got=f"{{{name}}}", where=where, fix=registry.nearest(name, fields))
@@ -116,6 +123,9 @@ class Template:
             raise TaskError(expected="a field of the task", got="none", where=where, fix=fix)
         if slot and self.slot is None:
             raise TaskError(expected="{slot}", got="none", where=where, fix="Add {slot} where the answer is to be read.")
+        if turned and not self.behind:
+            fix = f'Put the slot first, as in "Label: {{slot}} Text: {{{fields[0]}}}", or take another --readout.'
+            raise TaskError(expected="a field behind {slot}, for the text is read there", got="none", where=where, fix=fix)
 
     def render(self, fields: Mapping[str, str]) -> Prompt:
         """Put the texts into their places, without white space around them; raises `TaskError` if one is missing."""

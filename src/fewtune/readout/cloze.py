@@ -25,6 +25,7 @@ class Cloze:
 
     needs_slot: ClassVar[bool] = True
     spells: ClassVar[bool] = False
+    turned: ClassVar[bool] = False
     pairs: ClassVar[bool] = False
     learning_rate: ClassVar[float] = 0.0
 
@@ -57,7 +58,7 @@ class ClozeReader(Scored):
         return logits_BK @ averaging(batch.words).to(logits_BK.device)
 
 
-def averaging(words: Sequence[Sequence[int]]) -> Tensor:
+def averaging(words: Sequence[Sequence[object]]) -> Tensor:
     """The matrix_KC that takes the mean over each candidate's words, the words of all candidates being laid out in a row."""
     matrix_KC = torch.zeros(sum(map(len, words)), len(words))
     start = 0

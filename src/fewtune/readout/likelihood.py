@@ -18,7 +18,8 @@ from fewtune.prompt.encode import Batch
 from fewtune.prompt.spelling import Spelling
 from fewtune.readout.readout import Scored
 
-_AT_ONCE = 2**25  # logits that are held at a time: 128 MiB
+AT_ONCE = 2**25
+"""Logits that are held at a time: 128 MiB."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Likelihood:
 
     needs_slot: ClassVar[bool] = True
     spells: ClassVar[bool] = True
+    turned: ClassVar[bool] = False
     pairs: ClassVar[bool] = False
     learning_rate: ClassVar[float] = 0.0
 
@@ -62,7 +64,7 @@ class LikelihoodReader(Scored):
         tokens = [token for candidate in batch.spelling.words for word in candidate for token in word]
         place_K = torch.tensor([token.place for token in tokens], device=hidden_BPD.device)
         token_K = torch.tensor([token.token for token in tokens], device=hidden_BPD.device)
-        rows = max(1, _AT_ONCE // (hidden_BPD.shape[1] * self.backbone.vocabulary))
+        rows = max(1, AT_ONCE // (hidden_BPD.shape[1] * self.backbone.vocabulary))
         log_BK = torch.cat([self._log(part_BPD, place_K, token_K) for part_BPD in torch.split(hidden_BPD, rows)])
         return log_BK @ weighing(batch.spelling, self.spec.per).to(log_BK.device)
 

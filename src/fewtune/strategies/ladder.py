@@ -151,7 +151,9 @@ def _rungs(recipe: Recipe, backbone: Backbone, judging: Split) -> tuple[Rung, ..
     if not recipe.readout.needs_slot:
         frozen = Rung("frozen embeddings", Supervised(), bare, backbone)
         return (frozen, tuned) if recipe.readout.pairs and recipe.deltas else (tuned,)
-    kinds: dict[str, Calibration] = {"zero-shot": Uncalibrated(), "zero-shot calibrated": Contextual()}
+    kinds: dict[str, Calibration] = {"zero-shot": Uncalibrated()}
+    if not recipe.readout.turned:
+        kinds["zero-shot calibrated"] = Contextual()
     if recipe.calibration is not None and recipe.calibration.needs != "targets":
         kinds = {"zero-shot": recipe.calibration}
     rungs = [Rung(name, ZeroShot(), replace(bare, calibration=kind), backbone) for name, kind in kinds.items()]

@@ -54,6 +54,9 @@ def demonstrated(model: TunedModel, recipe: Recipe, split: Split, session: Sessi
     if not recipe.readout.needs_slot:
         fix = "Use --readout cloze, or leave --demonstrations out."
         raise TaskError(expected="a readout that reads a word", got="another", where="--demonstrations", fix=fix)
+    if recipe.readout.turned:
+        fix = "Use --readout cloze or likelihood, or leave --demonstrations out."
+        raise TaskError(expected="a readout of label words", got="one that reads the texts", where="--demonstrations", fix=fix)
     if not split.train:
         raise DataError(expected="labelled rows", got="none", where="--demonstrations", fix="Give a file with labels to show some of.")
     kind_of(recipe.task).check(recipe.task, split.train, "--demonstrations")
@@ -73,8 +76,14 @@ def demonstrated(model: TunedModel, recipe: Recipe, split: Split, session: Sessi
 def calibrate(model: TunedModel, wanted: Calibration | None, split: Split, *, otherwise: Calibration) -> Calibrator:
     """Fit the calibration that is wanted on an untuned model.
 
-    With none named: whichever of none and contextual makes the labelled rows likelier, or `otherwise` where there are none.
+    With none named: whichever of none and contextual makes the labelled rows likelier, or `otherwise` where there are none; none where
+    the readout reads the texts, so that texts which say nothing tell nothing. Raises `TaskError` for a calibration by such texts there.
     """
+    if model.readout.turned:
+        wanted = wanted or Uncalibrated()
+        if wanted.needs in ("content_free", "premise"):
+            got, fix = "one by texts that say nothing", "Choose none, prior (with --unlabeled) or temperature."
+            raise TaskError(expected="another calibration for readout channel", got=got, where="--calibration", fix=fix)
     if wanted is None and not split.train:
         wanted = otherwise
     if wanted is not None:
