@@ -25,7 +25,8 @@ LORA = (ft.LoRA(rank=2),)
 
 
 def tuned(base, readout=None, deltas=LORA):
-    task = ft.Task.classification(["negative", "positive"], template="Review: {text}\nSentiment: {slot}", words=WORDS)
+    template = "Sentiment: {slot}\nReview: {text}" if readout and readout.turned else "Review: {text}\nSentiment: {slot}"
+    task = ft.Task.classification(["negative", "positive"], template=template, words=WORDS)
     return ft.fit(task, ROWS, backbone=base, deltas=deltas, readout=readout, options=ft.FitOptions(steps=4))
 
 
@@ -54,6 +55,7 @@ def copy(saved, tmp_path):
         ("llama", ft.Head(), (ft.Subset("norms"), ft.LoRA(rank=1, sites=("ffn_in",)))),
         ("gpt2", None, (ft.Subset("last"),)),
         ("roberta", ft.Head(pool="first"), ()),
+        ("qwen3", ft.Channel(per="word"), (ft.LoRA(rank=2),)),
     ],
 )
 def test_what_is_loaded_answers_as_what_was_saved(tmp_path, family, readout, deltas):

@@ -13,6 +13,7 @@ from fewtune.costs import Cost, Refused, Step
 from fewtune.deltas import DELTAS
 from fewtune.errors import BackboneError, SpecError
 from fewtune.model import TunedModel
+from fewtune.readout.channel import Channel
 from fewtune.readout.cloze import Cloze
 from fewtune.readout.head import Head
 from fewtune.tasks.task import Task
@@ -41,9 +42,9 @@ def test_the_size_of_a_file_is_that_of_the_file(state):
 
 
 @pytest.mark.parametrize("texts", [("lora:rank=3",), ("subset:part=all",), ("adapter:size=4", "subset:part=norms"), ("soft-prompt",)])
-@pytest.mark.parametrize("readout", [Cloze(), Head()])
+@pytest.mark.parametrize("readout", [Cloze(), Channel(), Head()])
 def test_a_task_takes_the_bytes_of_the_artifacts_tensors(tmp_path, texts, readout):
-    backbone = made("bert")
+    backbone = made("llama" if readout.turned else "bert")
     (cost,) = compare(backbone, *texts, readout=readout).methods
     model = TunedModel.assemble(backbone, Task(labels=("no", "yes")), readout)
     model.deltas = tuple(DELTAS.from_text(text).install(backbone, generator=torch.Generator()) for text in texts)

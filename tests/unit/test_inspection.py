@@ -1,5 +1,7 @@
 """What is planted is found: where states begin to move, and whose label changed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from fewtune.data.example import Example
 from fewtune.deltas import DELTAS
 from fewtune.model import TunedModel
 from fewtune.readout.calibration import Calibrator
+from fewtune.readout.channel import Channel
 from fewtune.readout.cloze import Cloze
 from fewtune.readout.head import Head
 from fewtune.tasks.task import Task
@@ -76,12 +79,12 @@ def test_how_far_is_the_length_of_the_change_relative_to_the_state():
     torch.testing.assert_close(moved, torch.tensor([0.25]))
 
 
-@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize(("family", "readout"), [("bert", Cloze()), ("llama", Cloze()), ("llama", Channel()), ("gpt2", Channel())])
 @pytest.mark.parametrize(
     "text", ["lora", "subset:part=all", "subset:part=norms", "adapter", "ia3", "soft-prompt:length=3", "prefix:length=3"]
 )
-def test_changed_labels_are_those_of_the_model_with_and_without_deltas(family, text):
-    model = made(family, text)
+def test_changed_labels_are_those_of_the_model_with_and_without_deltas(family, readout, text):
+    model = made(family, text, task=replace(TASK, templates=()) if readout.turned else TASK, readout=readout)
     model.calibrator = Calibrator(bias_C=(0.2, -0.1), temperature=1.5)
     found = inspection.inspect(model, examples(), batch_size=2)
     tuned = model.predict(TEXTS)

@@ -50,7 +50,7 @@ class Channel:
         del candidates, generator  # the words come with each batch, and nothing is drawn
         if not backbone.causal:
             got, fix = f"{backbone.name}, which gives a whole text no probability", "Take another --backbone, or --readout cloze."
-            raise BackboneError(expected="an autoregressive PLM", got=got, where="readout channel", fix=fix)
+            raise BackboneError(expected="an autoregressive PLM", got=got, where="--readout", fix=fix)
         backbone.require_lm_head()
         return ChannelReader(self, backbone)
 

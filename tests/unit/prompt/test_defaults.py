@@ -37,6 +37,20 @@ def test_a_pair_is_a_line_each():
     assert texts(found) == ["The premise: {the_premise}\nHypothesis 2: {hypothesis-2}\nLabel: {slot}"]
 
 
+def test_turned_around_the_label_stands_first():
+    task = Task.classification(["yes", "no"], fields=["premise", "hypothesis"], label_name="entails")
+    found = resolve(task, BPE, slot=True, whole=True, turned=True)
+    assert texts(found) == ["Entails: {slot}\nPremise: {premise}\nHypothesis: {hypothesis}"]
+
+
+@pytest.mark.parametrize("template", ["{text} It was {slot}", "Text: {text}\nLabel: {slot} ."])
+def test_turned_around_a_template_must_have_a_text_behind_its_slot(template):
+    task = Task.classification(["yes", "no"], templates=["{slot} {text}", template])
+    with pytest.raises(TaskError, match=r'template 2: expected a field behind \{slot\}.*"Label: \{slot\} Text: \{text\}"') as caught:
+        resolve(task, BPE, slot=True, whole=True, turned=True)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_head_needs_no_cue_and_no_word():
     found = asked(["a", "b"], fields=["text"], slot=False)
     assert (texts(found), found.words, found.notes) == (["{text}"], (), ())

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from fewtune.backbone import tiny
 from fewtune.errors import TaskError
-from fewtune.prompt.encode import Encoder, Row, balanced_order, bucketed_order, buckets, collate, level
+from fewtune.prompt.encode import Encoder, Row, balanced_order, bucketed_order, buckets, collate, collate_filled, level
+from fewtune.prompt.spelling import Filling
 from fewtune.prompt.template import Template, literal
 
 MASKED = {"wordpiece": tiny.tokenizer("wordpiece"), "unigram": tiny.tokenizer("unigram"), "roberta": tiny.model("roberta")[1]}
@@ -300,6 +301,56 @@ def test_demonstrations_whose_templates_alone_do_not_fit_are_refused():
         encoder("bpe").demonstrations([filled("a dull mess", "bad")], most=least - 1)
 
 
+# Texts behind the slot
+
+TURNED = (
+    "{slot}: {one}",
+    "Label: {slot}\nText: {one}",
+    "{slot}\n{one}\nNo",
+    "{two} {slot} ({one}).",
+    "Label: {slot}{sep}{one}",
+)
+plain = words.filter(lambda listed: "\n" not in listed and not any(word[0] in "[<" for word in listed)).map(" ".join)
+
+
+def turned(template, fields, max_length=LONG):
+    encoder = Encoder(CAUSAL["bpe"], causal=True, max_length=max_length, turned=True)
+    (row,) = encoder.encode([Template.parse(template).render(fields)])
+    return row
+
+
+def read(row):
+    return CAUSAL["bpe"].decode([row.ids[place] for place in row.own])
+
+
+@pytest.mark.parametrize("template", TURNED)
+@settings(max_examples=60, deadline=None)
+@given(one=plain, two=plain)
+def test_what_is_read_are_the_tokens_of_the_fields_behind_the_slot(template, one, two):
+    row = turned(template, {"one": one, "two": two})
+    assert read(row).strip() == one.strip() and row.said == len(one.split())
+    before, _, after = template.partition("{slot}")
+    assert CAUSAL["bpe"].decode(row.ids[: row.slot]) == before.format(two=two.strip()).rstrip(" ")
+    assert all(place >= row.slot for place in row.own)
+
+
+def test_both_fields_behind_the_slot_are_read_and_none_before_it():
+    fields = {"one": "a dull mess", "two": "great fun"}
+    assert read(turned("{slot}\nA: {one}\nB: {two}", fields)) == " a dull mess great fun"
+    assert read(turned("A: {one}\n{slot}\nB: {two}", fields)) == " great fun"
+
+
+@settings(max_examples=40, deadline=None)
+@given(one=plain, most=st.integers(12, 25))
+def test_what_is_read_is_shortened_and_the_template_is_not(one, most):
+    row = turned("Label: {slot}\nText: {one}\nEnd", {"one": one + " dull joy" * 9}, most)
+    assert len(row.ids) <= most and row.shortened
+    assert CAUSAL["bpe"].decode(row.ids).startswith("Label:\nText:") and CAUSAL["bpe"].decode(row.ids).endswith("\nEnd")
+    assert (one + " dull joy" * 9).strip().startswith(read(row).strip())
+    others = [token for place, token in enumerate(row.ids) if place not in row.own]
+    assert CAUSAL["bpe"].decode(others) in ("Label:\nText:\nEnd", "Label:\nText: \nEnd")
+
+
 # Batches
 
 
@@ -317,6 +368,17 @@ def test_collate_numbers_segments_only_where_there_are_some():
     moved = batch.to("cpu")
     assert torch.equal(moved.types_BT, batch.types_BT) and moved.words == batch.words
     assert collate([Row((7,), (0,), 0)], pad=0).to("cpu").types_BT is None
+
+
+def test_collate_with_words_put_in_by_hand():
+    rows = [Row((5, 6, 7), (0, 0, 0), 1, own=(2,), said=1), Row((8, 9), (0, 0), 0, own=(0, 1), said=2)]
+    batch = collate_filled(rows, Filling((((3,),), ((1, 2),))), pad=0)
+    assert batch.ids_BT.tolist() == [[5, 3, 6, 7, 0], [5, 1, 2, 6, 7], [3, 8, 9, 0, 0], [1, 2, 8, 9, 0]]
+    assert batch.mask_BT.sum(1).tolist() == [4, 5, 3, 4] and batch.types_BT is None and batch.parents == ()
+    assert [own.nonzero()[:, 0].tolist() for own in batch.own_BT] == [[3], [4], [1, 2], [2, 3]]
+    assert len(batch) == 2 and batch.slot_B.tolist() == [1, 0] and batch.said_B.tolist() == [1, 2]
+    moved = batch.to("cpu")
+    assert torch.equal(moved.own_BT, batch.own_BT) and torch.equal(moved.said_B, batch.said_B)
 
 
 lengths = st.lists(st.integers(1, 60), max_size=80)

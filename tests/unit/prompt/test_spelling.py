@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewtune.prompt.spelling import Token, spell
+from fewtune.prompt.spelling import Filling, Token, spell
 from fewtune.prompt.verbalizer import WholeWords
 
 
@@ -55,3 +55,9 @@ def branch(spelling, steps):
         found.append(spelling.fills[0][node])
         node = spelling.parents[node]
     return tuple(reversed(found))
+
+
+def test_words_that_are_put_in_have_a_row_each():
+    filling = Filling((((7, 8), (4,)), ((6,),)))
+    assert filling.fills == ((7, 8), (4,), (6,)) and filling.parents == () and filling.room == 2
+    assert filling.put((1, 2), (0, 0), 1) == [((1, 7, 8, 2), (0,) * 4), ((1, 4, 2), (0,) * 3), ((1, 6, 2), (0,) * 3)]

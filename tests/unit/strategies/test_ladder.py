@@ -1,5 +1,7 @@
 """The ladder: what it judges, what it keeps, and when it cannot judge."""
 
+from dataclasses import replace
+
 import pytest
 
 import fewtune as ft
@@ -21,12 +23,12 @@ TRAIN = tuple(Example({"text": text}, label) for label, texts in (("yes", POSITI
 TASK = ft.Task.classification(["no", "yes"], template="Review: {text}\nSentiment: {slot}", words={"no": "terrible", "yes": "great"})
 
 
-def run(train=TRAIN, family="bert", **given):
+def run(train=TRAIN, family="bert", task=TASK, **given):
     notes = []
     backbone = Backbone(*tiny.model(family), name=family)
     options = FitOptions(steps=given.pop("steps", 40), learning_rate=given.pop("learning_rate", 0.02))
     settings = job.Settings(strategy="ladder", fit=options, seed=3, **given)
-    return job.tune(TASK, Split(train=train), backbone, settings, session=Session(say=notes.append)), backbone, notes
+    return job.tune(task, Split(train=train), backbone, settings, session=Session(say=notes.append)), backbone, notes
 
 
 def test_what_learns_the_task_is_kept_and_judged_on_rows_it_has_not_seen():
@@ -56,6 +58,13 @@ def test_the_backbone_is_left_with_the_kept_deltas_only():
 def test_where_no_word_is_read_there_is_no_zero_shot(readout, names):
     model, _, _ = run(family="bert", readout=readout, deltas=(Subset("norms"),), steps=5)
     assert [rung["name"] for rung in model.about["rungs"]] == names
+
+
+def test_where_the_texts_are_read_nothing_is_calibrated_and_nothing_shown():
+    task = replace(TASK, templates=())
+    model, _, notes = run(task=task, family="llama", readout=ft.Channel(), deltas=(LoRA(rank=4),), steps=5)
+    assert [rung["name"] for rung in model.about["rungs"]] == ["zero-shot", "tuned"] and "in-context" not in " ".join(notes)
+    assert len(model.predict(TRAIN)) == len(TRAIN)
 
 
 def test_without_two_different_rows_of_a_label_there_is_no_estimate():
