@@ -78,7 +78,7 @@ class TunedModel:
         """Settle templates and words for this backbone, install the readout, and calibrate nothing."""
         generator = torch.Generator().manual_seed(seed)
         reader = readout.install(backbone, candidates=len(task.labels), generator=generator)
-        asked = defaults.resolve(task, backbone.tokenizer, slot=readout.needs_slot, whole=readout.spells, turned=readout.turned)
+        asked = defaults.resolve(task, backbone.tokenizer, slot=readout.needs_slot, whole=readout.spells, reverses=readout.reverses)
         length = min(max_length, backbone.max_length)
         return cls(backbone, task, asked, readout, reader, Calibrator.identity(len(task.labels)), deltas, length)
 
@@ -106,19 +106,19 @@ class TunedModel:
     @cached_property
     def fillings(self) -> tuple[Filling, ...]:
         """For each template the words that are put into its slot, where the readout reads the texts behind them."""
-        return tuple(Filling(words.ids) for words in self.asked.words if isinstance(words, WholeWords)) if self.readout.turned else ()
+        return tuple(Filling(words.ids) for words in self.asked.words if isinstance(words, WholeWords)) if self.readout.reverses else ()
 
     @cached_property
     def spellings(self) -> tuple[Spelling, ...]:
         """For each template how words of several tokens are read, where the readout reads all of their tokens."""
-        whole = [words for words in self.asked.words if isinstance(words, WholeWords) and not self.readout.turned]
+        whole = [words for words in self.asked.words if isinstance(words, WholeWords) and not self.readout.reverses]
         return tuple(spell(words, causal=self.backbone.causal) for words in whole)
 
     def encoder(self, template: int) -> Encoder:
         """From prompts to rows, within what is left of the PLM's length beside demonstrations and label words of several tokens."""
         words = self.spellings or self.fillings
         most = min(self.max_length, self.backbone.room - self.budget) - (words[template].room if words else 0)
-        return Encoder(self.backbone.tokenizer, causal=self.backbone.causal, max_length=most, turned=self.readout.turned)
+        return Encoder(self.backbone.tokenizer, causal=self.backbone.causal, max_length=most, reverses=self.readout.reverses)
 
     @property
     def budget(self) -> int:

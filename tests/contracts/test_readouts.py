@@ -29,7 +29,7 @@ CASES = [
     for family in FAMILIES
     for readout in SETTINGS
     if not (family == "t5" and readout.needs_slot)  # of T5 the encoder alone is there
-    and not (readout.turned and FAMILIES[family].objective != "causal")  # which gives a text no probability
+    and not (readout.reverses and FAMILIES[family].objective != "causal")  # which gives a text no probability
 ]
 
 
@@ -64,7 +64,7 @@ def batch_of(backbone, readout, listed, *, words=WORDS, pad=0):
     """The rows with these words to read; where all tokens of a word are read, some of the words have two."""
     if not readout.spells:
         return collate(listed, pad=pad, words=words)
-    if readout.turned:
+    if readout.reverses:
         filling = Filling(tuple(tuple((token, token + 1)[: 1 + token % 2] for token in tokens) for tokens in words))
         behind = [replace(row, slot=len(row.ids) // 2, own=tuple(range(len(row.ids) // 2, len(row.ids))), said=1) for row in listed]
         return collate_filled(behind, filling, pad=pad)
@@ -165,7 +165,7 @@ def test_named_drawn_from_its_generator_and_dropout_off(backbones, name):
     readout = READOUTS.from_dict({"name": name})
     assert READOUTS.from_dict(READOUTS.to_dict(readout)) == readout
     assert isinstance(type(readout).needs_slot, bool) and type(readout).learning_rate >= 0
-    backbone = backbones["llama" if readout.turned else "bert"]
+    backbone = backbones["llama" if readout.reverses else "bert"]
     first, again, other = (
         readout.install(backbone, candidates=4, generator=torch.Generator().manual_seed(seed)).weights for seed in (0, 0, 1)
     )

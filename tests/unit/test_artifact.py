@@ -25,7 +25,7 @@ LORA = (ft.LoRA(rank=2),)
 
 
 def tuned(base, readout=None, deltas=LORA):
-    template = "Sentiment: {slot}\nReview: {text}" if readout and readout.turned else "Review: {text}\nSentiment: {slot}"
+    template = "Sentiment: {slot}\nReview: {text}" if readout and readout.reverses else "Review: {text}\nSentiment: {slot}"
     task = ft.Task.classification(["negative", "positive"], template=template, words=WORDS)
     return ft.fit(task, ROWS, backbone=base, deltas=deltas, readout=readout, options=ft.FitOptions(steps=4))
 

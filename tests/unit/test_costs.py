@@ -44,7 +44,7 @@ def test_the_size_of_a_file_is_that_of_the_file(state):
 @pytest.mark.parametrize("texts", [("lora:rank=3",), ("subset:part=all",), ("adapter:size=4", "subset:part=norms"), ("soft-prompt",)])
 @pytest.mark.parametrize("readout", [Cloze(), Channel(), Head()])
 def test_a_task_takes_the_bytes_of_the_artifacts_tensors(tmp_path, texts, readout):
-    backbone = made("llama" if readout.turned else "bert")
+    backbone = made("llama" if readout.reverses else "bert")
     (cost,) = compare(backbone, *texts, readout=readout).methods
     model = TunedModel.assemble(backbone, Task(labels=("no", "yes")), readout)
     model.deltas = tuple(DELTAS.from_text(text).install(backbone, generator=torch.Generator()) for text in texts)

@@ -29,13 +29,13 @@ class Asked:
     fills: tuple[str, ...] = ()
 
 
-def resolve(task: Task, tokenizer: Any, *, slot: bool, whole: bool = False, turned: bool = False) -> Asked:
-    """Settle templates and words for one tokenizer; `slot` says whether there is a word, `whole` whether all of its tokens count, `turned`
-    whether the texts come after it.
+def resolve(task: Task, tokenizer: Any, *, slot: bool, whole: bool = False, reverses: bool = False) -> Asked:
+    """Settle templates and words for one tokenizer; `slot` says whether there is a word, `whole` whether all of its tokens count,
+    `reverses` whether the texts come after it.
 
     Raises `TaskError` for a template that does not fit the task and for given words that cannot be told apart.
     """
-    templates, verbalizer = _settled(task, slot=slot, turned=turned)
+    templates, verbalizer = _settled(task, slot=slot, reverses=reverses)
     if not slot:
         return Asked(templates)
     if whole:
@@ -49,12 +49,12 @@ def resolve(task: Task, tokenizer: Any, *, slot: bool, whole: bool = False, turn
     return _with_codes(task, templates, tokenizer)
 
 
-def _settled(task: Task, *, slot: bool, turned: bool = False) -> tuple[tuple[Template, ...], Verbalizer]:
+def _settled(task: Task, *, slot: bool, reverses: bool = False) -> tuple[tuple[Template, ...], Verbalizer]:
     """The templates and words that a task has, or those that its names make."""
-    texts = task.templates or templates_of(task, slot=slot, turned=turned)
+    texts = task.templates or templates_of(task, slot=slot, reverses=reverses)
     templates = tuple(Template.parse(text, f"template {number + 1}") for number, text in enumerate(texts))
     for number, template in enumerate(templates):
-        template.check(task.fields, slot=slot, turned=turned, where=f"template {number + 1}")
+        template.check(task.fields, slot=slot, reverses=reverses, where=f"template {number + 1}")
     return templates, Verbalizer({label: task.words.get(label, (spoken(label),)) for label in task.labels})
 
 
@@ -73,16 +73,16 @@ def _asked(templates: tuple[Template, ...], verbalizer: Verbalizer, tokenizer: A
     return Asked(templates, words, tuple(dict.fromkeys(note for ids in words for note in ids.notes)), verbalizer.firsts)
 
 
-def templates_of(task: Task, *, slot: bool, turned: bool = False) -> tuple[str, ...]:
+def templates_of(task: Task, *, slot: bool, reverses: bool = False) -> tuple[str, ...]:
     """What is asked where the task has no template: each field after its cue, then the label's; the fields alone where no word is read.
 
-    Where it is `turned` around the label's line comes first.
+    With `reverses` the label's line comes first.
     """
     if not slot:
         return ("{sep}".join(f"{{{name}}}" for name in task.fields),)
     lines = [f"{literal(cue(name))}: {{{name}}}" for name in task.fields]
     answer = f"{literal(cue(task.label_name))}: {{slot}}"
-    return ("\n".join([answer, *lines] if turned else [*lines, answer]),)
+    return ("\n".join([answer, *lines] if reverses else [*lines, answer]),)
 
 
 def cue(name: str) -> str:

@@ -85,12 +85,12 @@ _TENSORS = ("ids_BT", "mask_BT", "types_BT", "slot_B", "places_BP", "own_BT", "s
 
 @dataclass(frozen=True)
 class Encoder:
-    """For one tokenizer and a greatest length in tokens, special ones included; `turned` where texts are read behind the slot."""
+    """For one tokenizer and a greatest length in tokens, special ones included; `reverses` where texts are read behind the slot."""
 
     tokenizer: Any
     causal: bool
     max_length: int
-    turned: bool = False
+    reverses: bool = False
 
     @cached_property
     def specials(self) -> Specials:
@@ -142,7 +142,7 @@ class Encoder:
 
     def _join(self, runs: Sequence[list[Piece] | Slot | Sep], tokens: Iterator[list[int]]) -> Row:
         """`tokens` are those of each run of text, in order."""
-        if self.causal and not self.turned and any(isinstance(run, Slot) for run in runs[:-1]):
+        if self.causal and not self.reverses and any(isinstance(run, Slot) for run in runs[:-1]):
             raise TaskError(
                 expected="{slot} at the end",
                 got="text after it",
@@ -159,14 +159,14 @@ class Encoder:
                 added = list(self.specials.sep)
             else:
                 added = next(tokens)
-                own += [len(ids) + place for place in self._own(run, added)] if self.turned else []
+                own += [len(ids) + place for place in self._own(run, added)] if self.reverses else []
             ids += added
             types += [segment] * len(added)
             segment = 1 if isinstance(run, Sep) else segment
         ids += self.specials.suffix
         ids = ids or list(self.specials.sep)  # an empty text, where nothing stands around texts, is a new line: something must be read
         types += [segment] * (len(ids) - len(types))
-        if self.turned:
+        if self.reverses:
             return Row(tuple(ids), tuple(types), slot, own=tuple(own), said=_said(runs))
         return Row(tuple(ids), tuple(types), len(ids) - 1 if self.causal else slot)
 

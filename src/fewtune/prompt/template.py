@@ -112,9 +112,9 @@ class Template:
         start = next((number for number, part in enumerate(self.parts) if isinstance(part, Slot)), len(self.parts))
         return Template(self.parts[start:]).names
 
-    def check(self, fields: Sequence[str], *, slot: bool, turned: bool = False, where: str = "template") -> None:
+    def check(self, fields: Sequence[str], *, slot: bool, reverses: bool = False, where: str = "template") -> None:
         """Raise `TaskError` for a field that is not among `fields`, for none at all, for a slot that is needed and missing, or, where the
-        prompt is `turned` around, for no field behind the slot."""
+        prompt `reverses`, for no field behind the slot."""
         for name in self.names:
             if name not in fields:
                 raise TaskError(expected="a field of the task", got=f"{{{name}}}", where=where, fix=registry.nearest(name, fields))
@@ -123,7 +123,7 @@ class Template:
             raise TaskError(expected="a field of the task", got="none", where=where, fix=fix)
         if slot and self.slot is None:
             raise TaskError(expected="{slot}", got="none", where=where, fix="Add {slot} where the answer is to be read.")
-        if turned and not self.behind:
+        if reverses and not self.behind:
             fix = f'Put the slot first, as in "Label: {{slot}} Text: {{{fields[0]}}}", or take another --readout.'
             raise TaskError(expected="a field behind {slot}, for the text is read there", got="none", where=where, fix=fix)
 

@@ -41,7 +41,7 @@ class Channel:
 
     needs_slot: ClassVar[bool] = True
     spells: ClassVar[bool] = True
-    turned: ClassVar[bool] = True
+    reverses: ClassVar[bool] = True
     pairs: ClassVar[bool] = False
     learning_rate: ClassVar[float] = 0.0
 

@@ -25,7 +25,7 @@ class Cloze:
 
     needs_slot: ClassVar[bool] = True
     spells: ClassVar[bool] = False
-    turned: ClassVar[bool] = False
+    reverses: ClassVar[bool] = False
     pairs: ClassVar[bool] = False
     learning_rate: ClassVar[float] = 0.0
 

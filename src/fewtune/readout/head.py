@@ -42,7 +42,7 @@ class Head:
 
     needs_slot: ClassVar[bool] = False
     spells: ClassVar[bool] = False
-    turned: ClassVar[bool] = False
+    reverses: ClassVar[bool] = False
     pairs: ClassVar[bool] = False
     learning_rate: ClassVar[float] = 1e-3
 

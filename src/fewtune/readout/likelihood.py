@@ -36,7 +36,7 @@ class Likelihood:
 
     needs_slot: ClassVar[bool] = True
     spells: ClassVar[bool] = True
-    turned: ClassVar[bool] = False
+    reverses: ClassVar[bool] = False
     pairs: ClassVar[bool] = False
     learning_rate: ClassVar[float] = 0.0
 

@@ -55,14 +55,14 @@ class Scored(ABC):
 class Readout(Protocol):
     """A frozen dataclass with one verb.
 
-    `needs_slot` says whether prompts must have a slot, `spells` whether every token of the label words counts there, `turned` whether these
-    are put into the slot and the texts behind it are read, `pairs` whether it learns from pairs of rows of a batch. With a `learning_rate`
-    of 0 the loop leaves its weights alone.
+    `needs_slot` says whether prompts must have a slot, `spells` whether every token of the label words counts there, `reverses` whether
+    these are put into the slot and the texts behind it are read, `pairs` whether it learns from pairs of rows of a batch. With a
+    `learning_rate` of 0 the loop leaves its weights alone.
     """
 
     needs_slot: ClassVar[bool]
     spells: ClassVar[bool]
-    turned: ClassVar[bool]
+    reverses: ClassVar[bool]
     pairs: ClassVar[bool]
     learning_rate: ClassVar[float]
 

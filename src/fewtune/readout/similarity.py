@@ -39,7 +39,7 @@ class Similarity:
 
     needs_slot: ClassVar[bool] = False
     spells: ClassVar[bool] = False
-    turned: ClassVar[bool] = False
+    reverses: ClassVar[bool] = False
     learning_rate: ClassVar[float] = 0.0
     pairs: ClassVar[bool] = True
 

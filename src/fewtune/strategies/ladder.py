@@ -152,7 +152,7 @@ def _rungs(recipe: Recipe, backbone: Backbone, judging: Split) -> tuple[Rung, ..
         frozen = Rung("frozen embeddings", Supervised(), bare, backbone)
         return (frozen, tuned) if recipe.readout.pairs and recipe.deltas else (tuned,)
     kinds: dict[str, Calibration] = {"zero-shot": Uncalibrated()}
-    if not recipe.readout.turned:
+    if not recipe.readout.reverses:
         kinds["zero-shot calibrated"] = Contextual()
     if recipe.calibration is not None and recipe.calibration.needs != "targets":
         kinds = {"zero-shot": recipe.calibration}

@@ -100,7 +100,7 @@ def check(recipe: Recipe) -> None:
     if recipe.search and not recipe.readout.needs_slot:
         fix = "Take --readout cloze and a --backbone with a language-modelling head, or leave --search out."
         raise TaskError(expected="a readout that reads a word", got="one without label words", where="--search", fix=fix)
-    if recipe.search and recipe.readout.turned:
+    if recipe.search and recipe.readout.reverses:
         fix = "Take --readout cloze or likelihood, or leave --search out."
         raise TaskError(expected="a readout that reads a word", got="one that reads the texts", where="--search", fix=fix)
     if recipe.search and recipe.task.kind != "classification":

@@ -54,7 +54,7 @@ def demonstrated(model: TunedModel, recipe: Recipe, split: Split, session: Sessi
     if not recipe.readout.needs_slot:
         fix = "Use --readout cloze, or leave --demonstrations out."
         raise TaskError(expected="a readout that reads a word", got="another", where="--demonstrations", fix=fix)
-    if recipe.readout.turned:
+    if recipe.readout.reverses:
         fix = "Use --readout cloze or likelihood, or leave --demonstrations out."
         raise TaskError(expected="a readout of label words", got="one that reads the texts", where="--demonstrations", fix=fix)
     if not split.train:
@@ -79,7 +79,7 @@ def calibrate(model: TunedModel, wanted: Calibration | None, split: Split, *, ot
     With none named: whichever of none and contextual makes the labelled rows likelier, or `otherwise` where there are none; none where
     the readout reads the texts, so that texts which say nothing tell nothing. Raises `TaskError` for a calibration by such texts there.
     """
-    if model.readout.turned:
+    if model.readout.reverses:
         wanted = wanted or Uncalibrated()
         if wanted.needs in ("content_free", "premise"):
             got, fix = "one by texts that say nothing", "Choose none, prior (with --unlabeled) or temperature."

@@ -39,7 +39,7 @@ def test_a_pair_is_a_line_each():
 
 def test_turned_around_the_label_stands_first():
     task = Task.classification(["yes", "no"], fields=["premise", "hypothesis"], label_name="entails")
-    found = resolve(task, BPE, slot=True, whole=True, turned=True)
+    found = resolve(task, BPE, slot=True, whole=True, reverses=True)
     assert texts(found) == ["Entails: {slot}\nPremise: {premise}\nHypothesis: {hypothesis}"]
 
 
@@ -47,7 +47,7 @@ def test_turned_around_the_label_stands_first():
 def test_turned_around_a_template_must_have_a_text_behind_its_slot(template):
     task = Task.classification(["yes", "no"], templates=["{slot} {text}", template])
     with pytest.raises(TaskError, match=r'template 2: expected a field behind \{slot\}.*"Label: \{slot\} Text: \{text\}"') as caught:
-        resolve(task, BPE, slot=True, whole=True, turned=True)
+        resolve(task, BPE, slot=True, whole=True, reverses=True)
     assert "\n" not in str(caught.value)
 
 

@@ -314,7 +314,7 @@ plain = words.filter(lambda listed: "\n" not in listed and not any(word[0] in "[
 
 
 def turned(template, fields, max_length=LONG):
-    encoder = Encoder(CAUSAL["bpe"], causal=True, max_length=max_length, turned=True)
+    encoder = Encoder(CAUSAL["bpe"], causal=True, max_length=max_length, reverses=True)
     (row,) = encoder.encode([Template.parse(template).render(fields)])
     return row
 
