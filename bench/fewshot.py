@@ -35,12 +35,12 @@ from fewtune.deltas.delta import Delta
 from fewtune.deltas.lora import LoRA
 from fewtune.deltas.subset import Subset
 from fewtune.errors import FewtuneError
-from fewtune.job import readout_of
 from fewtune.prompt.demonstrations import Demonstrations
 from fewtune.readout.calibration import Calibration, Contextual, Temperature, Uncalibrated
 from fewtune.readout.head import Head
 from fewtune.readout.readout import Readout
 from fewtune.recipe import DEFAULT_BACKBONE, Recipe
+from fewtune.settings import readout_of
 from fewtune.strategies import STRATEGIES
 from fewtune.train.fit import Session
 

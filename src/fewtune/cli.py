@@ -98,9 +98,10 @@ def fit(
     from fewtune import job
     from fewtune.estimate import Estimate, spoken
     from fewtune.prompt.demonstrations import read
+    from fewtune.settings import Settings
     from fewtune.train.fit import FitOptions
 
-    settings = job.Settings(
+    settings = Settings(
         backbones=tuple(backbone or ()),
         strategy=strategy,
         deltas=None if delta is None else _deltas(delta),
@@ -238,8 +239,9 @@ def zeroshot(
 ) -> None:
     """Answer without training. Where the file has a label column, --json measures the answers instead of writing them."""
     from fewtune import job
+    from fewtune.settings import Settings
 
-    settings = job.Settings(
+    settings = Settings(
         backbones=(backbone,),
         strategy="zeroshot",
         readout=_readout(readout),

@@ -54,8 +54,9 @@ def search(
 ) -> None:
     """Propose templates and label words and tune nothing, for a task file to edit. `fit --search` finds and judges them by itself."""
     from fewtune import job
+    from fewtune.settings import Settings
 
-    settings = job.Settings(
+    settings = Settings(
         backbones=(backbone,),
         search=flags.searches(search or ["templates", "words"]),
         max_length=max_length,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fewtune import artifact, forecast, job, registry
+from fewtune import artifact, forecast, registry
 from fewtune.backbone.backbone import Backbone, Precision
 from fewtune.data.example import Example, Split
 from fewtune.deltas import DELTAS
@@ -23,6 +23,7 @@ from fewtune.precision import Wanted, settle_precision
 from fewtune.prompt.encode import Batch, Row
 from fewtune.readout import READOUTS
 from fewtune.readout.readout import Readout
+from fewtune.settings import DEFAULT_DELTAS, Settings, recipe_of
 from fewtune.tasks.task import Task
 
 Deltas = tuple[Delta, ...]
@@ -129,7 +130,7 @@ def compare(
     Raises `SpecError` for a step that is too long for the backbone, `BackboneError` where it cannot carry what is asked for.
     """
     step, task = step or Step(), Task(labels=tuple(labels))
-    readout = job.recipe_of(task, backbone, job.Settings(readout=readout)).readout
+    readout = recipe_of(task, backbone, Settings(readout=readout)).readout
     bare, copy_bytes = TunedModel.assemble(backbone, task, readout), file_bytes(dict(backbone.model.named_parameters()))
     texts = _texts(bare, probe(bare, step))
     methods: list[Cost | Refused] = []
@@ -154,8 +155,8 @@ def _texts(model: TunedModel, batch: Batch) -> tuple[Example, ...]:
 def usual() -> dict[str, Deltas]:
     """The methods that are set side by side when none is named: fine-tuning, the job's default, then one of each kind."""
     first, *rest = [text for text in _USUAL if text.partition(":")[0] in DELTAS.members]
-    default = " + ".join(map(DELTAS.to_text, job.DEFAULT_DELTAS))
-    return {first: (DELTAS.from_text(first),), default: job.DEFAULT_DELTAS, **{text: (DELTAS.from_text(text),) for text in rest}}
+    default = " + ".join(map(DELTAS.to_text, DEFAULT_DELTAS))
+    return {first: (DELTAS.from_text(first),), default: DEFAULT_DELTAS, **{text: (DELTAS.from_text(text),) for text in rest}}
 
 
 def cost(bare: TunedModel, deltas: Deltas, step: Step, *, name: str) -> Cost:

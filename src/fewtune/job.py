@@ -11,9 +11,9 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import TextIO
 
 import torch
 
@@ -23,26 +23,16 @@ from fewtune.backbone.load import load as load_backbone
 from fewtune.data import readers
 from fewtune.data.example import Example, Split
 from fewtune.data.writers import check_place, open_writer, write_text
-from fewtune.deltas import DELTAS
 from fewtune.deltas.delta import Delta
-from fewtune.deltas.lora import LoRA
-from fewtune.deltas.prefix import Prefix
-from fewtune.deltas.soft_prompt import SoftPrompt
-from fewtune.errors import DataError, SpecError, TaskError
+from fewtune.errors import DataError
 from fewtune.evaluation import Evaluation, evaluate
 from fewtune.model import DEFAULT_LENGTH, Tally, TunedModel
-from fewtune.prompt.defaults import single_tokens
 from fewtune.prompt.demonstrations import Demonstrations
-from fewtune.prompt.search import SEARCHES, Found, Search
-from fewtune.prompt.template import Template
-from fewtune.readout import READOUTS
+from fewtune.prompt.search import Found, Search
 from fewtune.readout.calibration import Calibration
-from fewtune.readout.cloze import Cloze
-from fewtune.readout.head import Head
-from fewtune.readout.likelihood import Likelihood
 from fewtune.readout.readout import Readout
-from fewtune.readout.similarity import Similarity
 from fewtune.recipe import DEFAULT_BACKBONE, Recipe
+from fewtune.settings import Settings, method, recipe_of, without_ladder, without_slot
 from fewtune.strategies import STRATEGIES, searching
 from fewtune.strategies.ladder import climb
 from fewtune.tasks import KINDS, kind_of
@@ -51,60 +41,10 @@ from fewtune.train.fit import FitOptions, Progress, Session
 
 Say = Callable[[str], None]
 KIND = "classification"
-BESIDE = "minilm-l6"
-"""The PLM that is judged beside the default one: where texts are told apart by their subject, sentence embeddings do it better."""
-_LABELS = "{labels}"
-DEFAULT_DELTAS: tuple[Delta, ...] = (LoRA(top=1 / 3),)
-PAIRED_DELTAS: tuple[Delta, ...] = (LoRA(top=1 / 2, sites=("query", "value", "ffn_in", "ffn_out"), alpha=48.0),)
-"""What is tuned by default where the readout learns from pairs; docs/defaults.md has the runs."""
 
 
 def _silent(line: str) -> None:
     """Say nothing."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to tune, where the user may leave everything open; `None` stands for the default.
-
-    Of several `backbones` the ladder chooses. Where none is named it chooses between a language model and a sentence encoder.
-    """
-
-    backbones: tuple[str, ...] = ()
-    strategy: str | None = None
-    deltas: tuple[Delta, ...] | None = None
-    readout: Readout | None = None
-    calibration: Calibration | None = None
-    demonstrations: Demonstrations | None = None
-    search: tuple[Search, ...] = ()
-    fit: FitOptions = field(default_factory=FitOptions)
-    max_length: int = DEFAULT_LENGTH
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: str | None = None
-    seed: int = 42
-
-    @property
-    def way(self) -> str:
-        """The strategy: the one that is named; else the ladder, unless something of the method is settled already."""
-        settled = (self.deltas, self.readout, self.calibration, self.demonstrations, self.fit.steps, self.fit.learning_rate)
-        return self.strategy or ("ladder" if all(choice is None for choice in settled) else "supervised")
-
-    @property
-    def backbone(self) -> str:
-        """The PLM that comes first, and is the only one unless the ladder judges."""
-        return self.backbones[0] if self.backbones else DEFAULT_BACKBONE
-
-    @property
-    def beside(self) -> tuple[str, ...]:
-        """The PLMs that the ladder judges beside it."""
-        usual = (BESIDE,) if self.way == "ladder" else ()
-        return self.backbones[1:] if self.backbones else usual
-
-    def __post_init__(self) -> None:
-        if self.beside and self.way != "ladder":
-            fix = "Leave --strategy, --delta, --readout and the like out, so that PLMs are judged; or name one --backbone."
-            got = f"{len(self.backbones)} for strategy {self.way}"
-            raise SpecError(expected="one PLM", got=got, where="--backbone", fix=fix)
 
 
 @dataclass(frozen=True)
@@ -176,7 +116,7 @@ def fit(
         max_length=max_length,
         seed=seed,
     )
-    settings = _without_ladder(task, settings, _silent)
+    settings = without_ladder(task, settings, _silent)
     loaded, *beside = (load_backbone(one) if isinstance(one, str) else one for one in named or (settings.backbone, *settings.beside))
     rows = readers.read(train, text=task.fields, labeled=True, known=task.labels, written=kind_of(task).written).examples
     pool = () if unlabeled is None else readers.read(unlabeled, text=task.fields, labeled=False).examples
@@ -207,10 +147,10 @@ def tune(
     task, note = kind_of(task).settled(task, split.train)
     if note:
         session.say(note)
-    settings = _without_ladder(task, settings, session.say)
+    settings = without_ladder(task, settings, session.say)
     recipe = recipe_of(task, backbone, settings)
     if beside:
-        model = climb([(_without_slot(recipe_of(task, one, settings)), one) for one in (backbone, *beside)], split, session=session)
+        model = climb([(without_slot(recipe_of(task, one, settings)), one) for one in (backbone, *beside)], split, session=session)
     else:
         model = STRATEGIES.member(settings.way, "--strategy")().run(recipe, split, backbone, session=session)
     made = Recipe.from_dict(model.about["recipe"]) if "recipe" in model.about else recipe
@@ -221,95 +161,6 @@ def tune(
         "recipe": recipe.to_dict(),
     }
     return replace(model, about={**about, **model.about})
-
-
-def _without_ladder(task: Task, settings: Settings, say: Say) -> Settings:
-    """What is done instead of the ladder where no answer is right or wrong, so that it has nothing to judge by."""
-    if kind_of(task).judged or settings.way != "ladder":
-        return settings
-    if settings.strategy is not None:
-        fix = "Choose --strategy supervised."
-        raise SpecError(expected="a task whose answers are right or wrong", got=task.kind, where="strategy ladder", fix=fix)
-    say("No estimate and no ladder: they judge single labels, right or wrong. Tuned on all rows; --test measures.")
-    return replace(settings, strategy="supervised")
-
-
-def _without_slot(recipe: Recipe) -> Recipe:
-    """Of several PLMs those that read no word are given the bare texts: a template with a slot was meant for the others."""
-    slots = [Template.parse(text).slot for text in recipe.task.templates]
-    return recipe if recipe.readout.needs_slot or not any(slots) else replace(recipe, task=replace(recipe.task, templates=()))
-
-
-def recipe_of(task: Task, backbone: Backbone, settings: Settings) -> Recipe:
-    """Defaults for what the user left open: a readout that suits the PLM and the kind of task, LoRA in the upper blocks.
-
-    Raises `TaskError` for a readout that cannot answer the task.
-    """
-    readout = settings.readout or readout_of(task, backbone)
-    _check_readout(task, readout, settings)
-    usual = () if settings.way == "zeroshot" else PAIRED_DELTAS if readout.pairs else DEFAULT_DELTAS
-    deltas = usual if settings.deltas is None else settings.deltas
-    recipe = Recipe(
-        task=task,
-        backbone=backbone.name,
-        deltas=tuple(_named(delta, task) for delta in deltas),
-        readout=readout,
-        calibration=settings.calibration,
-        demonstrations=settings.demonstrations,
-        search=settings.search,
-        fit=settings.fit,
-        max_length=settings.max_length,
-        precision=settings.precision,
-        seed=settings.seed,
-    )
-    searching.check(recipe)
-    return recipe
-
-
-def _check_readout(task: Task, readout: Readout, settings: Settings) -> None:
-    kind, name, expected = kind_of(task), READOUTS.name_of(readout), f"a readout for {task.kind}"
-    if settings.way == "zeroshot" and kind.independent:
-        fix = "Label some rows and use `fewtune fit`."
-        raise TaskError(expected="one label a row", got=task.kind, where="strategy zeroshot", fix=fix)
-    if readout.pairs and not kind.paired:
-        fix = "Choose --readout head, or cloze with a PLM that has an LM head."
-        raise TaskError(expected=expected, got=f"{name}, which learns which rows are of one label", where="--readout", fix=fix)
-    if readout.needs_slot and kind.independent:
-        fix = "Choose --readout head, or similarity with a sentence encoder."
-        raise TaskError(expected=expected, got=f"{name}, whose slot holds the word of one label", where="--readout", fix=fix)
-
-
-def readout_of(task: Task, backbone: Backbone) -> Readout:
-    """The slot's one token where it tells all label words apart, else their likelihood; without an LM head similarity.
-
-    A head instead where a slot cannot hold the answer, or where rows share no labels.
-    """
-    kind = kind_of(task)
-    if not backbone.has_lm_head:
-        return Similarity() if kind.paired else Head()
-    if kind.independent:
-        return Head()
-    return Cloze() if single_tokens(task, backbone.tokenizer) else Likelihood(per="token")
-
-
-def _named(delta: Delta, task: Task) -> Delta:
-    """`{labels}` in the text from which a prompt or a prefix starts stands for the label words (Lester et al. 2021, section 3.2)."""
-    if isinstance(delta, SoftPrompt | Prefix) and _LABELS in delta.text:
-        words = [word for label in task.labels for word in task.words.get(label, (label,))]
-        return replace(delta, text=delta.text.replace(_LABELS, " ".join(words)))
-    return delta
-
-
-def method(recipe: Recipe, strategy: str) -> str:
-    """The method in a few words.
-
-    >>> method(Recipe(Task(labels=("a", "b"))), "zeroshot")
-    'zeroshot, cloze'
-    """
-    found = (f"searched {SEARCHES.name_of(search)}" for search in recipe.search)
-    parts = [strategy, READOUTS.name_of(recipe.readout), *found, *(DELTAS.name_of(delta) for delta in recipe.deltas)]
-    parts += ["demonstrations"] if recipe.demonstrations else []
-    return ", ".join(parts)
 
 
 def task_of(
@@ -382,7 +233,7 @@ def fit_files(
     # Everything that can be wrong with the input is found before the first minute of work.
     tested = read(test, labeled=True, task=task, say=say).examples if test else ()
     pool = read(unlabeled, labeled=False, task=task, say=say).examples if unlabeled else ()
-    settings = _without_ladder(task, settings, say)
+    settings = without_ladder(task, settings, say)
     start = time.perf_counter()
     backbone, *beside = (load_backbone(name, device=settings.device, say=say) for name in (settings.backbone, *settings.beside))
     split = Split(train=reading.examples, unlabeled=pool)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from fewtune import artifact, costs, job
+from fewtune import artifact, costs
 from fewtune.backbone import tiny
 from fewtune.backbone.backbone import Backbone
 from fewtune.costs import Cost, Refused, Step
@@ -16,6 +16,7 @@ from fewtune.model import TunedModel
 from fewtune.readout.channel import Channel
 from fewtune.readout.cloze import Cloze
 from fewtune.readout.head import Head
+from fewtune.settings import DEFAULT_DELTAS
 from fewtune.tasks.task import Task
 
 STEP = Step(length=8, batch_size=2)
@@ -81,7 +82,7 @@ def test_without_a_name_the_usual_methods_stand_side_by_side():
     found = compare(backbone)
     assert [method.delta for method in found.methods] == list(costs.usual())
     assert {text.partition(":")[0] for text in costs.usual()} >= {"lora", "subset", "adapter", "ia3", "soft-prompt"}
-    assert job.DEFAULT_DELTAS in costs.usual().values()
+    assert DEFAULT_DELTAS in costs.usual().values()
     (refused,) = [method for method in found.methods if isinstance(method, Refused)]
     assert refused.delta == "subset:part=biases" and "expected biases to train" in refused.reason
     first = found.methods[0]

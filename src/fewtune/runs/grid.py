@@ -20,8 +20,9 @@ from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Split
 from fewtune.data.sampling import shots as draw
 from fewtune.errors import SpecError
-from fewtune.job import Settings, Source
+from fewtune.job import Source
 from fewtune.runs.jobfile import DataSet, JobFile
+from fewtune.settings import Settings, recipe_of
 from fewtune.tasks import kind_of
 from fewtune.tasks.task import Task
 
@@ -114,7 +115,7 @@ def _read(data: DataSet, folder: Path, say: Say) -> tuple[Task, Split]:
 
 def key_of(task: Task, split: Split, settings: Settings, backbone: Backbone) -> str:
     """sha256 over the recipe, the rows, the code, and the PLM by what it is, not by what it is called."""
-    recipe = replace(main.recipe_of(task, backbone, settings), backbone=backbone.fingerprint)
+    recipe = replace(recipe_of(task, backbone, settings), backbone=backbone.fingerprint)
     facts = [
         recipe.to_dict(),
         settings.way,

@@ -13,13 +13,13 @@ from fewtune.backbone.catalogue import CATALOGUE
 from fewtune.deltas import DELTAS, presets
 from fewtune.deltas.delta import Delta
 from fewtune.errors import SpecError
-from fewtune.job import Settings
 from fewtune.model import DEFAULT_LENGTH
 from fewtune.prompt import demonstrations
 from fewtune.prompt.search import SEARCHES, Search
 from fewtune.readout import CALIBRATIONS, READOUTS
 from fewtune.recipe import DEFAULT_BACKBONE
 from fewtune.registry import Plain, Table
+from fewtune.settings import Settings
 from fewtune.strategies import STRATEGIES
 from fewtune.train.fit import FitOptions
 

@@ -1,7 +1,6 @@
-"""What the job settles where the user left something open."""
+"""What is settled where the user left something open."""
 
 import fewtune as ft
-from fewtune import job
 from fewtune.backbone import tiny
 from fewtune.backbone.backbone import Backbone
 from fewtune.deltas.prefix import Prefix
@@ -9,13 +8,14 @@ from fewtune.deltas.soft_prompt import SoftPrompt
 from fewtune.readout.cloze import Cloze
 from fewtune.readout.likelihood import Likelihood
 from fewtune.readout.similarity import Similarity
+from fewtune.settings import Settings, recipe_of
 
 TASK = ft.Task.classification(["no", "yes"], words={"no": "bad", "yes": ("good", "fine")})
 
 
 def deltas(*wanted):
     backbone = Backbone(*tiny.model("bert"), name="tiny")
-    return job.recipe_of(TASK, backbone, job.Settings(deltas=wanted)).deltas
+    return recipe_of(TASK, backbone, Settings(deltas=wanted)).deltas
 
 
 def test_labels_in_a_starting_text_are_the_label_words():
@@ -32,7 +32,7 @@ def test_other_texts_and_deltas_stay_as_they_are():
 def readout(words, *, family="llama", kept=None):
     backbone = Backbone(*tiny.model(family), name="tiny")
     task = ft.Task.classification(["no", "yes"], words=words)
-    return job.recipe_of(task, backbone, job.Settings(readout=kept)).readout
+    return recipe_of(task, backbone, Settings(readout=kept)).readout
 
 
 def test_whole_words_are_read_where_one_token_does_not_hold_them():
