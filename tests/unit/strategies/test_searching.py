@@ -105,7 +105,7 @@ def test_words_that_help_on_rows_without_a_part_in_finding_them_are_used(looked)
     fronts = ("the", "a", "who wrote", "great", "dull", "a book")
     train = tuple(Example({"text": f"{front} {PLANTED[place]}"}, TASK.labels[place]) for front in fronts for place in range(2))
     task = replace(TASK, templates=("{text} {slot}",))
-    model, _ = run("zeroshot", "roberta", task=task, train=(*train, *train), search=(WordSearch(keep=5),))
+    model, _ = run("zeroshot", "bert", task=task, train=(*train, *train), search=(WordSearch(keep=5),))
     found = model.about["search"]["words"]
     assert found["taken"] and found["unseen"]["after"] < found["unseen"]["before"] and len(model.task.words["no"]) > 1
     assert [len(rows) for rows in looked] == [12] + [9] * 4, "once with all texts and once without each fold"
