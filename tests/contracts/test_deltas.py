@@ -415,6 +415,7 @@ STACKS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "name", "below"), STACKS)
 def test_stacks_on_another(plain, family, name, below):
     backbone, delta = case(plain, family, name)

@@ -37,6 +37,7 @@ def test_every_strategy_is_seen():
     assert list(STRATEGIES) == ["zeroshot", "supervised", "ladder"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", list(STRATEGIES))
 def test_the_same_seed_gives_the_same_numbers_and_the_artifact_keeps_them(name, family, tmp_path):
@@ -56,6 +57,7 @@ def test_what_is_trained_learns_a_task_that_can_be_learned(name, family):
     assert [answer.label for answer in model.predict(TRAIN)] == [example.label for example in TRAIN]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(STRATEGIES))
 def test_a_pool_that_nobody_asked_for_changes_nothing(name):
     model, backbone = run(name, "bert")

@@ -160,6 +160,7 @@ def test_folds_balance_its_answers(name):
         assert len({groups[index] for index in held}) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "readout", "family"),
     [(*answered, family) for answered in ANSWERED for family in ("bert", "llama") if answered[1] != "channel" or family == "llama"],

@@ -110,6 +110,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_classifier_that_peft_trained_gives_its_scores_here(family, kind, tmp_path):
@@ -119,7 +120,7 @@ def test_a_classifier_that_peft_trained_gives_its_scores_here(family, kind, tmp_
     mine = import_peft(tmp_path, Task(labels=LABELS), backbone=backbone)
     torch.testing.assert_close(our_scores(mine), wanted_NC, **FINE)
     torch.testing.assert_close(our_scores(mine, batch_size=4), wanted_NC, **FINE)  # together, padded to the longest
-    assert wanted_NC.std(0).min() > 1e-2
+    assert wanted_NC.std(0).min() > 1e-3
 
 
 LANGUAGE = {
@@ -307,6 +308,7 @@ def tuned(backbone, deltas, readout, task):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(OURS))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_classifier_of_ours_gives_its_scores_in_peft(family, kind, tmp_path):
@@ -317,7 +319,7 @@ def test_a_classifier_of_ours_gives_its_scores_in_peft(family, kind, tmp_path):
     adapted = quietly(peft.PeftModel.from_pretrained, model, tmp_path / "out").eval()
     wanted_NC = our_scores(mine)
     torch.testing.assert_close(their_scores(adapted, backbone.tokenizer), wanted_NC, **FINE)
-    assert wanted_NC.std(0).min() > 1e-2
+    assert wanted_NC.std(0).min() > 1e-3
     assert said[0] == "Labels, in the order of the scores: a, b, c."
     # Back here, it is the same model.
     fresh = classifier(family)[1]

@@ -111,6 +111,7 @@ def parts() -> list[Path]:
     return list((catalogue.cache_folder() / "backbones").glob("*.part"))
 
 
+@pytest.mark.slow
 class TestPull:
     def test_gives_a_plain_folder_with_the_same_model(self, entry: Entry, plm: Path) -> None:
         from transformers import AutoModelForMaskedLM, AutoTokenizer
