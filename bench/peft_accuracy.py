@@ -297,7 +297,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data", nargs="+", help="these data sets only")
     parser.add_argument("--seeds", nargs="+", type=int, help="these seeds only")
     parser.add_argument("--test-rows", type=int, default=500, help="the first test rows only; 0 for all")
-    parser.add_argument("--most", type=int, default=0, help="what “all rows” is cut to; 0 for all there are")
+    parser.add_argument("--most", type=int, default=4096, help="what “all rows” is cut to; 0 for all there are")
     parser.add_argument("--limit-seconds", type=float, default=float("inf"), help="start no further run after so long")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--older", action="store_true", help="take finished runs of earlier code too; the page lists the codes")
