@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from machine import DEFAULT_SHARED, RESULTS, DataSet, guarded, heading, table, write
+from machine import DEFAULT_SHARED, FIRST, RESULTS, DataSet, guarded, heading, table, write
 from runs import PROMPTS, append, code_hash, finished, key_of, spread, task_of
 
 from fewtune import job
@@ -125,7 +125,7 @@ def page(results: Sequence[Mapping[str, Any]], options: argparse.Namespace, argu
     seeds = ", ".join(dict.fromkeys(str(result["seed"]) for result in results))
     facts = (
         f"- PLM: {options.backbone}, float32; {options.k} labelled rows a class; seeds {seeds}; "
-        f"first {options.rows or 'all'} test rows; {options.threads} thread(s) on both sides",
+        f"{options.rows or 'all'} test rows ({FIRST}); {options.threads} thread(s) on both sides",
         "- SetFit: 1.1.3 with its trainer's defaults, sentence-transformers 5.7.0, transformers 4.57.6",
         f"- Code: {codes} (hash of the package's sources)",
         "",
@@ -212,16 +212,18 @@ class Bench:
         """One side's run, from the finished ones if it is there. The default does not depend on the encoder that is compared."""
         backbones = self.usual if side == "default" else [self.encoder]
         facts = {"side": side, "data": name, "k": self.options.k, "seed": seed, "rows": self.options.rows, "threads": self.options.threads}
+        dataset = DataSet(self.options.shared, name)
+        facts |= {"spread": True} if dataset.is_sorted(self.options.rows) else {}
         key = key_of({**facts, "beside": [one.fingerprint for one in backbones[1:]]}, backbones[0])
         found = self.known.get(key)
         # SetFit does not change with fewtune's code.
         if found is None or (found["code"] != self.code and side != "setfit" and not self.options.older):
-            found = {"key": key, "code": self.code, **facts, **self._run(side, DataSet(self.options.shared, name), backbones, seed)}
+            found = {"key": key, "code": self.code, **facts, **self._run(side, dataset, backbones, seed)}
             append(RAW, found)
         return found
 
     def _run(self, side: str, dataset: DataSet, backbones: Sequence[Backbone], seed: int) -> dict[str, Any]:
-        train, test = dataset.shots(self.options.k, seed=seed), dataset.rows("test")[: self.options.rows or None]
+        train, test = dataset.shots(self.options.k, seed=seed), dataset.first(self.options.rows)
         if side == "setfit":
             return self.peer.run(list(dataset.labels()), train, test, seed=seed)
         prompt = PROMPTS.get(dataset.name) if side == "default" else None

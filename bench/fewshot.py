@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import DEFAULT_SHARED, RESULTS, DataSet, heading, table, write
+from machine import DEFAULT_SHARED, FIRST, RESULTS, DataSet, heading, table, write
 from runs import PROMPTS, append, code_hash, figures, finished, key_of, spread, task_of
 
 from fewtune.backbone.backbone import Backbone
@@ -107,7 +107,7 @@ def _job(data: str, k: int, configuration: str, seed: int, options: argparse.Nam
 def judging(job: Job, dataset: DataSet, train: Sequence[Example]) -> tuple[Example, ...]:
     """The first test rows; or training rows, the same for all, without those that are learned from."""
     if job.judge == "test":
-        return dataset.rows("test")[: job.rows or None]
+        return dataset.first(job.rows)
     seen = {tuple(example.fields.values()) for example in train}
     drawn = capped({job.data: dataset.train}, job.rows or len(dataset.train), seed=0)
     return tuple(example for _, example in drawn if tuple(example.fields.values()) not in seen)
@@ -198,7 +198,7 @@ def page(
     judged = {result["judge"] for result in results}
     facts = [
         f"- PLM: {_all(results, 'backbone')}; precision: {_all(results, 'precision')}; threads: {_all(results, 'threads')}",
-        f"- {'First test' if judged == {'test'} else 'Training'} rows that judge: {counts}",
+        f"- {f'Test rows ({FIRST})' if judged == {'test'} else 'Training rows that judge'}: {counts}",
         *(f"- Template of {name}: `{json.dumps(text, ensure_ascii=False)}`" for name, text in prompts.items()),
         f"- Code: {_all(results, 'code')} (hash of the package's sources)",
         "",
@@ -282,7 +282,8 @@ def run_all(asked: Sequence[Job], options: argparse.Namespace) -> list[dict[str,
     for number, job in enumerate(asked):
         dataset = datasets[job.data]
         recipe = recipe_of(job, dataset, backbone)
-        key = key_of({"job": asdict(job), "recipe": recipe.to_dict()}, backbone)
+        spread_out = {"spread": True} if job.judge == "test" and dataset.is_sorted(job.rows) else {}
+        key = key_of({"job": asdict(job), "recipe": recipe.to_dict(), **spread_out}, backbone)
         result = known.get(key)
         if result is None or (result["code"] != code and not options.older):
             result = {"key": key, "code": code, "recipe": recipe.to_dict(), **asdict(job), **run(job, recipe, dataset, backbone)}

@@ -27,6 +27,8 @@ from fewtune.errors import DataError, FewtuneError
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
+FIRST = "the first of the file, or spread evenly over it where it is sorted by label"
+"""Which test rows measure, where not all do."""
 DEFAULT_SHARED = ROOT.parent / "shared"
 _PACKAGES = ("torch", "transformers", "peft")
 _PRIVATE = ("--shared", "--out")  # where things are on one machine, nothing about what was measured
@@ -55,6 +57,21 @@ class DataSet:
         """All rows of `train` or `test`, in the order of the file."""
         path = self._path(f"data/{self.name}/{part}.jsonl.gz")
         return read(path, text=self.fields(), label="label", labeled=True, known=self.labels()).examples
+
+    @cached_property
+    def test(self) -> tuple[Example, ...]:
+        """The rows that measure."""
+        return self.rows("test")
+
+    def first(self, count: int) -> tuple[Example, ...]:
+        """The first `count` test rows, or all of them with 0; of a file that is sorted by label as many, spread evenly over it."""
+        if self.is_sorted(count):
+            return tuple(self.test[number * len(self.test) // count] for number in range(count))
+        return self.test[: count or None]
+
+    def is_sorted(self, count: int) -> bool:
+        """Whether the first `count` test rows lack a label, so that they cannot stand for the rest."""
+        return 0 < count < len(self.test) and {row.label for row in self.test[:count]} != {row.label for row in self.test}
 
     @cached_property
     def train(self) -> tuple[Example, ...]:

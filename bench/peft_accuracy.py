@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import DEFAULT_SHARED, RESULTS, DataSet, guarded, heading, table, write
+from machine import DEFAULT_SHARED, FIRST, RESULTS, DataSet, guarded, heading, table, write
 from runs import PROMPTS, append, code_hash, figures, finished, key_of, spread, task_of
 
 from fewtune import artifact
@@ -185,7 +185,7 @@ def run(job: Job, recipe: Recipe, train: tuple[Example, ...], datasets: Mapping[
 
 
 def _tested(model: TunedModel, dataset: DataSet, rows: int) -> dict[str, Any]:
-    return figures(model, dataset.rows("test")[: rows or None])
+    return figures(model, dataset.first(rows))
 
 
 def _size(model: TunedModel) -> dict[str, Any]:
@@ -265,7 +265,7 @@ def page(options: argparse.Namespace, results: Mapping[Job, Mapping[str, Any]], 
     """The results file."""
     codes = ", ".join(dict.fromkeys(result["code"] for result in results.values()))
     facts = (
-        f"- Tested on the first {options.test_rows or 'all'} test rows; float32; code: {codes or 'none yet'} (hash of its sources)",
+        f"- Tested on {options.test_rows or 'all'} test rows ({FIRST}); float32; code: {codes or 'none yet'} (hash of its sources)",
         "- Steps of 8 rows: fewtune's default, at least three passes over the rows; every delta with its own default learning rate",
         "",
         "Accuracy in percent, mean ± sample deviation over the seeds, which choose the training rows and all that is random. *Share "
@@ -365,6 +365,8 @@ class Runs:
         recipe = recipe_of(job, self.datasets[job.data], len(train))
         # What a recipe spells out changes with the code, which is told apart by its hash.
         facts = {"job": job.facts(), "deltas": SPECS[job.method], "steps": recipe.fit.steps}
+        if any(self.datasets[name].is_sorted(job.test_rows) for name in (job.data, *job.others)):
+            facts["spread"] = True
         return key_of(facts, self._backbone(job.backbone)), recipe, train
 
     def _backbone(self, name: str) -> Backbone:
