@@ -221,7 +221,7 @@ def required(results: Sequence[Mapping[str, Any]]) -> list[str]:
     ways = {way: [(way, 8, seed) for seed in (13, 21, 42)] for way in ("default", "demonstrations")}
     ways = {way: runs for way, runs in ways.items() if set(runs) <= accuracy.keys()}
     calibrated = accuracy.get(("zeroshot-calibrated", 0, 0))
-    if calibrated is None:
+    if calibrated is None or not ways:
         return []
     means = {way: statistics.mean(accuracy[run] for run in runs) for way, runs in ways.items()}
     return [

@@ -48,7 +48,7 @@ def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
         panel.set_xscale("log", base=2)
         panel.set_xticks(_shots(here, "default"), [str(k) for k in _shots(here, "default")])
         panel.set(title=name, xlabel="labelled rows a class", ylabel="accuracy, %")
-    panels[0][0].legend(frameon=False)
+    panels[0][0].legend(frameon=False, loc="lower right")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
 
