@@ -282,8 +282,8 @@ def run_all(asked: Sequence[Job], options: argparse.Namespace) -> list[dict[str,
     for number, job in enumerate(asked):
         dataset = datasets[job.data]
         recipe = recipe_of(job, dataset, backbone)
-        spread_out = {"spread": True} if job.judge == "test" and dataset.is_sorted(job.rows) else {}
-        key = key_of({"job": asdict(job), "recipe": recipe.to_dict(), **spread_out}, backbone)
+        cut = dataset.cut(job.rows) if job.judge == "test" else {}
+        key = key_of({"job": asdict(job), "recipe": recipe.to_dict(), **cut}, backbone)
         result = known.get(key)
         if result is None or (result["code"] != code and not options.older):
             result = {"key": key, "code": code, "recipe": recipe.to_dict(), **asdict(job), **run(job, recipe, dataset, backbone)}

@@ -69,6 +69,10 @@ class DataSet:
             return tuple(self.test[number * len(self.test) // count] for number in range(count))
         return self.test[: count or None]
 
+    def cut(self, count: int) -> dict[str, bool]:
+        """What a run on `first` is known by beside `count`: nothing, unless rows are spread over the file."""
+        return {"spread": True} if self.is_sorted(count) else {}
+
     def is_sorted(self, count: int) -> bool:
         """Whether the first `count` test rows lack a label, so that they cannot stand for the rest."""
         return 0 < count < len(self.test) and {row.label for row in self.test[:count]} != {row.label for row in self.test}

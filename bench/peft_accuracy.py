@@ -31,7 +31,7 @@ from fewtune.data.sampling import capped
 from fewtune.deltas import presets
 from fewtune.deltas.delta import Delta
 from fewtune.errors import FewtuneError
-from fewtune.model import TunedModel
+from fewtune.model import DEFAULT_LENGTH, TunedModel
 from fewtune.readout.calibration import Uncalibrated
 from fewtune.readout.cloze import Cloze
 from fewtune.readout.head import Head
@@ -153,17 +153,17 @@ def train_rows(job: Job, dataset: DataSet) -> tuple[Example, ...]:
 
 def recipe_of(job: Job, dataset: DataSet, rows: int) -> Recipe:
     """The recipe that a job runs, in float32."""
-    recipe = Recipe(
+    return Recipe(
         task_of(dataset, PROMPTS.get(job.data) if job.cloze else None),
         backbone=job.backbone,
         deltas=deltas_of(job.method),
         readout=Cloze() if job.cloze else Head(),
         calibration=None if job.cloze else Uncalibrated(),
         fit=FitOptions(steps=steps_of(rows, len(dataset.labels()))),
+        max_length=job.length or DEFAULT_LENGTH,
         precision="float32",
         seed=job.seed,
     )
-    return replace(recipe, max_length=job.length) if job.length else recipe
 
 
 # One run
@@ -365,8 +365,8 @@ class Runs:
         recipe = recipe_of(job, self.datasets[job.data], len(train))
         # What a recipe spells out changes with the code, which is told apart by its hash.
         facts = {"job": job.facts(), "deltas": SPECS[job.method], "steps": recipe.fit.steps}
-        if any(self.datasets[name].is_sorted(job.test_rows) for name in (job.data, *job.others)):
-            facts["spread"] = True
+        for name in (job.data, *job.others):
+            facts |= self.datasets[name].cut(job.test_rows)
         return key_of(facts, self._backbone(job.backbone)), recipe, train
 
     def _backbone(self, name: str) -> Backbone:

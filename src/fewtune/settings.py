@@ -38,7 +38,7 @@ DEFAULT_DELTAS: tuple[Delta, ...] = (LoRA(top=1 / 3),)
 PAIRED_DELTAS: tuple[Delta, ...] = (LoRA(top=1 / 2, sites=("query", "value", "ffn_in", "ffn_out"), alpha=48.0),)
 """What is tuned by default where the readout learns from pairs; docs/defaults.md has the runs."""
 BESIDE = "minilm-l6"
-"""The PLM that is judged beside the default one: where texts are told apart by their subject, sentence embeddings do it better."""
+"""The PLM that is judged beside the default one: where texts are told apart by their subject, it does so as well or better."""
 _LABELS = "{labels}"
 
 

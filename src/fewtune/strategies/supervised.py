@@ -108,7 +108,7 @@ def out_of_fold(
 ) -> Tensor:
     """What `read` gives for each labelled row, in order, from a model that was made without it, by `Supervised` unless told otherwise."""
     found: dict[int, Tensor] = {}
-    if recipe.deltas:
+    if recipe.deltas or recipe.readout.learning_rate:
         session.say(f"{FOLDS} folds, each like the first:")
     groups = kind_of(recipe.task).groups(recipe.task, split.train, max(1, len(split.train) // FOLDS))
     for number, (kept, held) in enumerate(folds(split.train, FOLDS, seed=derive(recipe.seed, "folds"), groups=groups)):
