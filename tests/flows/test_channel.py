@@ -5,20 +5,11 @@ import json
 
 import pytest
 
-TRAIN = """review,sentiment
-great fun and joy,positive
-a dull mess,negative
-good and great,positive
-"terrible, lifeless",negative
-"""
-
 
 @pytest.fixture
-def work(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "train.csv").write_text(TRAIN)
-    (tmp_path / "texts.csv").write_text("review\ngreat joy\na mess\n")
-    return tmp_path
+def work(work):
+    (work / "texts.csv").write_text("review\ngreat joy\na mess\n")
+    return work
 
 
 def test_without_labels(work, fewtune, llama):

@@ -6,21 +6,13 @@ import shutil
 
 import pytest
 
-TRAIN = """review,sentiment
-great fun and joy,positive
-a dull mess,negative
-good and great,positive
-"terrible, lifeless",negative
-"""
 WORDS = ("--words", "positive=great|good,negative=terrible")
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "train.csv").write_text(TRAIN)
-    (tmp_path / "pairs.csv").write_text("a,b,label\ngreat fun,good,yes\na mess,great,no\ngood,great joy,yes\ndull,joy,no\n")
-    return tmp_path
+def work(work):
+    (work / "pairs.csv").write_text("a,b,label\ngreat fun,good,yes\na mess,great,no\ngood,great joy,yes\ndull,joy,no\n")
+    return work
 
 
 def fit(fewtune, llama, *more):
@@ -181,7 +173,8 @@ def test_wrong_input_is_one_line_and_exit_code_2(work, fewtune, llama, name):
 
 
 def test_bad_rows_can_be_skipped(work, fewtune, llama):
-    (work / "train.csv").write_text(TRAIN + "too,many,cells\n")
+    train = work / "train.csv"
+    train.write_text(train.read_text() + "too,many,cells\n")
     assert fit(fewtune, llama)[0] == 2
     code, _, err = fit(fewtune, llama, "--skip-bad-rows")
     assert code == 0 and "Skipped 1 bad row" in err

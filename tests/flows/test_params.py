@@ -4,20 +4,7 @@ import json
 
 import pytest
 
-TRAIN = """review,sentiment
-great fun and joy,positive
-a dull mess,negative
-good and great,positive
-"terrible, lifeless",negative
-"""
 STEP = ("--length", "8", "--batch-size", "2")
-
-
-@pytest.fixture
-def work(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "train.csv").write_text(TRAIN)
-    return tmp_path
 
 
 def fit(fewtune, llama, *more):
