@@ -90,6 +90,11 @@ class DataSet:
             raise _unusable(f"splits of {self.name}", f"the draw {key}", "none of that name", f"Known: {known}.")
         return tuple(self.train[row] for row in splits[key]["train"])
 
+    def pool(self, *, seed: int) -> tuple[Example, ...]:
+        """The unlabelled rows that the splits name for `seed`, without their labels."""
+        rows = self._json(f"splits/{self.name}.json")[f"pool-s{seed}"]["unlabeled"]
+        return tuple(Example(self.train[row].fields) for row in rows)
+
     def _json(self, name: str) -> dict[str, dict[str, list[int]]]:
         return dict(json.loads(self._path(name).read_text(encoding="utf-8")))
 

@@ -74,7 +74,11 @@ def fit(
     words: Words = None,
     backbone: BackboneNames = None,
     strategy: Annotated[
-        str | None, typer.Option("--strategy", help="ladder, supervised or zeroshot; by default the ladder, if no method is chosen.")
+        str | None,
+        typer.Option(
+            "--strategy",
+            help="ladder, supervised, zeroshot, pet or ipet (pet:merge=logits). Default: pet with enough --unlabeled rows, else ladder.",
+        ),
     ] = None,
     delta: Annotated[
         list[str] | None, typer.Option("--delta", help="lora, lora:rank=4,sites=ffn_in+ffn_out, adapter, ia3, houlsby …")

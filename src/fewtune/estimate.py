@@ -6,6 +6,7 @@ Dimensions: N rows, M methods.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,8 +59,20 @@ def accuracy(value: float, rows: int, *, level: float = LEVEL) -> Estimate:
     return Estimate(value, max(0.0, min(value, middle - half)), min(1.0, max(value, middle + half)), rows, level)
 
 
-def chosen(losses_NM: Array, right_NM: Array, *, seed: int, level: float = LEVEL) -> Estimate:
-    """The accuracy of what `simplest` chooses among methods, ordered from the simplest, given each method's out-of-fold losses.
+def simplest(losses_NM: Array) -> int:
+    """The first method that is not worse than the best: a dearer one must be better by more than chance would make it, but needs no
+    proof, which sixteen rows could hardly ever give."""
+    return int(alike(losses_NM).argmax())
+
+
+def last_or_simplest(losses_NM: Array) -> int:
+    """The last method, unless it is worse than what `simplest` chooses among the others: for one that is wanted for other reasons."""
+    other, last = simplest(losses_NM[:, :-1]), losses_NM.shape[1] - 1
+    return last if alike(losses_NM[:, [other, last]])[1] else other
+
+
+def chosen(losses_NM: Array, right_NM: Array, *, seed: int, level: float = LEVEL, choose: Callable[[Array], int] = simplest) -> Estimate:
+    """The accuracy of what `choose` takes of methods, ordered from the simplest, given each method's out-of-fold losses.
 
     The winner's own score is too good, for it was chosen by these very rows. So rows are drawn again and again, with replacement; a
     method is chosen on those drawn and judged on those left out, and the mean over the draws is the estimate (bootstrap bias
@@ -74,15 +87,9 @@ def chosen(losses_NM: Array, right_NM: Array, *, seed: int, level: float = LEVEL
         drawn = random.integers(rows, size=rows)
         left = np.setdiff1d(np.arange(rows), drawn)
         if len(left):
-            judged.append(right_NM[left, simplest(losses_NM[drawn])].mean())
-    value = float(np.mean(judged)) if judged else float(right_NM[:, simplest(losses_NM)].mean())
+            judged.append(right_NM[left, choose(losses_NM[drawn])].mean())
+    value = float(np.mean(judged)) if judged else float(right_NM[:, choose(losses_NM)].mean())
     return accuracy(value, rows, level=level)
-
-
-def simplest(losses_NM: Array) -> int:
-    """The first method that is not worse than the best: a dearer one must be better by more than chance would make it, but needs no
-    proof, which sixteen rows could hardly ever give."""
-    return int(alike(losses_NM).argmax())
 
 
 def alike(losses_NM: Array) -> NDArray[np.bool_]:

@@ -32,9 +32,9 @@ from fewtune.prompt.search import Found, Search
 from fewtune.readout.calibration import Calibration
 from fewtune.readout.readout import Readout
 from fewtune.recipe import DEFAULT_BACKBONE, Recipe
-from fewtune.settings import Settings, method, recipe_of, without_ladder, without_slot
-from fewtune.strategies import STRATEGIES, searching
-from fewtune.strategies.ladder import climb
+from fewtune.settings import Settings, method, recipe_of, with_pool, without_ladder, without_slot
+from fewtune.strategies import searching
+from fewtune.strategies.strategy import Joint
 from fewtune.tasks import KINDS, kind_of
 from fewtune.tasks.task import Task
 from fewtune.train.fit import FitOptions, Progress, Session
@@ -116,10 +116,10 @@ def fit(
         max_length=max_length,
         seed=seed,
     )
-    settings = without_ladder(task, settings, _silent)
+    pool = () if unlabeled is None else readers.read(unlabeled, text=task.fields, labeled=False).examples
+    settings = with_pool(task, without_ladder(task, settings, _silent), len(pool), _silent)
     loaded, *beside = (load_backbone(one) if isinstance(one, str) else one for one in named or (settings.backbone, *settings.beside))
     rows = readers.read(train, text=task.fields, labeled=True, known=task.labels, written=kind_of(task).written).examples
-    pool = () if unlabeled is None else readers.read(unlabeled, text=task.fields, labeled=False).examples
     return tune(task, Split(train=rows, unlabeled=pool), loaded, settings, session=Session(), beside=beside)
 
 
@@ -149,10 +149,11 @@ def tune(
         session.say(note)
     settings = without_ladder(task, settings, session.say)
     recipe = recipe_of(task, backbone, settings)
-    if beside:
-        model = climb([(without_slot(recipe_of(task, one, settings)), one) for one in (backbone, *beside)], split, session=session)
+    if isinstance(settings.spec, Joint) and beside:
+        contestants = [(without_slot(recipe_of(task, one, settings)), one) for one in (backbone, *beside)]
+        model = settings.spec.over(contestants, split, session=session)
     else:
-        model = STRATEGIES.member(settings.way, "--strategy")().run(recipe, split, backbone, session=session)
+        model = settings.spec.run(recipe, split, backbone, session=session)
     made = Recipe.from_dict(model.about["recipe"]) if "recipe" in model.about else recipe
     about = {
         "method": method(made, model.about.get("kept", settings.way)),
@@ -233,7 +234,7 @@ def fit_files(
     # Everything that can be wrong with the input is found before the first minute of work.
     tested = read(test, labeled=True, task=task, say=say).examples if test else ()
     pool = read(unlabeled, labeled=False, task=task, say=say).examples if unlabeled else ()
-    settings = without_ladder(task, settings, say)
+    settings = with_pool(task, without_ladder(task, settings, say), len(pool), say)
     start = time.perf_counter()
     backbone, *beside = (load_backbone(name, device=settings.device, say=say) for name in (settings.backbone, *settings.beside))
     split = Split(train=reading.examples, unlabeled=pool)
@@ -281,7 +282,7 @@ def _key(task: Task, split: Split, backbones: Sequence[Backbone], settings: Sett
     """Names everything that decides the result, so that no other job's checkpoint is gone on with."""
     plain = [
         [recipe_of(task, backbone, settings).to_dict() for backbone in backbones],
-        settings.way,
+        settings.strategy or settings.way,
         plain_rows((*split.train, *split.unlabeled)),
         [backbone.fingerprint for backbone in backbones],
         torch.__version__,
@@ -293,7 +294,7 @@ def _key(task: Task, split: Split, backbones: Sequence[Backbone], settings: Sett
 
 def plain_rows(examples: Sequence[Example]) -> list[list[registry.Plain]]:
     """Examples as plain data, for keys: their fields and their label."""
-    return [[dict(example.fields), example.label] for example in examples]
+    return [[dict(one.fields), one.label, *([dict(one.shares)] if one.shares else [])] for one in examples]
 
 
 def evaluate_files(

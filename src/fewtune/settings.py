@@ -29,7 +29,9 @@ from fewtune.readout.likelihood import Likelihood
 from fewtune.readout.readout import Readout
 from fewtune.readout.similarity import Similarity
 from fewtune.recipe import DEFAULT_BACKBONE, Recipe
-from fewtune.strategies import searching
+from fewtune.strategies import STRATEGIES, searching
+from fewtune.strategies.pet import LEAST
+from fewtune.strategies.strategy import Strategy
 from fewtune.tasks import kind_of
 from fewtune.tasks.task import Task
 from fewtune.train.fit import FitOptions
@@ -39,6 +41,8 @@ PAIRED_DELTAS: tuple[Delta, ...] = (LoRA(top=1 / 2, sites=("query", "value", "ff
 """What is tuned by default where the readout learns from pairs; docs/defaults.md has the runs."""
 BESIDE = "minilm-l6"
 """The PLM that is judged beside the default one: where texts are told apart by their subject, it does so as well or better."""
+JOINT = ("ladder", "pet", "ipet")
+"""The strategies that take several PLMs."""
 _LABELS = "{labels}"
 
 
@@ -63,10 +67,16 @@ class Settings:
     seed: int = 42
 
     @property
-    def way(self) -> str:
+    def spec(self) -> Strategy:
         """The strategy: the one that is named; else the ladder, unless something of the method is settled already."""
         settled = (self.deltas, self.readout, self.calibration, self.demonstrations, self.fit.steps, self.fit.learning_rate)
-        return self.strategy or ("ladder" if all(choice is None for choice in settled) else "supervised")
+        usual = "ladder" if all(choice is None for choice in settled) else "supervised"
+        return STRATEGIES.from_text(self.strategy or usual, "--strategy")
+
+    @property
+    def way(self) -> str:
+        """The strategy's name."""
+        return STRATEGIES.name_of(self.spec)
 
     @property
     def backbone(self) -> str:
@@ -75,12 +85,12 @@ class Settings:
 
     @property
     def beside(self) -> tuple[str, ...]:
-        """The PLMs that the ladder judges beside it."""
-        usual = (BESIDE,) if self.way == "ladder" else ()
+        """The PLMs that the ladder judges, or PET tunes, beside it."""
+        usual = (BESIDE,) if self.way in JOINT else ()
         return self.backbones[1:] if self.backbones else usual
 
     def __post_init__(self) -> None:
-        if self.beside and self.way != "ladder":
+        if self.beside and self.way not in JOINT:
             fix = "Leave --strategy, --delta, --readout and the like out, so that PLMs are judged; or name one --backbone."
             got = f"{len(self.backbones)} for strategy {self.way}"
             raise SpecError(expected="one PLM", got=got, where="--backbone", fix=fix)
@@ -95,6 +105,17 @@ def without_ladder(task: Task, settings: Settings, say: Callable[[str], None]) -
         raise SpecError(expected="a task whose answers are right or wrong", got=task.kind, where="strategy ladder", fix=fix)
     say("No estimate and no ladder: they judge single labels, right or wrong. Tuned on all rows; --test measures.")
     return replace(settings, strategy="supervised")
+
+
+def with_pool(task: Task, settings: Settings, pool: int, say: Callable[[str], None]) -> Settings:
+    """PET where nothing else is wanted and there are enough unlabelled rows."""
+    if settings.strategy is not None or settings.way != "ladder" or not pool:
+        return settings
+    if pool < LEAST or not kind_of(task).judged:
+        why = f"fewer than {LEAST}" if pool < LEAST else f"{task.kind} is not learned so"
+        say(f"The {pool:,} unlabelled rows are not learned from ({why}); --strategy pet decides otherwise.")
+        return settings
+    return replace(settings, strategy="pet")
 
 
 def without_slot(recipe: Recipe) -> Recipe:

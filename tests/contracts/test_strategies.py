@@ -22,6 +22,8 @@ TRAIN = tuple(
         ("a mess", "negative"),
     ]
 )
+POOL = tuple(Example({"text": f"{one} and {other}"}) for one in ("great", "fun", "joy", "dull", "mess") for other in ("joy", "mess", "fun"))
+LEARN_FROM_A_POOL = ("pet", "ipet")
 TASK = ft.Task.classification(
     ["negative", "positive"], template="Review: {text}\nSentiment: {slot}", words={"negative": "terrible", "positive": "great"}
 )
@@ -30,11 +32,12 @@ TASK = ft.Task.classification(
 def run(name, family):
     backbone = Backbone(*tiny.model(family), name=family)
     settings = job.Settings(strategy=name, fit=FitOptions(steps=60, learning_rate=0.02), seed=3)
-    return job.tune(TASK, Split(train=TRAIN), backbone, settings, session=Session()), backbone
+    split = Split(train=TRAIN, unlabeled=POOL if name in LEARN_FROM_A_POOL else ())
+    return job.tune(TASK, split, backbone, settings, session=Session()), backbone
 
 
 def test_every_strategy_is_seen():
-    assert list(STRATEGIES) == ["zeroshot", "supervised", "ladder"]
+    assert list(STRATEGIES) == ["zeroshot", "supervised", "ladder", "pet", "ipet"]
 
 
 @pytest.mark.slow
@@ -50,15 +53,15 @@ def test_the_same_seed_gives_the_same_numbers_and_the_artifact_keeps_them(name, 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-# The ladder keeps what does well on rows not seen, of which six rows and a random model say nothing.
-@pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in ("zeroshot", "ladder")])
+# The ladder, and PET's guard, keep what does well on rows not seen, of which six rows and a random model say nothing.
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in ("zeroshot", "ladder", *LEARN_FROM_A_POOL)])
 def test_what_is_trained_learns_a_task_that_can_be_learned(name, family):
     model, _ = run(name, family)
     assert [answer.label for answer in model.predict(TRAIN)] == [example.label for example in TRAIN]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(STRATEGIES))
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in LEARN_FROM_A_POOL])
 def test_a_pool_that_nobody_asked_for_changes_nothing(name):
     model, backbone = run(name, "bert")
     answers = model.predict(TRAIN)

@@ -118,7 +118,7 @@ def key_of(task: Task, split: Split, settings: Settings, backbone: Backbone) -> 
     recipe = replace(recipe_of(task, backbone, settings), backbone=backbone.fingerprint)
     facts = [
         recipe.to_dict(),
-        settings.way,
+        settings.strategy or settings.way,
         [main.plain_rows(part) for part in (split.train, split.unlabeled, split.test)],
         backbone.tokenizer_fingerprint,
         str(backbone.device),

@@ -150,7 +150,7 @@ def _check(file: _File, where: str) -> None:
 
 def _settings(method: _Method, given: Mapping[str, Plain], where: str, folder: Path) -> Settings:
     if method.strategy is not None:
-        STRATEGIES.member(method.strategy, f"{where}.strategy")
+        STRATEGIES.from_text(method.strategy, f"{where}.strategy")
     return Settings(
         backbones=(_backbone(method.backbone, folder),),
         strategy=method.strategy,

@@ -9,7 +9,7 @@ Dimensions: N rows, C candidates, M rungs.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,17 +63,26 @@ class Rung:
 
 @dataclass(frozen=True)
 class Judged:
-    """What the labelled rows say of each rung: losses_NM and right_NM of rows that it has not seen, and the temperature of its scores."""
+    """What the labelled rows say of each rung: losses_NM and right_NM of rows that it has not seen, and the temperature of its scores.
+
+    `prefers_last` is for a last rung that is wanted for other reasons, unless it is worse.
+    """
 
     rungs: tuple[Rung, ...]
     losses_NM: NDArray[np.float64]
     right_NM: NDArray[np.float64]
     temperatures_M: tuple[float, ...]
+    prefers_last: bool = False
+
+    @property
+    def choose(self) -> Callable[[NDArray[np.float64]], int]:
+        """The rule of choosing: losses_NM → the number of a rung."""
+        return estimate.last_or_simplest if self.prefers_last else estimate.simplest
 
     @property
     def kept(self) -> int:
-        """The number of the simplest rung that is not worse."""
-        return estimate.simplest(self.losses_NM)
+        """The number of the rung that is kept: the simplest that is not worse."""
+        return self.choose(self.losses_NM)
 
     def figures(self) -> list[dict[str, Any]]:
         """Each rung's accuracy and mean loss; the best of them is no estimate."""
@@ -92,6 +101,10 @@ class Ladder:
         """See `climb`."""
         return climb([(recipe, backbone)], split, session=session)
 
+    def over(self, contestants: Sequence[tuple[Recipe, Backbone]], split: Split, *, session: Session) -> TunedModel:
+        """See `climb`."""
+        return climb(contestants, split, session=session)
+
 
 def climb(contestants: Sequence[tuple[Recipe, Backbone]], split: Split, *, session: Session) -> TunedModel:
     """The model of the rung that was kept, of all rungs of all recipes; `about` holds its estimate and each rung's figures.
@@ -105,9 +118,14 @@ def climb(contestants: Sequence[tuple[Recipe, Backbone]], split: Split, *, sessi
     if min((Counter(example.label for example in judging.train)[label] for label in task.labels), default=0) < 2:
         session.say("No estimate: it needs two different rows of each label.")
         return Supervised().run(contestants[0][0], split, contestants[0][1], session=session)
-    judged = _judged(_all_rungs(contestants, judging), judging, session, tempered=contestants[0][0].calibration is None)
+    judged = judge(rungs_of(contestants, judging), judging, session, tempered=contestants[0][0].calibration is None)
+    return finished(judged, split, session)
+
+
+def finished(judged: Judged, split: Split, session: Session) -> TunedModel:
+    """The model of the rung that is kept; `about` holds its estimate and each rung's figures."""
     kept, figures = judged.rungs[judged.kept], judged.figures()
-    found = estimate.chosen(judged.losses_NM, judged.right_NM, seed=contestants[0][0].seed)
+    found = estimate.chosen(judged.losses_NM, judged.right_NM, seed=judged.rungs[0].recipe.seed, choose=judged.choose)
     each = ", ".join(f"{one['name']} {100 * one['accuracy']:.0f} % (loss {one['loss']:.2f})" for one in figures)
     session.say(f"On rows not seen: {each}. Kept: {kept.name}. Estimate: {estimate.spoken(found)}.")
     model = kept.run(split, session)
@@ -116,28 +134,51 @@ def climb(contestants: Sequence[tuple[Recipe, Backbone]], split: Split, *, sessi
     return replace(model, about={**model.about, **about})
 
 
-def _judged(rungs: tuple[Rung, ...], judging: Split, session: Session, *, tempered: bool) -> Judged:
-    """With `tempered`, each rung is judged at the temperature that suits its scores, a row at that of the other rows: how sure of itself
+def judge(
+    rungs: tuple[Rung, ...],
+    judging: Split,
+    session: Session,
+    *,
+    tempered: bool,
+    known: Callable[[Rung], Tensor | None] = lambda rung: None,
+) -> Judged:
+    """What the labelled rows say of each rung.
+
+    What `known` has of one, log_NC of the rows by models that have not seen them, is not made anew.
+
+    With `tempered`, each rung is judged at the temperature that suits its scores, a row at that of the other rows: how sure of itself
     a way is says nothing of how often it is right, can be mended, and differs much between readouts."""
     names = ", ".join(rung.name for rung in rungs)
     session.say(f"Judging {names} on {len(judging.train)} labelled rows, each by a model that has not seen it.")
     recipe = rungs[0].recipe
     targets_N = torch.tensor(kind_of(recipe.task).targets(recipe.task, judging.train))
-    parts = folds(judging.train, FOLDS, seed=derive(recipe.seed, "temperature"))
+    parts = temperature_parts(judging, recipe)
     losses, right, temperatures = [], [], []
     for number, rung in enumerate(rungs):
-        log_NC = _unseen(rung, judging, session.child(f"rung-{number}"))
+        log_NC = known(rung)
+        if log_NC is None:
+            log_NC = _unseen(rung, judging, session.child(f"rung-{number}"))
         right.append((log_NC.argmax(1) == targets_N).double())
         temperatures.append(expected_temperature(log_NC, targets_N) if tempered else 1.0)
-        judged_NC = log_NC.clone()
-        for kept, held in parts if tempered else ():
-            temperature = expected_temperature(log_NC[list(kept)], targets_N[list(kept)])
-            judged_NC[list(held)] = (log_NC[list(held)] / temperature).log_softmax(-1)
-        losses.append(-judged_NC.gather(1, targets_N[:, None])[:, 0])
+        losses.append(unseen_losses(log_NC, targets_N, parts if tempered else ()))
     return Judged(rungs, torch.stack(losses, 1).numpy(), torch.stack(right, 1).numpy(), tuple(temperatures))
 
 
-def _all_rungs(contestants: Sequence[tuple[Recipe, Backbone]], judging: Split) -> tuple[Rung, ...]:
+def temperature_parts(judging: Split, recipe: Recipe) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
+    """The rows by which the temperature of other rows is found."""
+    return folds(judging.train, FOLDS, seed=derive(recipe.seed, "temperature"))
+
+
+def unseen_losses(log_NC: Tensor, targets_N: Tensor, parts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tensor:
+    """losses_N, each row at the temperature that suits the rows it is held out from; as they are without `parts`."""
+    judged_NC = log_NC.clone()
+    for kept, held in parts:
+        temperature = expected_temperature(log_NC[list(kept)], targets_N[list(kept)])
+        judged_NC[list(held)] = (log_NC[list(held)] / temperature).log_softmax(-1)
+    return -judged_NC.gather(1, targets_N[:, None])[:, 0]
+
+
+def rungs_of(contestants: Sequence[tuple[Recipe, Backbone]], judging: Split) -> tuple[Rung, ...]:
     """Those of all PLMs, from the cheapest; with several of them a rung's name says which it is."""
     found = [rung for recipe, backbone in contestants for rung in _rungs(recipe, backbone, judging)]
     if len(contestants) > 1:

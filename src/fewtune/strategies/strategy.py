@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Split
@@ -16,4 +17,13 @@ class Strategy(Protocol):
 
     def run(self, recipe: Recipe, split: Split, backbone: Backbone, *, session: Session) -> TunedModel:
         """Make a model; the deltas that were installed stay in `backbone` until `TunedModel.remove`."""
+        ...
+
+
+@runtime_checkable
+class Joint(Protocol):
+    """A strategy that can take several PLMs, each with the recipe that suits it."""
+
+    def over(self, contestants: Sequence[tuple[Recipe, Backbone]], split: Split, *, session: Session) -> TunedModel:
+        """Make a model on one of them."""
         ...

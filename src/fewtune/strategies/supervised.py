@@ -19,7 +19,7 @@ from fewtune.backbone.backbone import Backbone, Output
 from fewtune.data.example import Example, Split
 from fewtune.data.sampling import derive, folds
 from fewtune.deltas.delta import Installed
-from fewtune.errors import DataError
+from fewtune.errors import DataError, TaskError
 from fewtune.model import TunedModel
 from fewtune.precision import settle_precision
 from fewtune.prompt.encode import Batch, Row, balanced_order, bucketed_order
@@ -31,6 +31,7 @@ from fewtune.strategies.zeroshot import calibrate, demonstrated, targets
 from fewtune.tasks import kind_of
 from fewtune.train.cache import StateCache
 from fewtune.train.fit import Group, Session, fit
+from fewtune.train.losses import distillation
 
 FOLDS = 4
 PAIRED = 4
@@ -50,17 +51,24 @@ class Supervised:
 
     With demonstrations, each row is shown others of each epoch's own draw (LM-BFF: Gao et al. 2021, section 6); nothing is cached then,
     for no row is the same twice.
+
+    Rows with soft labels are learned at `temperature`, beside hard ones at 1 (`losses.distillation`).
     """
+
+    temperature: float = 2.0
 
     def run(self, recipe: Recipe, split: Split, backbone: Backbone, *, session: Session) -> TunedModel:
         """Raises `DataError` for examples that do not fit the task, `Interrupted` after Ctrl-C."""
         if not split.train:
             raise DataError(expected="labelled rows", got="none", where="fit", fix="Give a file with labels, or use zeroshot.")
         kind_of(recipe.task).check(recipe.task, split.train, "fit")
+        if recipe.readout.pairs and any(example.shares for example in split.train):
+            fix = "Choose --readout head."
+            raise TaskError(expected="labels that rows share", got="soft labels", where="a readout that learns from pairs", fix=fix)
         asked, (recipe, about) = recipe, searched(recipe, split, backbone, session)
         model = replace(self._untuned(recipe, split, backbone, session), about=about)
         model = _decided(model, asked, split, session)
-        tuned = _tune(model, recipe, split.train, session)
+        tuned = _tune(model, recipe, split.train, session, self.temperature)
         return tuned.calibrated(Calibrator(tuned.calibrator.bias_C, model.calibrator.temperature))
 
     def _untuned(self, recipe: Recipe, split: Split, backbone: Backbone, session: Session) -> TunedModel:
@@ -130,7 +138,7 @@ def default_steps(rows: int, labels: int, *, pairs: bool = False) -> int:
     return min(100, max(10, rows * 5 // 16)) if pairs else min(400, 80 * labels, max(40, rows * 5 // 2))
 
 
-def _tune(model: TunedModel, recipe: Recipe, train: tuple[Example, ...], session: Session) -> TunedModel:
+def _tune(model: TunedModel, recipe: Recipe, train: tuple[Example, ...], session: Session, temperature: float) -> TunedModel:
     deltas: list[Installed] = []
     for number, delta in enumerate(recipe.deltas):
         generator = torch.Generator().manual_seed(derive(recipe.seed, "init", number))
@@ -143,7 +151,7 @@ def _tune(model: TunedModel, recipe: Recipe, train: tuple[Example, ...], session
     try:
         rows = _rows(tuned, train)
         if groups and steps:
-            _learn(tuned, recipe, train, rows, groups, steps, session)
+            _learn(tuned, recipe, train, rows, groups, steps, session, temperature)
         encoded = rows(0)
         tuned.reader.settle(_outputs(tuned, encoded), torch.cat([targets(tuned, train)] * len(encoded)))
     except BaseException:
@@ -176,6 +184,7 @@ def _learn(
     groups: Sequence[Group],
     steps: int,
     session: Session,
+    temperature: float,
 ) -> None:
     """Say what is going to be done and for how long, and do it."""
     epoch = _epochs(tuned, recipe, train, rows)
@@ -187,7 +196,7 @@ def _learn(
         )
     with tuned.training():
         batches = _batches(rows, tuned, epoch)
-        loss = _loss(tuned, train, _kept_below(tuned, rows(0), recipe, steps, session))
+        loss = _loss(tuned, train, _kept_below(tuned, rows(0), recipe, steps, session), temperature)
         fit(groups, batches, loss, steps=steps, options=recipe.fit, seed=recipe.seed, session=session)
 
 
@@ -290,13 +299,18 @@ def _epoch(rows: _Rows, recipe: Recipe, number: int) -> _Epoch:
     return [batches[index] for index in order.tolist()] if len(rows) > 1 else batches
 
 
-def _loss(model: TunedModel, train: tuple[Example, ...], cache: StateCache | None) -> Callable[[_Drawn], Tensor]:
+def _loss(model: TunedModel, train: tuple[Example, ...], cache: StateCache | None, temperature: float) -> Callable[[_Drawn], Tensor]:
     targets_N = targets(model, train).to(model.backbone.device)
     bias_C = torch.tensor(model.calibrator.bias_C, device=model.backbone.device)
+    soft = any(example.shares for example in train)
+    temperature_N = torch.tensor([temperature if example.shares else 1.0 for example in train], device=model.backbone.device)
 
     def loss(drawn: _Drawn) -> Tensor:
         below_BTD = cache.get(_keys(model, drawn.rows, drawn.template), model.backbone.device) if cache else None
-        return model.reader.loss(model.output(drawn.batch, below_BTD), drawn.batch, targets_N[drawn.indices], bias_C)
+        output, targets_B = model.output(drawn.batch, below_BTD), targets_N[drawn.indices]
+        if soft:
+            return distillation(model.reader.scores(output, drawn.batch) - bias_C, targets_B, temperature_N[drawn.indices])
+        return model.reader.loss(output, drawn.batch, targets_B, bias_C)
 
     return loss
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -46,6 +46,9 @@ class Classification:
     def check(self, task: Task, examples: Sequence[Example], where: str) -> None:
         """Raise `DataError` for an unlabelled example, a label that the task does not know, or a single label in all of them."""
         for example in examples:
+            if example.shares is not None:
+                _check_shares(example.shares, task, example.where or where)
+                continue
             if example.label is None:
                 raise DataError(expected="a label", got="none", where=example.where or where, fix="Label the row or drop it.")
             if example.label not in task.labels:
@@ -63,10 +66,15 @@ class Classification:
                 fix="Add rows of another label, or name the labels with --labels.",
             )
 
-    def targets(self, task: Task, examples: Sequence[Example]) -> list[int]:
-        """The index of each example's label in `task.labels`."""
+    def targets(self, task: Task, examples: Sequence[Example]) -> list[int] | list[list[float]]:
+        """The index of each example's label in `task.labels`; where one has a soft label, each label's share in each example."""
+        if any(example.shares is not None for example in examples):
+            return [[_shares(example).get(label, 0.0) for label in task.labels] for example in examples]
+        return self._indices(task, examples)
+
+    def _indices(self, task: Task, examples: Sequence[Example]) -> list[int]:
         index = {label: position for position, label in enumerate(task.labels)}
-        return [index[example.label or ""] for example in examples]
+        return [index[_first(example)] for example in examples]
 
     def answers(self, task: Task, probabilities: Sequence[Sequence[float]]) -> list[str]:
         """The most probable label of each row; the first of equals."""
@@ -79,18 +87,40 @@ class Classification:
 
     def measure(self, task: Task, examples: Sequence[Example], probabilities_NC: NDArray[Any]) -> Measures:
         """See `fewtune.tasks.metrics.measure`."""
-        return measure(self.targets(task, examples), probabilities_NC, labels=task.labels, names=self.metrics)
+        return measure(self._indices(task, examples), probabilities_NC, labels=task.labels, names=self.metrics)
 
     def right(self, task: Task, examples: Sequence[Example], probabilities_NC: NDArray[Any]) -> NDArray[np.bool_]:
         """Whether the most probable label is the row's own."""
-        right_N: NDArray[np.bool_] = probabilities_NC.argmax(1) == np.asarray(self.targets(task, examples))
+        right_N: NDArray[np.bool_] = probabilities_NC.argmax(1) == np.asarray(self._indices(task, examples))
         return right_N
 
     def groups(self, task: Task, examples: Sequence[Example], quantiles: int) -> list[str]:
-        """The labels."""
+        """The labels; of a soft label the most probable."""
         del task, quantiles
-        return [example.label or "" for example in examples]
+        return [_first(example) for example in examples]
 
     def described(self, task: Task) -> str:
         """The labels, one of which is the answer."""
         return f"Answers one of: {', '.join(task.labels)}."
+
+
+def _shares(example: Example) -> Mapping[str, float]:
+    """The soft label of an example; a hard one has all of it."""
+    return {example.label or "": 1.0} if example.shares is None else example.shares
+
+
+def _first(example: Example) -> str:
+    """The label, or the most probable one of a soft label."""
+    shares = _shares(example)
+    return max(shares, key=shares.__getitem__)
+
+
+def _check_shares(shares: Mapping[str, float], task: Task, where: str) -> None:
+    """Raise `DataError` unless they are a distribution over labels of the task."""
+    for label in shares:
+        if label not in task.labels:
+            raise DataError(expected="a label of the task", got=f'"{label}"', where=where, fix=registry.nearest(label, task.labels))
+    total = sum(shares.values())
+    if not abs(total - 1) < 1e-3 or min(shares.values()) < 0:
+        got = ", ".join(f"{label} {share:g}" for label, share in shares.items())
+        raise DataError(expected="shares of at least 0 that add up to 1", got=got, where=where, fix="Mend the soft label.")

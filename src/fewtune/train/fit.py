@@ -94,6 +94,10 @@ class Session:
         """The file of this fit's checkpoint."""
         return None if self.folder is None else self.folder / f"{self.label}.safetensors"
 
+    def beside(self, what: str) -> Path | None:
+        """The file of something else that this fit keeps."""
+        return None if self.folder is None else self.folder / f"{self.label}.{what}.safetensors"
+
 
 @dataclass
 class _State:
@@ -236,9 +240,14 @@ def _save(state: _State, session: Session) -> None:
             tensors[f"{kind}/{name}"] = moment.contiguous()
         if name in state.means:
             tensors[f"mean/{name}"] = state.means[name].contiguous()
+    write_whole(path, tensors, {"key": session.key, "steps_done": str(len(state.losses))})
+
+
+def write_whole(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write tensors to a file that is there whole or not at all, and on the disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"key": session.key, "steps_done": str(len(state.losses))})
+    save_file(dict(tensors), temporary, metadata=metadata)
     with open(temporary, "rb+") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -27,6 +27,24 @@ def cross_entropy(scores_BC: Tensor, targets: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(scores_BC.to(precision), aims)
 
 
+def distillation(scores_BC: Tensor, shares_BC: Tensor, temperature_B: Tensor) -> Tensor:
+    """The mean over rows of T² · KL(teacher ‖ student), both softened by the row's temperature T (Hinton et al. 2015, section 2).
+
+    `shares_BC` are the teacher's probabilities at temperature 1; T² makes up for gradients that shrink with 1 / T². A row whose share is
+    all one candidate's is a hard label: with T = 1 its part is the cross-entropy.
+
+    >>> student, soft, hard = torch.zeros(1, 2), torch.tensor([[0.9, 0.1]]), torch.tensor([[1.0, 0.0]])
+    >>> round(distillation(student, soft, torch.tensor([2.0])).item(), 4), round(distillation(student, hard, torch.tensor([1.0])).item(), 4)
+    (0.5232, 0.6931)
+    """
+    precision = torch.promote_types(scores_BC.dtype, torch.float32)
+    temperature_B1 = temperature_B.to(precision)[:, None]
+    teacher_BC = (shares_BC.to(precision).log() / temperature_B1).log_softmax(-1).exp()
+    student_BC = (scores_BC.to(precision) / temperature_B1).log_softmax(-1)
+    parts_B = torch.nn.functional.kl_div(student_BC, teacher_BC, reduction="none").sum(-1)
+    return (temperature_B1[:, 0] ** 2 * parts_B).mean()
+
+
 def supervised_contrastive(embeddings_BD: Tensor, targets_B: Tensor, *, temperature: float) -> Tensor:
     """The mean over rows of how unlikely their partners of the same target are among all others (Khosla et al. 2020, eq. 2, L_out).
 

@@ -1,0 +1,112 @@
+"""The members of PET: patterns on PLMs, each tuned on rows of its own, asked, and taken out again. Knows no student.
+
+So all members share a PLM in memory, and what is left of one are its deltas' answers. Dimensions: M members, N rows, C candidates.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from fewtune.backbone.backbone import Backbone
+from fewtune.data.example import Example, Split
+from fewtune.errors import DataError
+from fewtune.model import TunedModel
+from fewtune.prompt.library import candidates
+from fewtune.recipe import Recipe
+from fewtune.strategies.supervised import Supervised
+from fewtune.strategies.zeroshot import ZeroShot
+from fewtune.train.fit import Session, write_whole
+
+_PIECE = 500
+"""Rows are labelled in pieces of so many, so that it can be said after the first how long the rest will take."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One pattern on one PLM."""
+
+    name: str
+    recipe: Recipe
+    backbone: Backbone
+
+    def answers(self, train: Sequence[Example], rows: Sequence[Example], session: Session) -> Tensor:
+        """log_NC of `rows` by a model tuned on `train`, or by the PLM alone where there is nothing to learn from.
+
+        Kept beside the checkpoints, so that a job that was killed goes on behind it.
+        """
+        kept = _kept(session)
+        if kept is not None:
+            return kept
+        strategy, recipe = (Supervised(), self.recipe) if train else (ZeroShot(), replace(self.recipe, deltas=()))
+        model = strategy.run(recipe, Split(train=tuple(train)), self.backbone, session=session)
+        try:
+            found_NC = _labelled(model, rows, self.name, session)
+        finally:
+            model.remove()
+        _keep(found_NC, session)
+        return found_NC
+
+
+def members_of(contestants: Sequence[tuple[Recipe, Backbone]], patterns: int, *, tuned: bool) -> tuple[Member, ...]:
+    """Each pattern on each PLM that reads a word, of the library `patterns` if the task names none; other PLMs once, for a pattern says
+    nothing to them, and only if they are to be `tuned`.
+
+    Raises `DataError` if nobody is left.
+    """
+    found = []
+    for recipe, backbone in contestants:
+        if not recipe.readout.needs_slot:
+            found += [Member(backbone.name, recipe, backbone)] if tuned else []
+            continue
+        texts = recipe.task.templates or candidates(recipe.task, causal=backbone.causal)[:patterns]
+        for number, text in enumerate(texts):
+            # The first of the library is what is asked by default: a recipe that says nothing else is another's, too.
+            default = number == 0 and not recipe.task.templates
+            own = recipe if default else replace(recipe, task=replace(recipe.task, templates=(text,)))
+            found.append(Member(f"{backbone.name} {text!r}", own, backbone))
+    if not found:
+        fix = "Label some rows, or name a PLM that has an LM head."
+        raise DataError(expected="labelled rows, or a PLM that answers without", got="neither", where="strategy pet", fix=fix)
+    return tuple(found)
+
+
+def answered(members: Sequence[Member], sets: Sequence[Sequence[Example]], rows: Sequence[Example], session: Session) -> Tensor:
+    """log_MNC: what each member says of `rows` once it has learned from its own set."""
+    return torch.stack(
+        [
+            member.answers(own, rows, session.child(f"member-{number + 1}", told=number > 0))
+            for number, (member, own) in enumerate(zip(members, sets, strict=True))
+        ]
+    )
+
+
+def _labelled(model: TunedModel, rows: Sequence[Example], name: str, session: Session) -> Tensor:
+    begun, found = time.perf_counter(), []
+    for start in range(0, len(rows), _PIECE):
+        found.append(model.log_probabilities(rows[start : start + _PIECE]))
+        session.progress(f"label ({name})", min(len(rows), start + _PIECE), len(rows), float("nan"))
+        if start == 0 and len(rows) > _PIECE and not session.told:
+            rate = _PIECE / (time.perf_counter() - begun)
+            session.say(f"Labelling {len(rows):,} rows, {rate:.0f} a second: about {len(rows) / rate:.0f} s.")
+    return torch.cat(found)
+
+
+def _kept(session: Session) -> Tensor | None:
+    """The answers that an earlier run of the same job has kept."""
+    path = session.beside("answers")
+    if path is None or not path.exists():
+        return None
+    with safe_open(path, "pt") as file:
+        return file.get_tensor("log_NC") if (file.metadata() or {}).get("key") == session.key else None
+
+
+def _keep(found_NC: Tensor, session: Session) -> None:
+    path = session.beside("answers")
+    if path is not None:
+        write_whole(path, {"log_NC": found_NC.contiguous()}, {"key": session.key})

@@ -1,0 +1,113 @@
+"""PET: several prompts and PLMs are tuned, label the unlabelled rows together, and a small fast student learns from these labels.
+
+It is several `Supervised`, one labelling pass, and one more `Supervised` with soft labels; iPET repeats the first two on training sets
+that grow. Source: Schick & Schütze 2021, "Exploiting Cloze Questions for Few Shot Text Classification and Natural Language Inference".
+Decides whether the student is kept; what is learned from whom is `school.py`. Dimensions: N rows, C candidates.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewtune.backbone.backbone import Backbone
+from fewtune.data.example import Split
+from fewtune.data.sampling import distinct
+from fewtune.errors import SpecError
+from fewtune.model import TunedModel
+from fewtune.readout.calibration import expected_temperature
+from fewtune.recipe import Recipe
+from fewtune.strategies import ladder
+from fewtune.strategies.ladder import Judged, Rung
+from fewtune.strategies.school import Lessons, School
+from fewtune.strategies.supervised import FOLDS
+from fewtune.tasks import kind_of
+from fewtune.train.fit import Session
+
+LEAST = 200
+"""A pool of fewer rows is no reason to learn from it by default."""
+SHIFTED = 0.72
+"""A pool that lies farther from the labelled rows than so (`teachers.shift`) is not learned from; docs/defaults.md has the runs."""
+
+
+@dataclass(frozen=True)
+class Pet(Lessons):
+    """Teachers on many prompts and PLMs, and a student, with the fields of `Lessons`.
+
+    With `guard` the student is kept only if it is not worse than the best way without unlabelled rows, on labelled rows that neither has
+    seen, `judged` of the unlabelled rows standing for the pool there, and only if the pool looks like the labelled rows.
+    """
+
+    guard: bool = True
+    judged: int = 200
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.judged < 1:
+            raise SpecError(expected="a value in range", got=repr(self.judged), where="pet.judged", fix="Change the value.")
+
+    def run(self, recipe: Recipe, split: Split, backbone: Backbone, *, session: Session) -> TunedModel:
+        """See `over`."""
+        return self.over([(recipe, backbone)], split, session=session)
+
+    def over(self, contestants: Sequence[tuple[Recipe, Backbone]], split: Split, *, session: Session) -> TunedModel:
+        """The student of members on all these PLMs, or the best way without unlabelled rows if that is better.
+
+        Raises `DataError` without unlabelled rows, `TaskError` for a kind of task whose answers are not right or wrong.
+        """
+        school = School.of(self, contestants, split, session)
+        judging = replace(split, train=distinct(split.train))
+        if min((Counter(one.label for one in judging.train)[label] for label in school.task.labels), default=0) < 2:
+            session.say("No estimate and no guard: they need two different rows of each label. The student is kept as it is.")
+            return school.student(split.train, school.untested, session)
+        if not self.guard:
+            session.say("No estimate and no guard: the student is kept as it is.")
+            return school.student(split.train, school.unseen(judging, (), session).mixes, session)
+        far = school.shift(judging.train)
+        if far > SHIFTED:
+            session.say(f"The unlabelled rows do not look like the labelled ones (shift {far:.2f}, at most {SHIFTED}): not learned from.")
+            model = ladder.climb(contestants, split, session=session)
+            return replace(model, about={**model.about, "pet": {"kept": False, "shift": far}})
+        judged = self._judged(school, contestants, judging, session)
+        model = ladder.finished(judged, split, session)
+        guard = {"kept": judged.kept == len(judged.rungs) - 1, "shift": far}
+        return replace(model, about={**model.about, "pet": {**model.about.get("pet", {}), **guard}})
+
+    def _judged(self, school: School, contestants: Sequence[tuple[Recipe, Backbone]], judging: Split, session: Session) -> Judged:
+        """The rungs of the ladder, and the student as the last one, which is preferred."""
+        sample = school.pool[: self.judged]
+        session.say(f"Judging the members on {len(judging.train)} labelled rows, in {FOLDS} folds; each labels {len(sample)} others there.")
+        unseen = school.unseen(judging, sample, session)
+        if self.generations:
+            session.say(f"{len(unseen.mixes) - 1} of {self.generations} generations are kept.")
+        tempered, known = contestants[0][0].calibration is None, school.known(unseen)
+        others = ladder.judge(ladder.rungs_of(contestants, judging), judging, session, tempered=tempered, known=known)
+        session.say(f"Judging the student, {school.learner.name}, in the same folds.")
+        log_NC = school.unseen_student(judging, sample, unseen, session)
+        return _with_last(others, school.rung(unseen.mixes), log_NC, judging, tempered=tempered)
+
+
+@dataclass(frozen=True)
+class IPet(Pet):
+    """PET in generations."""
+
+    generations: int = 3
+
+
+def _with_last(others: Judged, rung: Rung, log_NC: Tensor, judging: Split, *, tempered: bool) -> Judged:
+    """The ladder's rungs and one more, which is preferred unless it is worse, from what it says of rows that it has not seen."""
+    task = rung.recipe.task
+    targets_N = torch.tensor(kind_of(task).targets(task, judging.train))
+    parts = ladder.temperature_parts(judging, others.rungs[0].recipe) if tempered else ()
+    return Judged(
+        (*others.rungs, rung),
+        np.column_stack([others.losses_NM, ladder.unseen_losses(log_NC, targets_N, parts).numpy()]),
+        np.column_stack([others.right_NM, (log_NC.argmax(1) == targets_N).double().numpy()]),
+        (*others.temperatures_M, expected_temperature(log_NC, targets_N) if tempered else 1.0),
+        prefers_last=True,
+    )

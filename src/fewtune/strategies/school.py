@@ -1,0 +1,317 @@
+"""Members that label unlabelled rows together, generation by generation, and a student that learns from these labels.
+
+What is done, without a decision whether it was worth it: that is `pet.py`. Dimensions: M members, N rows, C candidates.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewtune import estimate
+from fewtune.backbone.backbone import Backbone
+from fewtune.backbone.load import load
+from fewtune.data.example import Example, Split
+from fewtune.data.sampling import derive, distinct, folds, pool
+from fewtune.deltas.delta import Delta
+from fewtune.deltas.lora import LoRA
+from fewtune.errors import DataError, SpecError, TaskError
+from fewtune.model import TunedModel
+from fewtune.readout.calibration import Uncalibrated
+from fewtune.readout.head import Head
+from fewtune.readout.sentences import Sentences
+from fewtune.recipe import Recipe
+from fewtune.strategies.ladder import Rung
+from fewtune.strategies.members import Member, answered, members_of
+from fewtune.strategies.supervised import FOLDS, Supervised
+from fewtune.strategies.teachers import Merge, Mix, grown, likeliest, shift, stacked
+from fewtune.tasks import kind_of
+from fewtune.tasks.task import Task
+from fewtune.train.fit import FitOptions, Session
+
+STUDENT_DELTAS: tuple[Delta, ...] = (LoRA(rank=16, sites=("query", "key", "value", "ffn_in", "ffn_out")),)
+STUDENT_BATCH, STUDENT_PASSES = 16, 3
+_LOOKED_AT = 500
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """Who teaches what to whom.
+
+    `patterns` is how many templates of the library are tried where the task names none; those it names are the patterns. `merge` says
+    how the members' predictions become labels: `stacked` by how well each does on labelled rows that it has not seen, or as the
+    papers have it: `probabilities` added, mean `logits`, or logits `weighted` by accuracy before tuning. The student learns soft labels
+    at `temperature` (KL × T²), with `gold` beside the labelled rows by their own labels, else alone, as the official code has it.
+    `student` names its PLM, the smallest at hand by default. At most `most` unlabelled rows are learned from.
+
+    `generations` more follow the first one: each member learns from what a `share` of the other members, drawn at random, are sure of;
+    the training set has `growth` times as many rows each time. Without labelled rows each begins with the `first` likeliest of a label.
+    """
+
+    patterns: int = 3
+    merge: Merge = "stacked"
+    temperature: float = 2.0
+    gold: bool = True
+    student: str | None = None
+    most: int = 2000
+    generations: int = 0
+    growth: float = 5.0
+    share: float = 0.25
+    first: int = 100
+
+    def __post_init__(self) -> None:
+        for name, holds in {
+            "patterns": self.patterns >= 1,
+            "temperature": self.temperature > 0,
+            "most": self.most >= 1,
+            "generations": self.generations >= 0,
+            "growth": self.growth > 1,
+            "share": 0 < self.share <= 1,
+            "first": self.first >= 1,
+        }.items():
+            if not holds:
+                raise SpecError(expected="a value in range", got=repr(getattr(self, name)), where=f"pet.{name}", fix="Change the value.")
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """What the folds say: how the members of each generation that is kept are mixed, what each fold's mix calls the pool's rows, and
+    log_MNC of the labelled rows by members of the first generation."""
+
+    mixes: tuple[Mix, ...]
+    shares: tuple[Tensor, ...]
+    log_MNC: Tensor
+
+
+@dataclass(frozen=True)
+class School:
+    """The members, what they label, and who learns from it."""
+
+    spec: Lessons
+    members: tuple[Member, ...]
+    pool: tuple[Example, ...]
+    learner: Backbone
+    recipe: Recipe
+
+    @classmethod
+    def of(cls, spec: Lessons, contestants: Sequence[tuple[Recipe, Backbone]], split: Split, session: Session) -> School:
+        """The members on all these PLMs, and the rows of the pool that are learned from.
+
+        Raises `DataError` without unlabelled rows, `TaskError` for a kind of task whose answers are not right or wrong.
+        """
+        recipe = contestants[0][0]
+        kind = kind_of(recipe.task)
+        if not kind.judged or kind.independent:
+            fix = "Choose --strategy supervised."
+            raise TaskError(expected="a task whose answers are right or wrong", got=recipe.task.kind, where="strategy pet", fix=fix)
+        if split.train:
+            kind.check(recipe.task, split.train, "fit")
+        rows = distinct(split.unlabeled)
+        if not rows:
+            fix = "Give texts with --unlabeled, or choose --strategy supervised."
+            raise DataError(expected="unlabelled rows", got="none", where="strategy pet", fix=fix)
+        chosen = pool(rows, spec.most, seed=recipe.seed, without=split.train)
+        members = members_of(contestants, spec.patterns, tuned=bool(split.train))
+        session.say(f"{len(members)} members: {'; '.join(member.name for member in members)}. {len(chosen):,} unlabelled rows.")
+        return cls(spec, members, chosen, _learner(spec, [backbone for _, backbone in contestants]), recipe)
+
+    @property
+    def task(self) -> Task:
+        """What all of them answer."""
+        return self.recipe.task
+
+    @property
+    def untested(self) -> tuple[Mix, ...]:
+        """The mixes of all generations where no row can tell which member is how good."""
+        mix = Mix.equal(len(self.members), logits=self.spec.merge in ("logits", "weighted"))
+        return (mix,) * (self.spec.generations + 1)
+
+    def shift(self, known: Sequence[Example]) -> float:
+        """`teachers.shift` of the pool, by the student's PLM."""
+        embed = Sentences(self.learner)
+        return shift(*(embed([" ".join(row.fields.values()) for row in rows]).double().numpy() for rows in (known, self.pool[:_LOOKED_AT])))
+
+    def unseen(self, judging: Split, sample: Sequence[Example], session: Session) -> Unseen:
+        """Fold by fold: what the members of each generation say of labelled rows that they have not seen, and of `sample`.
+
+        As many generations are kept as are none worse than the one before; without a sample there is but the first, whose mix all get.
+        """
+        parts = folds(judging.train, FOLDS, seed=derive(self.recipe.seed, "folds"))
+        targets_N = torch.tensor(kind_of(self.task).targets(self.task, judging.train))
+        trains = [tuple(judging.train[index] for index in kept) for kept, _ in parts]
+        sets: list[list[Sequence[Example]]] = [[train] * len(self.members) for train in trains]
+        mixes: list[Mix] = []
+        shares: list[Tensor] = []
+        losses: list[Tensor] = []
+        for generation in range(self.spec.generations + 1 if sample else 1):
+            given, log_MNC = [], torch.zeros(len(self.members), *targets_N.shape, len(self.task.labels), dtype=torch.float64)
+            for number, (_, held) in enumerate(parts):
+                rows = (*sample, *(judging.train[index] for index in held))
+                part = session.child(f"fold-{number + 1}.generation-{generation}", told=number > 0 or generation > 0)
+                given.append(answered(self.members, sets[number], rows, part))
+                log_MNC[:, list(held)] = given[-1][:, len(sample) :]
+            own = [self._mix(log_MNC[:, list(kept)], targets_N[list(kept)], train) for (kept, _), train in zip(parts, trains, strict=True)]
+            merged = [mix(found) for mix, found in zip(own, given, strict=True)]
+            losses.append(_losses(merged, [held for _, held in parts], targets_N, len(sample)))
+            if generation == 0:
+                first_MNC = log_MNC
+            elif not estimate.alike(torch.stack(losses[-2:], 1).numpy())[1]:
+                break
+            mixes.append(self._mix(log_MNC, targets_N, judging.train))
+            shares = [shares_NC[: len(sample)] for shares_NC in merged]
+            sets = [
+                [self.grown(train, sample, found[:, : len(sample)], mix, member, generation + 1) for member in range(len(self.members))]
+                for train, found, mix in zip(trains, given, own, strict=True)
+            ]
+        return Unseen(tuple(mixes) if sample else tuple(mixes) * (self.spec.generations + 1), tuple(shares), first_MNC)
+
+    def known(self, unseen: Unseen) -> Callable[[Rung], Tensor | None]:
+        """What members have said already in the place of a rung that tunes as they do."""
+
+        def said(rung: Rung) -> Tensor | None:
+            for number, member in enumerate(self.members):
+                if isinstance(rung.strategy, Supervised) and rung.backbone is member.backbone and rung.recipe == member.recipe:
+                    return unseen.log_MNC[number]
+            return None
+
+        return said
+
+    def unseen_student(self, judging: Split, sample: Sequence[Example], unseen: Unseen, session: Session) -> Tensor:
+        """log_NC of each labelled row by a student that has not seen it, nor had teachers that have."""
+        parts = folds(judging.train, FOLDS, seed=derive(self.recipe.seed, "folds"))
+        log_NC = torch.zeros(len(judging.train), len(self.task.labels), dtype=torch.float64)
+        for number, ((kept, held), shares_NC) in enumerate(zip(parts, unseen.shares, strict=True)):
+            train = [judging.train[index] for index in kept]
+            student = self.taught(train, sample, shares_NC, session.child(f"student-fold-{number + 1}", told=number > 0))
+            log_NC[list(held)] = student.log_probabilities([judging.train[index] for index in held])
+            student.remove()
+        return log_NC
+
+    def rung(self, mixes: Sequence[Mix]) -> Rung:
+        """The student as a rung beside those of the ladder."""
+        return Rung(f"student ({self.learner.name})", _Lesson(self, tuple(mixes)), self._student_recipe(len(self.pool)), self.learner)
+
+    def student(self, train: Sequence[Example], mixes: Sequence[Mix], session: Session) -> TunedModel:
+        """All three steps: tune the members, label the rows, teach the student; the first two for each generation's mix."""
+        session.say(f"Steps 1 and 2 of 3: {len(self.members)} members are tuned, and each labels {len(self.pool):,} rows.")
+        sets: list[Sequence[Example]] = [train] * len(self.members)
+        for generation, mix in enumerate(mixes):
+            log_MNC = answered(self.members, sets, self.pool, session.child(f"generation-{generation}", told=generation > 0))
+            sets = [self.grown(train, self.pool, log_MNC, mix, number, generation + 1) for number in range(len(self.members))]
+            if generation + 1 < len(mixes):
+                session.say(f"Generation {generation + 1} learns from {len(sets[0]) - len(train):,} of these rows.")
+        shares_NC = mix(log_MNC)
+        self._say_labels(shares_NC, session)
+        session.say(f"Step 3 of 3: the student, {self.learner.name}.")
+        model = self.taught(train, self.pool, shares_NC, session.child("student"))
+        members = [
+            {"name": member.name, "weight": weight, "temperature": warm}
+            for member, weight, warm in zip(self.members, mix.weights_M, mix.temperatures_M, strict=True)
+        ]
+        about = {"members": members, "rows": len(self.pool), "generations": len(mixes) - 1}
+        recipe = self._student_recipe(len(self.pool)).to_dict()
+        return replace(model, about={**model.about, "pet": about, "recipe": recipe, "kept": "pet"})
+
+    def _say_labels(self, shares_NC: Tensor, session: Session) -> None:
+        counts_C = shares_NC.argmax(1).bincount(minlength=len(self.task.labels)).tolist()
+        session.say("Labelled: " + ", ".join(f"{label} {count:,}" for label, count in zip(self.task.labels, counts_C, strict=True)) + ".")
+        if missing := [label for label, count in zip(self.task.labels, counts_C, strict=True) if not count]:
+            session.say(f"No row is most probably {', '.join(missing)}: that is learned from labelled rows and smaller shares only.")
+
+    def _mix(self, log_MNC: Tensor, targets_N: Tensor, train: Sequence[Example]) -> Mix:
+        """The mix that `merge` wants, given what members say of rows that they have not seen."""
+        if self.spec.merge == "stacked":
+            return stacked(log_MNC, targets_N)
+        equal = Mix.equal(len(self.members), logits=self.spec.merge != "probabilities")
+        return replace(equal, weights_M=tuple(self._untuned(train))) if self.spec.merge == "weighted" else equal
+
+    def _untuned(self, train: Sequence[Example]) -> list[float]:
+        """Each member's accuracy before tuning, on the rows that it is tuned on; who can say nothing then gets the mean of the others."""
+        targets_N = torch.tensor(kind_of(self.task).targets(self.task, train))
+        asked = [member for member in self.members if member.recipe.readout.needs_slot]
+        known = {
+            member.name: float((member.answers((), train, Session()).argmax(1) == targets_N).double().mean().clamp(min=1e-3))
+            for member in asked
+        }
+        usual = float(np.mean(list(known.values()))) if known else 1.0
+        return [known.get(member.name, usual) for member in self.members]
+
+    def grown(
+        self, train: Sequence[Example], rows: Sequence[Example], log_MNC: Tensor, mix: Mix, number: int, generation: int
+    ) -> Sequence[Example]:
+        """The training set of member `number` for a generation: the labelled rows, and rows that some of the other members are sure of.
+
+        With a single member there are no others, and it learns from itself.
+        """
+        if not len(rows):
+            return train
+        others = [other for other in range(len(log_MNC)) if other != number] or [number]
+        random = np.random.default_rng(derive(self.recipe.seed, "others", number, generation))
+        some = max(1, round(self.spec.share * len(others)))
+        chosen = sorted(random.choice(others, some, replace=False).tolist())
+        shares_NC = mix.only(chosen)(log_MNC[chosen])
+        if not train:
+            wanted = round(self.spec.first * self.spec.growth ** (generation - 1))
+            drawn = likeliest(shares_NC, max(1, min(wanted, len(rows) // len(self.task.labels))))
+        else:
+            counts = Counter(example.label for example in train)
+            size = min(len(rows), round(len(train) * (self.spec.growth**generation - 1)))
+            seed = derive(self.recipe.seed, "grown", number, generation)
+            drawn = grown(shares_NC, [counts[label] for label in self.task.labels], size, seed=seed)
+        return (*train, *(replace(rows[row], label=self.task.labels[label]) for row, label in drawn))
+
+    def _student_recipe(self, rows: int) -> Recipe:
+        steps = max(40, STUDENT_PASSES * rows // STUDENT_BATCH)
+        return Recipe(
+            task=replace(self.task, templates=(), words={}),
+            backbone=self.learner.name,
+            deltas=STUDENT_DELTAS,
+            readout=Head(),
+            calibration=Uncalibrated(),
+            fit=FitOptions(steps=steps, batch_size=STUDENT_BATCH),
+            max_length=self.recipe.max_length,
+            precision=self.recipe.precision,
+            seed=derive(self.recipe.seed, "student"),
+        )
+
+    def taught(self, train: Sequence[Example], rows: Sequence[Example], shares_NC: Tensor, session: Session) -> TunedModel:
+        """A student of soft labels, beside the labelled rows by their own if that is wanted."""
+        labels = self.task.labels
+        soft = [replace(row, shares=dict(zip(labels, own, strict=True))) for row, own in zip(rows, shares_NC.tolist(), strict=True)]
+        learned = Split(train=(*(train if self.spec.gold else ()), *soft))
+        return Supervised(self.spec.temperature).run(self._student_recipe(len(rows)), learned, self.learner, session=session)
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """The student as a strategy, once it is decided how its teachers are mixed."""
+
+    school: School
+    mixes: tuple[Mix, ...]
+
+    def run(self, recipe: Recipe, split: Split, backbone: Backbone, *, session: Session) -> TunedModel:
+        """The student of all members."""
+        del recipe, backbone
+        return self.school.student(split.train, self.mixes, session)
+
+
+def _learner(spec: Lessons, backbones: Sequence[Backbone]) -> Backbone:
+    """The student's PLM: one of those that are loaded already, if it is the one that is named, or the smallest of them."""
+    if spec.student is None:
+        return min(backbones, key=lambda backbone: backbone.parameters)
+    known = {backbone.name: backbone for backbone in backbones}
+    return known.get(spec.student) or load(spec.student, device=str(backbones[0].device))
+
+
+def _losses(merged: Sequence[Tensor], held: Sequence[Sequence[int]], targets_N: Tensor, skipped: int) -> Tensor:
+    """losses_N of the labelled rows, which stand behind the first `skipped` of each fold's rows."""
+    losses_N = torch.zeros(len(targets_N), dtype=torch.float64)
+    for shares_NC, rows in zip(merged, held, strict=True):
+        own_N = targets_N[list(rows)]
+        losses_N[list(rows)] = -shares_NC[skipped:].gather(1, own_N[:, None])[:, 0].log()
+    return losses_N

@@ -1,0 +1,185 @@
+"""PET and iPET on tiny models: what the student learns, what the guard keeps, and that it always ends."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import fewtune as ft
+from fewtune import artifact, job
+from fewtune.backbone import tiny
+from fewtune.backbone.backbone import Backbone
+from fewtune.data.example import Example, Split
+from fewtune.deltas.subset import Subset
+from fewtune.errors import DataError, SpecError, TaskError
+from fewtune.readout.similarity import Similarity
+from fewtune.settings import with_pool
+from fewtune.strategies import STRATEGIES, pet
+from fewtune.strategies.pet import IPet, Pet
+from fewtune.strategies.supervised import Supervised
+from fewtune.train.fit import FitOptions, Session
+
+GOOD, BAD = ("great", "fun", "joy"), ("dull", "mess", "lifeless")
+POSITIVE = ("great fun and joy", "great great joy", "joy and fun", "fun from start to finish")
+NEGATIVE = ("a dull mess", "dull lifeless mess", "a mess", "lifeless and dull")
+TRAIN = tuple(Example({"text": text}, label) for label, texts in (("yes", POSITIVE), ("no", NEGATIVE)) for text in texts)
+POOL = tuple(
+    Example({"text": f"{one} {between} {other}"})
+    for words in (GOOD, BAD)
+    for one in words
+    for between in ("and", "a", "from")
+    for other in words
+)
+TASK = ft.Task.classification(["no", "yes"], template="Review: {text}\nSentiment: {slot}", words={"no": "terrible", "yes": "great"})
+OPTIONS = FitOptions(steps=60, learning_rate=0.003)
+
+
+def truth(text):
+    return "yes" if set(text.split()) & set(GOOD) else "no"
+
+
+def settings(strategy, **given):
+    return job.Settings(strategy=strategy, fit=OPTIONS, seed=3, deltas=(Subset(),), **given)
+
+
+def run(strategy, *, train=TRAIN, pool=POOL, families=("llama",), task=TASK, folder=None, **given):
+    notes = []
+    first, *beside = [Backbone(*tiny.model(family), name=family) for family in families]
+    session = Session(folder, "key", say=notes.append)
+    split = Split(train=train, unlabeled=pool)
+    model = job.tune(task, split, first, settings(strategy, backbones=families, **given), session=session, beside=beside)
+    return model, notes
+
+
+def accuracy(model):
+    return sum(answer.label == truth(row.fields["text"]) for row, answer in zip(POOL, model.predict(POOL), strict=True)) / len(POOL)
+
+
+def test_the_student_of_teachers_that_know_the_task_knows_it():
+    model, notes = run("pet:guard=false", families=("llama", "bert"))
+    assert accuracy(model) > 0.7 and model.backbone.name == "bert", "bert is the smaller of the two"
+    assert model.about["kept"] == "pet" and model.about["method"] == "pet, head, lora"
+    assert model.about["pet"]["rows"] == len(POOL) - len({row.fields["text"] for row in TRAIN} & {row.fields["text"] for row in POOL})
+    assert [one["name"].split()[0] for one in model.about["pet"]["members"]] == ["llama", "bert"]
+    assert any("Step 3 of 3: the student, bert" in note for note in notes)
+
+
+def test_only_the_student_stays_in_its_backbone(tmp_path):
+    model, _ = run("pet:guard=false")
+    answers = model.predict(POOL)
+    model.save(tmp_path / "model")
+    assert artifact.load(tmp_path / "model", backbone=Backbone(*tiny.model("llama"), name="llama")).predict(POOL) == answers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["pet", "ipet:growth=2"])
+def test_the_guard_judges_the_student_with_the_other_ways(strategy):
+    model, notes = run(strategy)
+    assert [one["name"] for one in model.about["rungs"]][-2:] == ["tuned", "student (llama)"]
+    assert 0 <= model.about["estimate"]["low"] <= model.about["estimate"]["high"] <= 1
+    assert model.about["pet"]["kept"] == (model.about["kept"] == "pet")
+    assert any(note.startswith("Judging the student") for note in notes)
+
+
+def test_a_pool_from_elsewhere_is_not_learned_from(monkeypatch):
+    monkeypatch.setattr(pet, "SHIFTED", 0.5)  # states of a random model tell little apart
+    foreign = tuple(Example({"text": f"{number} capital of the country {number}"}) for number in range(40))
+    far = replace(settings("pet"), fit=FitOptions(steps=5, learning_rate=0.003))
+    notes, backbone = [], Backbone(*tiny.model("llama"), name="llama")
+    model = job.tune(TASK, Split(train=TRAIN, unlabeled=foreign), backbone, far, session=Session(say=notes.append))
+    assert model.about["pet"]["kept"] is False and model.about["pet"]["shift"] > 0.5
+    assert any("do not look like the labelled ones" in note for note in notes)
+    assert model.about["kept"] != "pet" and "estimate" in model.about
+
+
+def test_ipet_starts_from_no_labelled_row_at_all():
+    model, notes = run("ipet:generations=1,first=5", train=())
+    assert model.about["pet"]["generations"] == 1 and any("No estimate and no guard" in note for note in notes)
+    assert any("Generation 1 learns from 10 of these rows" in note for note in notes)
+
+
+def test_without_labelled_rows_somebody_must_be_able_to_answer():
+    with pytest.raises(DataError, match="answers without"):
+        run("pet", train=(), readout=Similarity(), families=("bert",))
+
+
+@pytest.mark.parametrize("strategy", ["pet", "ipet"])
+def test_without_unlabelled_rows_it_is_refused(strategy):
+    with pytest.raises(DataError, match="unlabelled rows"):
+        run(strategy, pool=())
+
+
+def test_a_task_without_right_and_wrong_answers_is_refused():
+    task = ft.Task(labels=("joy", "fear"), kind="multilabel:threshold=0.5")
+    with pytest.raises((TaskError, SpecError)):
+        run("pet", task=task, train=(Example({"text": "a"}, "joy"),))
+
+
+def test_a_label_that_nobody_predicts_is_said_and_it_ends():
+    school = ft.Task.classification(["no", "yes", "never"], template="Review: {text}\nSentiment: {slot}")
+    task = replace(school, words={"no": ("terrible",), "yes": ("great",), "never": ("capital",)})
+    train = (*TRAIN, Example({"text": "start"}, "never"))
+    model, notes = run("ipet:generations=1", task=task, train=train)
+    assert model.about["pet"]["generations"] == 1
+    assert any("No estimate and no guard" in note for note in notes), "a single row of a label cannot be held out"
+
+
+def test_answers_are_kept_for_a_job_that_is_typed_again(tmp_path):
+    one, _ = run("pet:guard=false", folder=tmp_path)
+    kept = sorted(path.name for path in tmp_path.glob("*.answers.safetensors"))
+    assert len(kept) == 5, "one member in four folds, and on all rows"
+    again, notes = run("pet:guard=false", folder=tmp_path)
+    assert again.predict(POOL) == one.predict(POOL)
+    assert sum(note.startswith("Tuning") for note in notes) <= 1, "no member is tuned again"
+    other, _ = run("pet:guard=false")
+    assert other.predict(POOL) == one.predict(POOL)
+
+
+def test_the_merge_rules_of_the_papers_are_to_be_had():
+    for rule in ("probabilities", "logits", "weighted"):
+        model, _ = run(f"pet:guard=false,merge={rule}")
+        weights = [one["weight"] for one in model.about["pet"]["members"]]
+        assert all(weight == 1 for weight in weights) or (rule == "weighted" and 0 < weights[0] <= 1)
+
+
+@pytest.mark.parametrize("value", ["patterns=0", "growth=1", "share=0", "temperature=0", "generations=-1", "merge=none"])
+def test_values_out_of_range_are_refused(value):
+    with pytest.raises(SpecError):
+        STRATEGIES.from_text(f"pet:{value}")
+
+
+def test_ipet_is_pet_in_three_generations():
+    assert STRATEGIES.from_text("ipet") == IPet() and IPet().generations == 3 and Pet().generations == 0
+
+
+def test_enough_unlabelled_rows_are_learned_from_by_default():
+    notes = []
+    assert with_pool(TASK, job.Settings(), 500, notes.append).way == "pet" and not notes
+    assert with_pool(TASK, job.Settings(), 20, notes.append).way == "ladder" and "--strategy pet" in notes[0]
+    assert with_pool(TASK, job.Settings(), 0, notes.append).way == "ladder" and len(notes) == 1
+    for chosen in (job.Settings(strategy="ladder"), job.Settings(strategy="supervised"), job.Settings(readout=Similarity())):
+        assert with_pool(TASK, chosen, 500, notes.append) == chosen
+
+
+def test_soft_labels_are_learned():
+    shares = {"yes": 0.8, "no": 0.2}
+    rows = tuple(replace(row, label=None, shares=shares) for row in TRAIN)
+    backbone = Backbone(*tiny.model("llama"), name="llama")
+    recipe = job.recipe_of(TASK, backbone, replace(settings("supervised"), fit=FitOptions(steps=150, learning_rate=0.003)))
+    model = Supervised().run(recipe, Split(train=rows), backbone, session=Session())
+    assert model.probabilities(TRAIN)[:, 1].mean().item() == pytest.approx(0.8, abs=0.05)
+    model.remove()
+
+
+def test_a_readout_that_learns_from_pairs_refuses_soft_labels():
+    backbone = Backbone(*tiny.model("bert"), name="bert")
+    recipe = job.recipe_of(replace(TASK, templates=()), backbone, settings("supervised", readout=Similarity()))
+    rows = tuple(replace(row, label=None, shares={"yes": 1.0}) for row in TRAIN)
+    with pytest.raises(TaskError, match="soft labels"):
+        Supervised().run(recipe, Split(train=rows), backbone, session=Session())
+
+
+def test_members_learn_nothing_from_the_labels_of_the_pool():
+    lied = tuple(replace(row, label="no") for row in POOL)
+    one, two = (run("pet:guard=false", pool=pool)[0].probabilities(TRAIN) for pool in (POOL, lied))
+    assert torch.equal(one, two)

@@ -1,0 +1,134 @@
+"""Merging members, iPET's draws, and the shift of a pool: known answers, and what holds for all inputs."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fewtune.readout.calibration import expected_temperature
+from fewtune.strategies.teachers import Mix, apportioned, grown, likeliest, shift, stacked
+
+ONE = torch.tensor([[[0.9, 0.1], [0.2, 0.8]], [[0.5, 0.5], [0.6, 0.4]]]).log()
+
+
+def test_probabilities_are_added_and_divided():
+    torch.testing.assert_close(Mix.equal(2)(ONE), torch.tensor([[0.7, 0.3], [0.4, 0.6]], dtype=torch.float64))
+
+
+def test_mean_logits_are_the_geometric_mean():
+    first = (0.9 * 0.5) ** 0.5, (0.1 * 0.5) ** 0.5
+    assert Mix.equal(2, logits=True)(ONE)[0].tolist() == pytest.approx([one / sum(first) for one in first], abs=1e-6)
+
+
+def test_weighted_logits_are_those_of_the_official_code():
+    # s(l | x) = sum of w_p s_p(l | x) over the sum of w_p, on logits: 0.75 * log-odds of 9 to 1, and 0.25 of none.
+    odds = 9**0.75
+    assert Mix((3.0, 1.0), (1.0, 1.0), logits=True)(ONE)[0].tolist() == pytest.approx([odds / (1 + odds), 1 / (1 + odds)], abs=1e-6)
+
+
+def test_a_temperature_softens_its_own_member_only():
+    found = Mix((1.0, 1.0), (2.0, 1.0))(ONE)[0, 0]
+    assert found.item() == pytest.approx((3 / 4 + 0.5) / 2, abs=1e-6)  # 9 to 1 becomes 3 to 1
+
+
+def test_some_members_keep_their_weights_and_temperatures():
+    assert Mix((1.0, 2.0, 3.0), (4.0, 5.0, 6.0)).only([0, 2]) == Mix((1.0, 3.0), (4.0, 6.0))
+
+
+def test_stacking_listens_to_the_member_that_is_right():
+    targets = torch.tensor([0, 1] * 8)
+    right = torch.nn.functional.one_hot(targets, 2) * 2.0
+    noise = torch.randn(16, 2, generator=torch.Generator().manual_seed(1)) * 3
+    mix = stacked(torch.stack([right, noise]), targets)
+    assert mix.weights_M[0] > 0.8 and sum(mix.weights_M) == pytest.approx(1)
+    assert mix.temperatures_M == (expected_temperature(right, targets), expected_temperature(noise, targets))
+    assert mix(torch.stack([right, noise])).argmax(1).tolist() == targets.tolist()
+
+
+def test_stacked_weights_are_where_the_likelihood_with_its_prior_is_greatest():
+    random = torch.Generator().manual_seed(5)
+    log_MNC, targets = torch.randn(3, 12, 2, generator=random).log_softmax(-1), torch.tensor([0, 1, 1, 0] * 3)
+    mix = stacked(log_MNC, targets)
+    tempered = torch.stack([(one.double() / warm).softmax(-1) for one, warm in zip(log_MNC, mix.temperatures_M, strict=True)])
+    likely = tempered.gather(2, targets[None, :, None].expand(3, -1, 1))[..., 0]
+
+    def belief(weights):
+        return float((torch.tensor(weights)[:, None] * likely).sum(0).log().sum() + 2 / 3 * torch.tensor(weights).log().sum())
+
+    best = max(belief((a, b, 1 - a - b)) for a in np.linspace(0.01, 0.98, 60) for b in np.linspace(0.01, 0.99 - a, 60) if a + b < 1)
+    assert belief(mix.weights_M) >= best - 1e-6
+
+
+def test_alike_members_are_alike():
+    one = ONE[0]
+    assert stacked(torch.stack([one, one]), torch.tensor([0, 1])).weights_M == pytest.approx((0.5, 0.5))
+
+
+@given(st.integers(0, 500), st.lists(st.integers(1, 50), min_size=1, max_size=6))
+def test_apportioned_adds_up_and_is_within_one_of_the_exact_share(size, counts):
+    found = apportioned(size, counts)
+    assert sum(found) == size
+    assert all(abs(one - size * count / sum(counts)) < 1 for one, count in zip(found, counts, strict=True))
+
+
+SHARES = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.3, 0.7], [0.45, 0.55]], dtype=torch.float64)
+
+
+def test_grown_draws_in_the_proportions_of_the_labelled_rows_without_replacement():
+    drawn = grown(SHARES, (1, 1), 4, seed=3)
+    assert [label for _, label in drawn] == [0, 0, 1, 1] and len({row for row, _ in drawn}) == 4
+    assert all(SHARES[row].argmax() == label for row, label in drawn)
+    assert grown(SHARES, (1, 1), 4, seed=3) == drawn
+
+
+def test_grown_prefers_what_is_sure():
+    times = np.zeros(3)
+    for seed in range(300):
+        ((row, _),) = grown(SHARES[:3], (1, 0), 1, seed=seed)
+        times[row] += 1
+    assert times / 300 == pytest.approx(np.array([0.9, 0.6, 0.8]) / 2.3, abs=0.09)
+
+
+def test_a_label_that_nobody_is_given_ends_and_is_left_out():
+    assert [label for _, label in grown(SHARES[:3], (1, 1), 6, seed=0)] == [0, 0, 0]
+    assert grown(SHARES[:3], (0, 1), 6, seed=0) == []
+
+
+@given(st.integers(0, 40), st.integers(0, 99))
+def test_grown_never_takes_more_than_there_is(size, seed):
+    drawn = grown(SHARES, (2, 1), size, seed=seed)
+    assert len(drawn) <= min(size, len(SHARES)) and len({row for row, _ in drawn}) == len(drawn)
+
+
+def test_the_likeliest_of_each_label_and_each_row_once():
+    assert likeliest(SHARES, 2) == [(0, 0), (2, 0), (3, 1), (4, 1)]
+    nobody = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]])
+    assert likeliest(nobody, 1) == [(0, 0), (2, 1)], "a label whose rows are none the likeliest has its likeliest one"
+
+
+def test_a_pool_like_the_labelled_rows_has_not_shifted_and_another_has():
+    random = np.random.default_rng(0)
+
+    def unit(rows):
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    middle, far = np.eye(8)[0], np.eye(8)[1]
+    known, same, other = (unit(where + random.normal(size=(rows, 8)) * 0.2) for where, rows in ((middle, 20), (middle, 200), (far, 200)))
+    assert abs(shift(known, same) - 0.5) < 0.15
+    assert shift(known, other) > 0.95
+
+
+def test_a_rare_label_is_no_shift():
+    random = np.random.default_rng(0)
+    one, two = np.eye(8)[0] * 5, np.eye(8)[1] * 5
+    known = np.vstack([random.normal(one, 0.5, (8, 8)), random.normal(two, 0.5, (8, 8))])
+    pool = np.vstack([random.normal(one, 0.5, (190, 8)), random.normal(two, 0.5, (10, 8))])
+    known, pool = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (known, pool))
+    assert abs(shift(known, pool) - 0.5) < 0.2
+
+
+def test_shift_by_hand():
+    known, pool = np.eye(3)[[0, 0, 1, 1]], np.eye(3)[[0, 2]]
+    # Each labelled row has another at cosine 1; of the pool one row is at 1 (a tie) and one at 0: (0.5 + 1) / 2.
+    assert shift(known, pool) == 0.75
