@@ -61,13 +61,18 @@ app.add_typer(cli_backbones.app, name="backbones")
 
 @app.command()
 def fit(
-    train: Annotated[Path, typer.Argument(help="Labelled rows: csv, tsv, jsonl or parquet, also .gz.")],
     out: Annotated[Path, typer.Option("--out", help="The folder to write.")],
+    train: Annotated[
+        Path | None, typer.Argument(help="Labelled rows: csv, tsv, jsonl or parquet, also .gz. None: --strategy ipet, from --unlabeled.")
+    ] = None,
     text: Text = None,
     label: Label = None,
     kind: Kind = "classification",
     labels: Labels = None,
     unlabeled: Annotated[Path | None, typer.Option("--unlabeled", help="Rows without labels.")] = None,
+    teacher: Annotated[
+        Path | None, typer.Option("--teacher", help="Rows with labels from elsewhere: a label (and its probability), or a column of each.")
+    ] = None,
     test: Annotated[Path | None, typer.Option("--test", help="Labelled rows that only measure.")] = None,
     task: TaskFile = None,
     template: Template = None,
@@ -121,7 +126,7 @@ def fit(
     )
     with terminal.progress_bar() as progress:
         fitted = job.fit_files(
-            _source(train, text, label, skip_bad_rows),
+            None if train is None else _source(train, text, label, skip_bad_rows),
             out,
             task=_task(task),
             settings=settings,
@@ -130,6 +135,7 @@ def fit(
             templates=_templates(template),
             words=_words(words),
             unlabeled=None if unlabeled is None else _source(unlabeled, text, None, skip_bad_rows),
+            teacher=None if teacher is None else _source(teacher, text, None, skip_bad_rows),
             test=None if test is None else _source(test, text, label, skip_bad_rows),
             overwrite=overwrite,
             say=say,

@@ -22,6 +22,7 @@ from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.load import load as load_backbone
 from fewtune.data import readers
 from fewtune.data.example import Example, Split
+from fewtune.data.teacher import read as read_teacher
 from fewtune.data.writers import check_place, open_writer, write_text
 from fewtune.deltas.delta import Delta
 from fewtune.errors import DataError
@@ -32,7 +33,7 @@ from fewtune.prompt.search import Found, Search
 from fewtune.readout.calibration import Calibration
 from fewtune.readout.readout import Readout
 from fewtune.recipe import DEFAULT_BACKBONE, Recipe
-from fewtune.settings import Settings, method, recipe_of, with_pool, without_ladder, without_slot
+from fewtune.settings import PETS, Settings, method, recipe_of, with_pool, without_ladder, without_slot
 from fewtune.strategies import searching
 from fewtune.strategies.strategy import Joint
 from fewtune.tasks import KINDS, kind_of
@@ -87,6 +88,7 @@ def fit(
     train: object,
     *,
     unlabeled: object = None,
+    teacher: object = None,
     backbone: str | Backbone | Sequence[str | Backbone] = (),
     strategy: str | None = None,
     deltas: Sequence[Delta] | None = None,
@@ -98,8 +100,10 @@ def fit(
     max_length: int = DEFAULT_LENGTH,
     seed: int = 42,
 ) -> TunedModel:
-    """Tune a model on labelled examples: a list, a frame, a data set or a path. Of several PLMs the rows choose one, as they do
-    between the usual two where none is named.
+    """Tune a model on labelled examples: a list, a frame, a data set or a path; None where PET is to start from none.
+
+    Of several PLMs the rows choose one, as they do between the usual two where none is named. `unlabeled` texts are learned from if there
+    are enough; the rows of a `teacher` have labels from elsewhere, hard or soft (`fewtune.data.teacher.read`).
 
     Raises `fewtune.errors.InputError` for data, a task or settings that do not fit together.
     """
@@ -117,10 +121,15 @@ def fit(
         seed=seed,
     )
     pool = () if unlabeled is None else readers.read(unlabeled, text=task.fields, labeled=False).examples
-    settings = with_pool(task, without_ladder(task, settings, _silent), len(pool), _silent)
+    taught = () if teacher is None else read_teacher(teacher, text=task.fields, labels=task.labels)
+    settings = with_pool(task, without_ladder(task, settings, _silent), len(pool), _silent, taught=bool(taught))
     loaded, *beside = (load_backbone(one) if isinstance(one, str) else one for one in named or (settings.backbone, *settings.beside))
-    rows = readers.read(train, text=task.fields, labeled=True, known=task.labels, written=kind_of(task).written).examples
-    return tune(task, Split(train=rows, unlabeled=pool), loaded, settings, session=Session(), beside=beside)
+    rows = () if train is None else _labeled(train, task)
+    return tune(task, Split(train=rows, unlabeled=pool, taught=taught), loaded, settings, session=Session(), beside=beside)
+
+
+def _labeled(train: object, task: Task) -> tuple[Example, ...]:
+    return readers.read(train, text=task.fields, labeled=True, known=task.labels, written=kind_of(task).written).examples
 
 
 def zeroshot(
@@ -202,6 +211,12 @@ def read(source: Source, *, labeled: bool, task: Task | None, kind: str = KIND, 
     return replace(reading, examples=tuple(_renamed(example, reading.columns.text, task.fields) for example in reading.examples))
 
 
+def _taught(source: Source, task: Task) -> tuple[Example, ...]:
+    """The rows of a teacher's file, with the task's fields."""
+    found = read_teacher(source.data, text=source.text or task.fields, labels=task.labels, label=source.label)
+    return tuple(_renamed(example, tuple(example.fields), task.fields) for example in found)
+
+
 def _renamed(example: Example, columns: Sequence[str], fields: Sequence[str]) -> Example:
     """Columns that --text names stand for the task's fields, in order."""
     if len(columns) != len(fields):
@@ -212,7 +227,7 @@ def _renamed(example: Example, columns: Sequence[str], fields: Sequence[str]) ->
 
 
 def fit_files(
-    train: Source,
+    train: Source | None,
     out: Path,
     *,
     task: Task | None,
@@ -222,22 +237,30 @@ def fit_files(
     templates: Sequence[str] = (),
     words: Mapping[str, tuple[str, ...]] | None = None,
     unlabeled: Source | None = None,
+    teacher: Source | None = None,
     test: Source | None = None,
     overwrite: bool = False,
     say: Say = _silent,
     progress: Progress = lambda what, done, steps, loss: None,
 ) -> Fitted:
-    """`fewtune fit`: read, tune, save to `out`, measure on the test rows. A fit that was killed goes on where it was."""
+    """`fewtune fit`: read, tune, save to `out`, measure on the test rows. A fit that was killed goes on where it was.
+
+    Without labelled rows, unlabelled ones and the labels' names are enough for PET.
+    """
     artifact.check_target(out, overwrite=overwrite)
-    reading = read(train, labeled=True, task=task, kind=kind, say=say)
-    task = task or task_of(reading, kind=kind, labels=labels, templates=templates, words=words or {})
+    if train is None:
+        _check_labels_are_enough(settings, unlabeled, task, labels)
+    first = read(train or unlabeled, labeled=train is not None, task=task, kind=kind, say=say)  # type: ignore[arg-type]
+    task = task or task_of(first, kind=kind, labels=labels, templates=templates, words=words or {})
     # Everything that can be wrong with the input is found before the first minute of work.
     tested = read(test, labeled=True, task=task, say=say).examples if test else ()
-    pool = read(unlabeled, labeled=False, task=task, say=say).examples if unlabeled else ()
-    settings = with_pool(task, without_ladder(task, settings, say), len(pool), say)
+    rows = first.examples if train else ()
+    pool = () if not unlabeled else read(unlabeled, labeled=False, task=task, say=say).examples if train else first.examples
+    taught = _taught(teacher, task) if teacher else ()
+    settings = with_pool(task, without_ladder(task, settings, say), len(pool), say, taught=bool(taught))
     start = time.perf_counter()
     backbone, *beside = (load_backbone(name, device=settings.device, say=say) for name in (settings.backbone, *settings.beside))
-    split = Split(train=reading.examples, unlabeled=pool)
+    split = Split(train=rows, unlabeled=pool, taught=taught)
     loaded = time.perf_counter()
     work = out.with_name(f".{out.name}.work")
     session = Session(work, _key(task, split, (backbone, *beside), settings), progress=progress, say=say)
@@ -250,6 +273,13 @@ def fit_files(
     if evaluation:
         seconds["predict"] = evaluation.seconds
     return Fitted(model, seconds, evaluation, out)
+
+
+def _check_labels_are_enough(settings: Settings, unlabeled: Source | None, task: Task | None, labels: Sequence[str]) -> None:
+    """Raise `DataError` unless something can be learned without labelled rows."""
+    if settings.way not in PETS or unlabeled is None or not (task or labels):
+        fix = "Give a file with labels; or --unlabeled, --labels and --strategy ipet, which starts from none."
+        raise DataError(expected="labelled rows", got="none", where="fit", fix=fix)
 
 
 def search_files(
@@ -283,7 +313,7 @@ def _key(task: Task, split: Split, backbones: Sequence[Backbone], settings: Sett
     plain = [
         [recipe_of(task, backbone, settings).to_dict() for backbone in backbones],
         settings.strategy or settings.way,
-        plain_rows((*split.train, *split.unlabeled)),
+        plain_rows((*split.train, *split.unlabeled, *split.taught)),
         [backbone.fingerprint for backbone in backbones],
         torch.__version__,
         torch.get_num_threads(),

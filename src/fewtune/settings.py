@@ -41,7 +41,8 @@ PAIRED_DELTAS: tuple[Delta, ...] = (LoRA(top=1 / 2, sites=("query", "value", "ff
 """What is tuned by default where the readout learns from pairs; docs/defaults.md has the runs."""
 BESIDE = "minilm-l6"
 """The PLM that is judged beside the default one: where texts are told apart by their subject, it does so as well or better."""
-JOINT = ("ladder", "pet", "ipet")
+PETS = ("pet", "ipet")
+JOINT = ("ladder", *PETS)
 """The strategies that take several PLMs."""
 _LABELS = "{labels}"
 
@@ -107,11 +108,17 @@ def without_ladder(task: Task, settings: Settings, say: Callable[[str], None]) -
     return replace(settings, strategy="supervised")
 
 
-def with_pool(task: Task, settings: Settings, pool: int, say: Callable[[str], None]) -> Settings:
-    """PET where nothing else is wanted and there are enough unlabelled rows."""
-    if settings.strategy is not None or settings.way != "ladder" or not pool:
+def with_pool(task: Task, settings: Settings, pool: int, say: Callable[[str], None], *, taught: bool = False) -> Settings:
+    """PET where nothing else is wanted and there are enough unlabelled rows, or some that a teacher from elsewhere has labelled.
+
+    Raises `SpecError` for a strategy that has no use for a teacher.
+    """
+    if taught and settings.strategy is not None and settings.way not in PETS:
+        fix = "Leave --teacher or --strategy out, or choose --strategy pet."
+        raise SpecError(expected="a strategy that learns from a teacher", got=settings.way, where="--teacher", fix=fix)
+    if settings.strategy is not None or (settings.way != "ladder" and not taught) or not (pool or taught):
         return settings
-    if pool < LEAST or not kind_of(task).judged:
+    if not taught and (pool < LEAST or not kind_of(task).judged):
         why = f"fewer than {LEAST}" if pool < LEAST else f"{task.kind} is not learned so"
         say(f"The {pool:,} unlabelled rows are not learned from ({why}); --strategy pet decides otherwise.")
         return settings

@@ -98,6 +98,15 @@ def test_killed_among_the_folds_of_the_ladder(work):
     assert "Going on with fit.rung-3.fold-1 after step 40 of 40" in err
 
 
+def test_killed_among_the_members_of_pet(work):
+    (work / "pool.csv").write_text(
+        "text\n" + "\n".join(f"{one} fun {two}" for one in ("great", "dull", "good") for two in ("mess", "joy")) + "\n"
+    )
+    more = ("--unlabeled", "pool.csv", "--strategy", "pet:guard=false,patterns=2")
+    err = killed_at(work, "fit.fold-2.generation-0.member-1.answers.safetensors", *more)
+    assert "Going on with fit.fold-1" not in err, "whose answers are kept is not even assembled"
+
+
 def test_killed_in_a_fit_that_searched(work):
     err = killed_at(work, "fit.safetensors", "--search", "templates:tried=4,guard=false", "--search", "words:guard=false")
     assert "Going on with fit after step" in err

@@ -22,11 +22,13 @@ class Example:
 
 @dataclass(frozen=True)
 class Split:
-    """The examples of one job: those with labels to learn from, those without, and those that only measure."""
+    """The examples of one job: those with labels to learn from, those without, those that only measure, and those that a teacher from
+    elsewhere has given soft labels."""
 
     train: tuple[Example, ...] = ()
     unlabeled: tuple[Example, ...] = ()
     test: tuple[Example, ...] = ()
+    taught: tuple[Example, ...] = ()
 
 
 @dataclass(frozen=True)

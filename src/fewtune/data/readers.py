@@ -17,7 +17,7 @@ from fewtune.data.example import Example
 from fewtune.data.files import Row, Table, data_error, distinct, row_of, show, some, table_of
 from fewtune.errors import DataError
 
-__all__ = ["Columns", "Reading", "Row", "Written", "columns_of", "example_of", "guess", "read", "rows"]
+__all__ = ["Columns", "Reading", "Row", "Written", "columns_of", "example_of", "guess", "head_of", "read", "rows", "table"]
 
 LABEL_NAMES = ("label", "labels", "class", "category", "sentiment", "intent", "topic", "target", "answer", "y", "score", "rating", "stars")
 TEXT_NAMES = ("text", "sentence", "review", "content", "message", "tweet", "question", "title", "body", "description", "comment")
@@ -79,20 +79,20 @@ def read(
     `name` is what messages call a source that has no path. Raises `DataError` for a source that cannot be read, and for the first bad
     row unless `skip_bad_rows`; then for a source without any good row.
     """
-    table = _source(source, name, tuple(text), label)
-    columns, head = _head(table)
+    found = table(source, name, tuple(text), label)
+    columns, head = head_of(found)
     chosen, notes = guess(
         columns,
         [row for row in head if isinstance(row, Row)],
-        text=text or table.text,
-        label=table.label or label,
+        text=text or found.text,
+        label=found.label or label,
         labeled=labeled,
-        where=table.where,
+        where=found.where,
     )
     bad: list[str] = []
-    examples = tuple(_examples(chain(head, table.rows), chosen, labeled, known, written or Written(), bad if skip_bad_rows else None))
+    examples = tuple(_examples(chain(head, found.rows), chosen, labeled, known, written or Written(), bad if skip_bad_rows else None))
     if not examples:
-        raise data_error(table.where, "a row that can be used", f"{len(bad)} bad", f"The first: {bad[0]}")
+        raise data_error(found.where, "a row that can be used", f"{len(bad)} bad", f"The first: {bad[0]}")
     if bad:
         notes = (*notes, f"Skipped {len(bad)} bad row{'s' * (len(bad) > 1)}; the first: {bad[0]}")
     return Reading(examples, chosen, notes, len(bad))
@@ -136,7 +136,7 @@ def rows(
 
 def columns_of(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """The columns of a file; for JSON lines, the keys of its first rows."""
-    return _head(table_of(Path(path)))[0]
+    return head_of(table_of(Path(path)))[0]
 
 
 # Columns, and one row → one example
@@ -277,7 +277,8 @@ def _told(text: Sequence[str], label: str | None) -> tuple[str, ...]:
 # Sources → tables
 
 
-def _source(source: Any, name: str, text: tuple[str, ...], label: str | None) -> Table:
+def table(source: Any, name: str, text: tuple[str, ...], label: str | None) -> Table:
+    """The rows of any source, with their columns; `text` and `label` name the parts of tuples and of examples."""
     if isinstance(source, str | os.PathLike):
         return table_of(Path(os.fspath(source)))
     if hasattr(source, "itertuples") and hasattr(source, "columns"):
@@ -294,7 +295,7 @@ def _source(source: Any, name: str, text: tuple[str, ...], label: str | None) ->
     return _list(list(source), name, text, label)
 
 
-def _head(table: Table) -> tuple[tuple[str, ...], list[Row | DataError]]:
+def head_of(table: Table) -> tuple[tuple[str, ...], list[Row | DataError]]:
     """The columns and the first rows; raises `DataError` if there are none."""
     head = list(islice(table.rows, SAMPLE))
     good = [row for row in head if isinstance(row, Row)]

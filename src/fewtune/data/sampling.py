@@ -46,8 +46,8 @@ def pool(examples: Sequence[Example], n: int, *, seed: int, without: Sequence[Ex
     None has the text of an example in `without`, be its fields or its label called as they may.
     """
     _positive(n, "pool")
-    taken = {_text_of(example) for example in without}
-    drawn = (position for position in _shuffled(range(len(examples)), seed, "pool") if _text_of(examples[position]) not in taken)
+    taken = {text_of(example) for example in without}
+    drawn = (position for position in _shuffled(range(len(examples)), seed, "pool") if text_of(examples[position]) not in taken)
     chosen = sorted(position for position, _ in zip(drawn, range(n), strict=False))
     return tuple(Example(examples[position].fields, None, examples[position].where) for position in chosen)
 
@@ -88,7 +88,7 @@ def distinct(examples: Sequence[Example]) -> tuple[Example, ...]:
     """Each text's first example, in the order of the input, so that a text that stands twice is not learned from and judged on."""
     first: dict[tuple[str, ...], Example] = {}
     for example in examples:
-        first.setdefault(_text_of(example), example)
+        first.setdefault(text_of(example), example)
     return tuple(first.values())
 
 
@@ -117,7 +117,8 @@ def _grouped(names: Sequence[str]) -> dict[str, list[int]]:
     return groups
 
 
-def _text_of(example: Example) -> tuple[str, ...]:
+def text_of(example: Example) -> tuple[str, ...]:
+    """The texts by which two examples are the same."""
     return tuple(text.strip() for text in example.fields.values())
 
 

@@ -1,4 +1,5 @@
-"""The members of PET: patterns on PLMs, each tuned on rows of its own, asked, and taken out again. Knows no student.
+"""The members of PET: patterns on PLMs, each tuned on rows of its own, asked, and taken out again, and teachers from elsewhere. Knows
+no student.
 
 So all members share a PLM in memory, and what is left of one are its deltas' answers. Dimensions: M members, N rows, C candidates.
 """
@@ -6,7 +7,7 @@ So all members share a PLM in memory, and what is left of one are its deltas' an
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Example, Split
+from fewtune.data.sampling import text_of
 from fewtune.errors import DataError
 from fewtune.model import TunedModel
 from fewtune.prompt.library import candidates
@@ -53,6 +55,32 @@ class Member:
         return found_NC
 
 
+@dataclass(frozen=True)
+class Heard:
+    """A teacher from elsewhere, by what it has said of each text: shares of the candidates, in their order."""
+
+    name: str
+    said: Mapping[tuple[str, ...], tuple[float, ...]]
+
+    @classmethod
+    def of(cls, taught: Sequence[Example], labels: Sequence[str]) -> Heard:
+        """The teacher who said the `shares` of these examples."""
+        said = {text_of(one): tuple((one.shares or {}).get(label, 0.0) for label in labels) for one in taught}
+        return cls(f"a teacher of {len(said):,} rows", said)
+
+    def answers(self, train: Sequence[Example], rows: Sequence[Example], session: Session) -> Tensor:
+        """log_NC of `rows`; not a number where it has said nothing. It learns nothing from `train`."""
+        del train, session
+        candidates = len(next(iter(self.said.values())))
+        nothing = (float("nan"),) * candidates
+        return (
+            torch.tensor([self.said.get(text_of(row), nothing) for row in rows], dtype=torch.float64)
+            .reshape(-1, candidates)
+            .clamp(min=1e-3)
+            .log()
+        )
+
+
 def members_of(contestants: Sequence[tuple[Recipe, Backbone]], patterns: int, *, tuned: bool) -> tuple[Member, ...]:
     """Each pattern on each PLM that reads a word, of the library `patterns` if the task names none; other PLMs once, for a pattern says
     nothing to them, and only if they are to be `tuned`.
@@ -76,7 +104,7 @@ def members_of(contestants: Sequence[tuple[Recipe, Backbone]], patterns: int, *,
     return tuple(found)
 
 
-def answered(members: Sequence[Member], sets: Sequence[Sequence[Example]], rows: Sequence[Example], session: Session) -> Tensor:
+def answered(members: Sequence[Member | Heard], sets: Sequence[Sequence[Example]], rows: Sequence[Example], session: Session) -> Tensor:
     """log_MNC: what each member says of `rows` once it has learned from its own set."""
     return torch.stack(
         [

@@ -8,7 +8,7 @@ Decides whether the student is kept; what is learned from whom is `school.py`. D
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +22,7 @@ from fewtune.errors import SpecError
 from fewtune.model import TunedModel
 from fewtune.readout.calibration import expected_temperature
 from fewtune.recipe import Recipe
+from fewtune.registry import Plain
 from fewtune.strategies import ladder
 from fewtune.strategies.ladder import Judged, Rung
 from fewtune.strategies.school import Lessons, School
@@ -61,6 +62,14 @@ class Pet(Lessons):
         Raises `DataError` without unlabelled rows, `TaskError` for a kind of task whose answers are not right or wrong.
         """
         school = School.of(self, contestants, split, session)
+        audit = school.audit(distinct(split.train))
+        if audit is None:
+            return self._made(school, contestants, split, session)
+        session.say(_audited(audit))
+        model = self._made(school, contestants, split, session)
+        return replace(model, about={**model.about, "pet": {**model.about.get("pet", {}), "audit": audit}})
+
+    def _made(self, school: School, contestants: Sequence[tuple[Recipe, Backbone]], split: Split, session: Session) -> TunedModel:
         judging = replace(split, train=distinct(split.train))
         if min((Counter(one.label for one in judging.train)[label] for label in school.task.labels), default=0) < 2:
             session.say("No estimate and no guard: they need two different rows of each label. The student is kept as it is.")
@@ -97,6 +106,14 @@ class IPet(Pet):
     """PET in generations."""
 
     generations: int = 3
+
+
+def _audited(audit: Mapping[str, Plain]) -> str:
+    if not audit["rows"]:
+        return "The teacher has said nothing of the labelled rows, so nothing is known of how good it is."
+    found = audit["accuracy"]
+    ends = f"{100 * found['low']:.0f}–{100 * found['high']:.0f}"
+    return f"The teacher is right on {100 * found['value']:.0f} % (90 % interval {ends}) of {audit['rows']} labelled rows."
 
 
 def _with_last(others: Judged, rung: Rung, log_NC: Tensor, judging: Split, *, tempered: bool) -> Judged:

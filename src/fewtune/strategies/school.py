@@ -26,8 +26,9 @@ from fewtune.readout.calibration import Uncalibrated
 from fewtune.readout.head import Head
 from fewtune.readout.sentences import Sentences
 from fewtune.recipe import Recipe
+from fewtune.registry import Plain
 from fewtune.strategies.ladder import Rung
-from fewtune.strategies.members import Member, answered, members_of
+from fewtune.strategies.members import Heard, Member, answered, members_of
 from fewtune.strategies.supervised import FOLDS, Supervised
 from fewtune.strategies.teachers import Merge, Mix, grown, likeliest, shift, stacked
 from fewtune.tasks import kind_of
@@ -43,7 +44,8 @@ _LOOKED_AT = 500
 class Lessons:
     """Who teaches what to whom.
 
-    `patterns` is how many templates of the library are tried where the task names none; those it names are the patterns. `merge` says
+    `patterns` is how many templates of the library are tried where the task names none; those it names are the patterns; with 0 no member
+    is tuned, and a teacher from elsewhere stands alone. `merge` says
     how the members' predictions become labels: `stacked` by how well each does on labelled rows that it has not seen, or as the
     papers have it: `probabilities` added, mean `logits`, or logits `weighted` by accuracy before tuning. The student learns soft labels
     at `temperature` (KL × T²), with `gold` beside the labelled rows by their own labels, else alone, as the official code has it.
@@ -66,7 +68,7 @@ class Lessons:
 
     def __post_init__(self) -> None:
         for name, holds in {
-            "patterns": self.patterns >= 1,
+            "patterns": self.patterns >= 0,
             "temperature": self.temperature > 0,
             "most": self.most >= 1,
             "generations": self.generations >= 0,
@@ -93,7 +95,7 @@ class School:
     """The members, what they label, and who learns from it."""
 
     spec: Lessons
-    members: tuple[Member, ...]
+    members: tuple[Member | Heard, ...]
     pool: tuple[Example, ...]
     learner: Backbone
     recipe: Recipe
@@ -111,12 +113,14 @@ class School:
             raise TaskError(expected="a task whose answers are right or wrong", got=recipe.task.kind, where="strategy pet", fix=fix)
         if split.train:
             kind.check(recipe.task, split.train, "fit")
-        rows = distinct(split.unlabeled)
+        heard = (Heard.of(split.taught, recipe.task.labels),) if split.taught else ()
+        rows = distinct((*(split.unlabeled if spec.patterns else ()), *(replace(row, shares=None) for row in split.taught)))
         if not rows:
             fix = "Give texts with --unlabeled, or choose --strategy supervised."
             raise DataError(expected="unlabelled rows", got="none", where="strategy pet", fix=fix)
         chosen = pool(rows, spec.most, seed=recipe.seed, without=split.train)
-        members = members_of(contestants, spec.patterns, tuned=bool(split.train))
+        tuned = members_of(contestants, spec.patterns, tuned=bool(split.train)) if spec.patterns else ()
+        members = (*tuned, *heard)
         session.say(f"{len(members)} members: {'; '.join(member.name for member in members)}. {len(chosen):,} unlabelled rows.")
         return cls(spec, members, chosen, _learner(spec, [backbone for _, backbone in contestants]), recipe)
 
@@ -135,6 +139,17 @@ class School:
         """`teachers.shift` of the pool, by the student's PLM."""
         embed = Sentences(self.learner)
         return shift(*(embed([" ".join(row.fields.values()) for row in rows]).double().numpy() for rows in (known, self.pool[:_LOOKED_AT])))
+
+    def audit(self, labeled: Sequence[Example]) -> dict[str, Plain] | None:
+        """How often the teacher from elsewhere is right on labelled rows, as far as it has said something of them."""
+        heard = [member for member in self.members if isinstance(member, Heard)]
+        if not heard:
+            return None
+        said_NC = heard[0].answers((), labeled, Session())
+        right = [
+            labeled[row].label == self.task.labels[int(said_NC[row].argmax())] for row in (~said_NC.isnan()).all(1).nonzero()[:, 0].tolist()
+        ]
+        return {"rows": len(right), "accuracy": estimate.accuracy(sum(right) / len(right), len(right)).to_dict() if right else None}
 
     def unseen(self, judging: Split, sample: Sequence[Example], session: Session) -> Unseen:
         """Fold by fold: what the members of each generation say of labelled rows that they have not seen, and of `sample`.
@@ -175,7 +190,8 @@ class School:
 
         def said(rung: Rung) -> Tensor | None:
             for number, member in enumerate(self.members):
-                if isinstance(rung.strategy, Supervised) and rung.backbone is member.backbone and rung.recipe == member.recipe:
+                same = isinstance(member, Member) and rung.backbone is member.backbone and rung.recipe == member.recipe
+                if same and isinstance(rung.strategy, Supervised):
                     return unseen.log_MNC[number]
             return None
 
@@ -233,7 +249,7 @@ class School:
     def _untuned(self, train: Sequence[Example]) -> list[float]:
         """Each member's accuracy before tuning, on the rows that it is tuned on; who can say nothing then gets the mean of the others."""
         targets_N = torch.tensor(kind_of(self.task).targets(self.task, train))
-        asked = [member for member in self.members if member.recipe.readout.needs_slot]
+        asked = [member for member in self.members if isinstance(member, Member) and member.recipe.readout.needs_slot]
         known = {
             member.name: float((member.answers((), train, Session()).argmax(1) == targets_N).double().mean().clamp(min=1e-3))
             for member in asked
@@ -255,6 +271,8 @@ class School:
         some = max(1, round(self.spec.share * len(others)))
         chosen = sorted(random.choice(others, some, replace=False).tolist())
         shares_NC = mix.only(chosen)(log_MNC[chosen])
+        said = (~shares_NC.isnan().any(1)).nonzero()[:, 0].tolist()
+        rows, shares_NC = [rows[row] for row in said], shares_NC[said]
         if not train:
             wanted = round(self.spec.first * self.spec.growth ** (generation - 1))
             drawn = likeliest(shares_NC, max(1, min(wanted, len(rows) // len(self.task.labels))))

@@ -142,7 +142,7 @@ def test_the_merge_rules_of_the_papers_are_to_be_had():
         assert all(weight == 1 for weight in weights) or (rule == "weighted" and 0 < weights[0] <= 1)
 
 
-@pytest.mark.parametrize("value", ["patterns=0", "growth=1", "share=0", "temperature=0", "generations=-1", "merge=none"])
+@pytest.mark.parametrize("value", ["patterns=-1", "growth=1", "share=0", "temperature=0", "generations=-1", "merge=none"])
 def test_values_out_of_range_are_refused(value):
     with pytest.raises(SpecError):
         STRATEGIES.from_text(f"pet:{value}")
@@ -183,3 +183,62 @@ def test_members_learn_nothing_from_the_labels_of_the_pool():
     lied = tuple(replace(row, label="no") for row in POOL)
     one, two = (run("pet:guard=false", pool=pool)[0].probabilities(TRAIN) for pool in (POOL, lied))
     assert torch.equal(one, two)
+
+
+def taught(rows, right=1.0):
+    """A teacher who is right in a share of the rows."""
+    found = []
+    for number, row in enumerate(rows):
+        label = truth(row.fields["text"])
+        if number >= right * len(rows):
+            label = {"yes": "no", "no": "yes"}[label]
+        found.append(replace(row, label=None, shares={label: 0.9, {"yes": "no", "no": "yes"}[label]: 0.1}))
+    return tuple(found)
+
+
+def with_teacher(strategy, teacher, *, pool=POOL, train=TRAIN):
+    notes, backbone = [], Backbone(*tiny.model("llama"), name="llama")
+    split = Split(train=train, unlabeled=pool, taught=teacher)
+    return job.tune(TASK, split, backbone, settings(strategy), session=Session(say=notes.append)), notes
+
+
+def test_a_teacher_alone_stands_in_for_members():
+    model, notes = with_teacher("pet:patterns=0,guard=false", taught(POOL), pool=())
+    assert [one["name"] for one in model.about["pet"]["members"]] == [f"a teacher of {len(POOL)} rows"]
+    assert accuracy(model) > 0.7 and not any("members are tuned" in note for note in notes if "1 members" not in note)
+
+
+def test_a_teacher_is_audited_on_labelled_rows():
+    known = taught((*POOL, *TRAIN))
+    model, notes = with_teacher("pet:patterns=0,guard=false", known)
+    audit = model.about["pet"]["audit"]
+    assert audit["rows"] == len(TRAIN) and audit["accuracy"]["value"] == 1 and audit["accuracy"]["low"] < 1
+    assert any("The teacher is right on 100 %" in note for note in notes)
+    nothing, notes = with_teacher("pet:patterns=0,guard=false", taught(POOL[:20]))
+    assert nothing.about["pet"]["audit"]["rows"] == len({row.fields["text"] for row in POOL[:20]} & {row.fields["text"] for row in TRAIN})
+
+
+def test_a_teacher_beside_members_is_weighed_by_the_audit():
+    weights = {}
+    for right in (1.0, 0.0):
+        model, _ = with_teacher("pet:guard=false", taught((*TRAIN, *POOL), right))
+        weights[right] = next(one["weight"] for one in model.about["pet"]["members"] if "teacher" in one["name"])
+    assert weights[1.0] > weights[0.0]
+
+
+def test_rows_of_which_the_teacher_says_nothing_are_left_to_the_members():
+    model, _ = with_teacher("ipet:guard=false,generations=1,share=1", taught(POOL[:10]))
+    assert model.about["pet"]["rows"] > 20 and torch.isfinite(model.probabilities(POOL)).all()
+
+
+def test_a_teacher_needs_a_strategy_that_learns_from_one():
+    with pytest.raises(SpecError, match="learns from a teacher"):
+        with_pool(TASK, job.Settings(strategy="supervised"), 0, print, taught=True)
+    assert with_pool(TASK, job.Settings(), 0, print, taught=True).way == "pet"
+
+
+def test_from_python_a_teacher_is_a_list_or_a_file(tmp_path):
+    (tmp_path / "teacher.csv").write_text("text,label\n" + "".join(f"{row.fields['text']},{truth(row.fields['text'])}\n" for row in POOL))
+    backbone = Backbone(*tiny.model("bert"), name="bert")
+    model = ft.fit(TASK, TRAIN, teacher=str(tmp_path / "teacher.csv"), backbone=backbone, strategy="pet:patterns=0,guard=false")
+    assert model.about["kept"] == "pet"

@@ -1,0 +1,78 @@
+"""PET on the command line: a pool, a teacher's file, no labelled row at all, and what is refused."""
+
+import json
+
+import pytest
+
+WORDS = ("--words", "positive=great,negative=terrible")
+
+
+@pytest.fixture
+def work(work):
+    rows = ["great fun,positive", "a dull mess,negative", "good and great,positive", "terrible lifeless,negative"]
+    (work / "few.csv").write_text("text,label\n" + "\n".join(rows * 2) + "\n")
+    pool = [
+        f"{one} {two} {three}" for one in ("great", "dull", "good", "mess") for two in ("and", "a") for three in ("fun", "joy", "lifeless")
+    ]
+    (work / "pool.csv").write_text("text\n" + "\n".join(pool) + "\n")
+    (work / "teacher.csv").write_text("text,label,probability\n" + "".join(f"{text},positive,0.9\n" for text in pool))
+    return work
+
+
+def fit(fewtune, llama, *more):
+    return fewtune("fit", *more, "--out", "model", "--backbone", llama, "--steps", "3", *WORDS, "--json")
+
+
+def test_the_student_answers_and_the_artifact_says_who_taught_it(work, fewtune, llama):
+    code, out, err = fit(fewtune, llama, "few.csv", "--unlabeled", "pool.csv", "--strategy", "pet:guard=false")
+    assert code == 0, err
+    for said in ("Steps 1 and 2 of 3: 3 members", "Labelled: negative", "Step 3 of 3: the student"):
+        assert said in err
+    assert json.loads(out)["method"] == "pet, head, lora"
+    about = json.loads((work / "model" / "manifest.json").read_text())["about"]["pet"]
+    assert about["rows"] == 24 and len(about["members"]) == 3
+    assert fewtune("predict", "model", "pool.csv", "-o", "answers.csv")[0] == 0
+
+
+@pytest.mark.slow
+def test_with_its_guard_the_fit_has_an_estimate(work, fewtune, llama):
+    code, out, err = fit(fewtune, llama, "few.csv", "--unlabeled", "pool.csv", "--strategy", "pet", "--template", "{text} It was {slot}")
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["estimate"]["rows"] == 4, "a text that stands twice counts once"
+
+
+def test_no_labelled_row_at_all(work, fewtune, llama):
+    more = ("--unlabeled", "pool.csv", "--labels", "negative,positive", "--strategy", "ipet:generations=1,first=3,patterns=1")
+    code, out, err = fit(fewtune, llama, *more)
+    assert code == 0 and "Generation 1 learns from 6 of these rows." in err and "No estimate" in err
+    assert json.loads(out)["estimate"] is None
+
+
+def test_a_teacher_s_file(work, fewtune, llama):
+    code, out, err = fit(fewtune, llama, "few.csv", "--teacher", "teacher.csv", "--strategy", "pet:guard=false,patterns=0")
+    assert code == 0 and "The teacher has said nothing of the labelled rows" in err, err
+    assert json.loads(out)["method"] == "pet, head, lora"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--strategy", "ipet"), "Give a file with labels"),
+        (("--unlabeled", "pool.csv", "--labels", "a,b"), "Give a file with labels"),
+        (("few.csv", "--strategy", "pet"), "Give texts with --unlabeled"),
+        (("few.csv", "--strategy", "pet:growing=2"), "growing"),
+        (("few.csv", "--strategy", "pett"), 'Did you mean "pet"?'),
+        (("few.csv", "--teacher", "teacher.csv", "--strategy", "supervised"), "Leave --teacher or --strategy out"),
+        (("few.csv", "--teacher", "few.csv", "--strategy", "pet", "--labels", "good,bad"), "a label of the task"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(work, fewtune, llama, more, said):
+    code, _, err = fit(fewtune, llama, *more)
+    assert code == 2 and said in err and "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_few_unlabelled_rows_are_left_alone_unless_asked_for(work, fewtune, llama):
+    code, out, err = fewtune("fit", "few.csv", "--out", "model", "--unlabeled", "pool.csv", "--backbone", llama, *WORDS, "--json")
+    assert code == 0 and "not learned from (fewer than 200)" in err and json.loads(out)["method"].split(",")[0] != "pet"
