@@ -100,11 +100,9 @@ def _student(school: School, train: Sequence[Example], shares_NC: torch.Tensor, 
 
 
 def _tuned(member: Any, train: Sequence[Example]) -> TunedModel:
-    """A member's model as it answers; a few steps do, for its speed does not depend on them."""
-    from fewtune.strategies.supervised import Supervised
-
+    """A member's model as it answers; a single step does, for its speed does not depend on them."""
     recipe = replace(member.recipe, fit=replace(member.recipe.fit, steps=1))
-    return Supervised().run(recipe, Split(train=tuple(train)), member.backbone, session=Session())
+    return member.strategy.run(recipe, Split(train=tuple(train)), member.backbone, session=Session())
 
 
 def _speed(model: TunedModel, test: Sequence[Example]) -> float:
@@ -154,14 +152,15 @@ def page(
         f"- Code: {codes} (hash of the package's sources)",
         "",
         "Accuracy in percent, mean ± sample deviation over the seeds. *patterns*: the three on smollm2-135m, each tuned on the labelled "
-        "rows; the best is the best on the test rows, which nobody can know beforehand. *encoder*: minilm-l6, tuned contrastively. "
-        "*ensemble*: all four, stacked. *student*: minilm-l6 with a head and low-rank updates.",
+        "rows; the best is the best on the test rows, which nobody can know beforehand. *in-context*: smollm2-135m, untuned, shown labelled "
+        "rows. *encoder*: minilm-l6, tuned contrastively. *ensemble*: all of them, stacked. *student*: minilm-l6 with a head and low-rank updates.",
     )
     columns = (
         "data",
         "seeds",
         "pattern mean",
         "best pattern",
+        "in-context",
         "encoder",
         "ensemble",
         "PET student",
@@ -200,7 +199,7 @@ def _row(name: str, results: Sequence[Mapping[str, Any]]) -> list[str]:
     columns = (
         patterns,
         [max(one["singles"][:3]) for one in first],
-        [one["singles"][3] for one in first],
+        *([_named(one, mark) for one in results] for mark in ("in-context", PLMS[1])),
         [one["ensemble"] for one in first],
         students,
     )
@@ -208,6 +207,11 @@ def _row(name: str, results: Sequence[Mapping[str, Any]]) -> list[str]:
     kept = statistics.mean(one["student"]["accuracy"] / one["ensemble"] for one in first)
     seeds = ", ".join(dict.fromkeys(str(one["seed"]) for one in results))
     return [name, seeds, *map(spread, columns), f"{100 * gain:+.1f}", f"{100 * kept:.1f} %"]
+
+
+def _named(one: Mapping[str, Any], mark: str) -> float:
+    """The accuracy of the member whose name ends so."""
+    return next(single for name, single in zip(one["members"], one["generations"][0]["singles"], strict=True) if name.endswith(mark))
 
 
 def _together(speeds: Sequence[float]) -> float:

@@ -26,11 +26,11 @@ def fit(fewtune, llama, *more):
 def test_the_student_answers_and_the_artifact_says_who_taught_it(work, fewtune, llama):
     code, out, err = fit(fewtune, llama, "few.csv", "--unlabeled", "pool.csv", "--strategy", "pet:guard=false")
     assert code == 0, err
-    for said in ("Steps 1 and 2 of 3: 3 members", "Labelled: negative", "Step 3 of 3: the student"):
+    for said in ("Steps 1 and 2 of 3: 4 members", "Labelled: negative", "Step 3 of 3: the student"):
         assert said in err
     assert json.loads(out)["method"] == "pet, head, lora"
     about = json.loads((work / "model" / "manifest.json").read_text())["about"]["pet"]
-    assert about["rows"] == 24 and len(about["members"]) == 3
+    assert about["rows"] == 24 and len(about["members"]) == 4
     assert fewtune("predict", "model", "pool.csv", "-o", "answers.csv")[0] == 0
 
 

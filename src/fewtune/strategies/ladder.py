@@ -202,12 +202,12 @@ def _rungs(recipe: Recipe, backbone: Backbone, judging: Split) -> tuple[Rung, ..
         # Without a delta nothing is tuned, and what is found is found from the rows that a fold may see.
         rungs.append(Rung("zero-shot, searched", Supervised(), replace(bare, search=recipe.search), backbone))
     shown = replace(bare, demonstrations=recipe.demonstrations or SHOWN)
-    if recipe.demonstrations or (backbone.causal and _fits(shown, backbone, judging)):
+    if recipe.demonstrations or (backbone.causal and fits(shown, backbone, judging)):
         rungs.append(Rung("in-context", ZeroShot(), shown, backbone))
     return (*rungs, tuned)
 
 
-def _fits(recipe: Recipe, backbone: Backbone, judging: Split) -> bool:
+def fits(recipe: Recipe, backbone: Backbone, judging: Split) -> bool:
     """Whether there is room for an example of each label beside a query."""
     model = TunedModel.assemble(backbone, recipe.task, recipe.readout, max_length=recipe.max_length)
     try:

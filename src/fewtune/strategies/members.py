@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from safetensors import safe_open
@@ -19,8 +19,11 @@ from fewtune.data.example import Example, Split
 from fewtune.data.sampling import text_of
 from fewtune.errors import DataError
 from fewtune.model import TunedModel
+from fewtune.prompt.demonstrations import Demonstrations
 from fewtune.prompt.library import candidates
 from fewtune.recipe import Recipe
+from fewtune.strategies import ladder
+from fewtune.strategies.strategy import Strategy
 from fewtune.strategies.supervised import Supervised
 from fewtune.strategies.zeroshot import ZeroShot
 from fewtune.train.fit import Session, write_whole
@@ -31,11 +34,12 @@ _PIECE = 500
 
 @dataclass(frozen=True)
 class Member:
-    """One pattern on one PLM."""
+    """One pattern on one PLM, tuned unless its strategy is another."""
 
     name: str
     recipe: Recipe
     backbone: Backbone
+    strategy: Strategy = field(default_factory=Supervised)
 
     def answers(self, train: Sequence[Example], rows: Sequence[Example], session: Session) -> Tensor:
         """log_NC of `rows` by a model tuned on `train`, or by the PLM alone where there is nothing to learn from.
@@ -45,7 +49,7 @@ class Member:
         kept = _kept(session)
         if kept is not None:
             return kept
-        strategy, recipe = (Supervised(), self.recipe) if train else (ZeroShot(), replace(self.recipe, deltas=()))
+        strategy, recipe = (self.strategy, self.recipe) if train else (ZeroShot(), replace(self.recipe, deltas=(), demonstrations=None))
         model = strategy.run(recipe, Split(train=tuple(train)), self.backbone, session=session)
         try:
             found_NC = _labelled(model, rows, self.name, session)
@@ -81,27 +85,42 @@ class Heard:
         )
 
 
-def members_of(contestants: Sequence[tuple[Recipe, Backbone]], patterns: int, *, tuned: bool) -> tuple[Member, ...]:
+def members_of(contestants: Sequence[tuple[Recipe, Backbone]], split: Split, *, patterns: int, shown: bool) -> tuple[Member, ...]:
     """Each pattern on each PLM that reads a word, of the library `patterns` if the task names none; other PLMs once, for a pattern says
-    nothing to them, and only if they are to be `tuned`.
+    nothing to them.
 
-    Raises `DataError` if nobody is left.
+    With `shown`, autoregressive PLMs are also shown labelled rows, the first pattern untuned, where there is room for them. Without
+    labelled rows nobody learns anything. Raises `DataError` if nobody is left.
     """
-    found = []
+    found: list[Member] = []
     for recipe, backbone in contestants:
-        if not recipe.readout.needs_slot:
-            found += [Member(backbone.name, recipe, backbone)] if tuned else []
-            continue
-        texts = recipe.task.templates or candidates(recipe.task, causal=backbone.causal)[:patterns]
-        for number, text in enumerate(texts):
-            # The first of the library is what is asked by default: a recipe that says nothing else is another's, too.
-            default = number == 0 and not recipe.task.templates
-            own = recipe if default else replace(recipe, task=replace(recipe.task, templates=(text,)))
-            found.append(Member(f"{backbone.name} {text!r}", own, backbone))
+        if recipe.readout.needs_slot:
+            tuned = _patterns(recipe, backbone, patterns)
+            found += [*tuned, *(_shown(tuned[0], split) if shown and split.train else ())]
+        elif split.train:
+            found.append(Member(backbone.name, recipe, backbone))
     if not found:
         fix = "Label some rows, or name a PLM that has an LM head."
         raise DataError(expected="labelled rows, or a PLM that answers without", got="neither", where="strategy pet", fix=fix)
     return tuple(found)
+
+
+def _patterns(recipe: Recipe, backbone: Backbone, patterns: int) -> list[Member]:
+    """The first of the library is what is asked by default: its recipe is the one that was given."""
+    task, texts = recipe.task, recipe.task.templates or candidates(recipe.task, causal=backbone.causal)[:patterns]
+    recipes = [replace(recipe, task=replace(task, templates=(text,))) for text in texts]
+    own = recipes if task.templates else [recipe, *recipes[1:]]
+    return [Member(f"{backbone.name} {text!r}", one, backbone) for text, one in zip(texts, own, strict=True)]
+
+
+def _shown(first: Member, split: Split) -> list[Member]:
+    """A member of the same pattern that is shown labelled rows instead of tuned on them, if there is room for it."""
+    shown = Demonstrations(similar=1, draws=1)
+    recipe = replace(first.recipe, deltas=(), search=(), demonstrations=shown)
+    alone = first.recipe.demonstrations is None and not first.recipe.readout.reverses and first.backbone.causal
+    if not alone or not ladder.fits(recipe, first.backbone, split):
+        return []
+    return [Member(f"{first.name} in-context", recipe, first.backbone, ZeroShot())]
 
 
 def answered(members: Sequence[Member | Heard], sets: Sequence[Sequence[Example]], rows: Sequence[Example], session: Session) -> Tensor:

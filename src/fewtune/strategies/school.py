@@ -45,7 +45,7 @@ class Lessons:
     """Who teaches what to whom.
 
     `patterns` is how many templates of the library are tried where the task names none; those it names are the patterns; with 0 no member
-    is tuned, and a teacher from elsewhere stands alone. `merge` says
+    is tuned, and a teacher from elsewhere stands alone. With `shown` autoregressive PLMs are members in-context, too. `merge` says
     how the members' predictions become labels: `stacked` by how well each does on labelled rows that it has not seen, or as the
     papers have it: `probabilities` added, mean `logits`, or logits `weighted` by accuracy before tuning. The student learns soft labels
     at `temperature` (KL × T²), with `gold` beside the labelled rows by their own labels, else alone, as the official code has it.
@@ -56,6 +56,7 @@ class Lessons:
     """
 
     patterns: int = 3
+    shown: bool = True
     merge: Merge = "stacked"
     temperature: float = 2.0
     gold: bool = True
@@ -119,8 +120,8 @@ class School:
             fix = "Give texts with --unlabeled, or choose --strategy supervised."
             raise DataError(expected="unlabelled rows", got="none", where="strategy pet", fix=fix)
         chosen = pool(rows, spec.most, seed=recipe.seed, without=split.train)
-        tuned = members_of(contestants, spec.patterns, tuned=bool(split.train)) if spec.patterns else ()
-        members = (*tuned, *heard)
+        own = members_of(contestants, split, patterns=spec.patterns, shown=spec.shown) if spec.patterns else ()
+        members = (*own, *heard)
         session.say(f"{len(members)} members: {'; '.join(member.name for member in members)}. {len(chosen):,} unlabelled rows.")
         return cls(spec, members, chosen, _learner(spec, [backbone for _, backbone in contestants]), recipe)
 
@@ -190,9 +191,9 @@ class School:
 
         def said(rung: Rung) -> Tensor | None:
             for number, member in enumerate(self.members):
-                same = isinstance(member, Member) and rung.backbone is member.backbone and rung.recipe == member.recipe
-                if same and isinstance(rung.strategy, Supervised):
-                    return unseen.log_MNC[number]
+                if isinstance(member, Member) and rung.backbone is member.backbone:
+                    if (rung.strategy, rung.recipe) == (member.strategy, member.recipe):
+                        return unseen.log_MNC[number]
             return None
 
         return said
