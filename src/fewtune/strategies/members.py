@@ -41,6 +41,10 @@ class Member:
     backbone: Backbone
     strategy: Strategy = field(default_factory=Supervised)
 
+    def runs(self, strategy: Strategy, recipe: Recipe, backbone: Backbone) -> bool:
+        """Whether it does just this."""
+        return backbone is self.backbone and (strategy, recipe) == (self.strategy, self.recipe)
+
     def answers(self, train: Sequence[Example], rows: Sequence[Example], session: Session) -> Tensor:
         """log_NC of `rows` by a model tuned on `train`, or by the PLM alone where there is nothing to learn from.
 

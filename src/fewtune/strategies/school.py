@@ -191,9 +191,8 @@ class School:
 
         def said(rung: Rung) -> Tensor | None:
             for number, member in enumerate(self.members):
-                if isinstance(member, Member) and rung.backbone is member.backbone:
-                    if (rung.strategy, rung.recipe) == (member.strategy, member.recipe):
-                        return unseen.log_MNC[number]
+                if isinstance(member, Member) and member.runs(rung.strategy, rung.recipe, rung.backbone):
+                    return unseen.log_MNC[number]
             return None
 
         return said
