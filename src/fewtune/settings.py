@@ -34,6 +34,7 @@ from fewtune.strategies.pet import LEAST
 from fewtune.strategies.strategy import Strategy
 from fewtune.tasks import kind_of
 from fewtune.tasks.task import Task
+from fewtune.train.adapt import ADAPTATIONS, Adaptation
 from fewtune.train.fit import FitOptions
 
 DEFAULT_DELTAS: tuple[Delta, ...] = (LoRA(top=1 / 3),)
@@ -61,6 +62,7 @@ class Settings:
     calibration: Calibration | None = None
     demonstrations: Demonstrations | None = None
     search: tuple[Search, ...] = ()
+    adapt: tuple[Adaptation, ...] = ()
     fit: FitOptions = field(default_factory=FitOptions)
     max_length: int = DEFAULT_LENGTH
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -148,6 +150,7 @@ def recipe_of(task: Task, backbone: Backbone, settings: Settings) -> Recipe:
         calibration=settings.calibration,
         demonstrations=settings.demonstrations,
         search=settings.search,
+        adapt=settings.adapt,
         fit=settings.fit,
         max_length=settings.max_length,
         precision=settings.precision,
@@ -198,6 +201,12 @@ def method(recipe: Recipe, strategy: str) -> str:
     'zeroshot, cloze'
     """
     found = (f"searched {SEARCHES.name_of(search)}" for search in recipe.search)
-    parts = [strategy, READOUTS.name_of(recipe.readout), *found, *(DELTAS.name_of(delta) for delta in recipe.deltas)]
+    parts = [
+        strategy,
+        READOUTS.name_of(recipe.readout),
+        *found,
+        *map(ADAPTATIONS.name_of, recipe.adapt),
+        *(DELTAS.name_of(delta) for delta in recipe.deltas),
+    ]
     parts += ["demonstrations"] if recipe.demonstrations else []
     return ", ".join(parts)
