@@ -47,4 +47,4 @@ ADAPTATIONS: Table[Adaptation] = Table("adaptation", {"tapt": TaskAdaptive, "aux
 
 def _require(holds: bool, where: str, expected: str, got: object) -> None:
     if not holds:
-        raise SpecError(expected=expected, got=repr(got), where=f"--adapt {where}", fix="Change the value.")
+        raise SpecError(expected=expected, got=repr(got), where=where, fix="Change the value.")
