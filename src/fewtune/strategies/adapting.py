@@ -21,6 +21,7 @@ from fewtune import forecast
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Example, Split
 from fewtune.data.sampling import derive
+from fewtune.deltas.subset import Subset
 from fewtune.errors import BackboneError, DataError, SpecError, TaskError
 from fewtune.model import TunedModel
 from fewtune.prompt.defaults import templates_of
@@ -40,9 +41,10 @@ def check(recipe: Recipe, backbone: Backbone, split: Split) -> None:
     if not recipe.adapt:
         return
     names = [ADAPTATIONS.name_of(one) for one in recipe.adapt]
-    if len(set(names)) < len(names):
-        raise SpecError(expected="each adaptation once", got=f"{names[0]} twice", where="--adapt", fix="Name tapt once and auxiliary once.")
-    if not recipe.deltas:
+    if twice := [name for name in ADAPTATIONS if names.count(name) > 1]:
+        fix = "Say all of it at once, as in tapt:steps=100,batch_size=16."
+        raise SpecError(expected="each adaptation once", got=f"{twice[0]} twice", where="--adapt", fix=fix)
+    if all(isinstance(delta, Subset) and delta.part == "none" for delta in recipe.deltas):
         fix = "Name a --delta and no --strategy zeroshot, or leave --adapt out."
         raise TaskError(expected="a delta that learns the texts' language", got="none", where="--adapt", fix=fix)
     backbone.require_lm_head("--adapt", fix="Leave --adapt out, or take another --backbone.")
@@ -192,6 +194,7 @@ def beside(model: TunedModel, recipe: Recipe, pool: Sequence[Example]) -> Beside
     spec = next((one for one in recipe.adapt if isinstance(one, Auxiliary)), None)
     if spec is None:
         return None
+    worded = [example for example in pool if any(text.strip() for text in example.fields.values())]
     templates = range(len(model.asked.templates))
-    rows = itertools.chain.from_iterable(model.rows(pool[number :: len(templates)], number) for number in templates)
+    rows = itertools.chain.from_iterable(model.rows(worded[number :: len(templates)], number) for number in templates)
     return Beside(spec.weight, Language.of(model, rows, spec.batch_size, derive(recipe.seed, "auxiliary")))

@@ -42,7 +42,7 @@ class Auxiliary:
 
 
 Adaptation = TaskAdaptive | Auxiliary
-ADAPTATIONS: Table[Adaptation] = Table("adaptation", {"tapt": TaskAdaptive, "auxiliary": Auxiliary})
+ADAPTATIONS: Table[Adaptation] = Table("way to adapt", {"tapt": TaskAdaptive, "auxiliary": Auxiliary})
 
 
 def _require(holds: bool, where: str, expected: str, got: object) -> None:
