@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from fewtune.train.losses import cross_entropy
+
 MASKED = 0.15
 """The share of the tokens that is to be predicted (Devlin et al. 2019, section 3.1)."""
 _SHOWN, _REPLACED = 0.8, 0.1  # of these the share that becomes a mask token, and that becomes a random one
@@ -94,7 +96,7 @@ def language_loss(hidden_ND: Tensor, targets_N: Tensor, logits: Callable[[Tensor
     """
 
     def summed(part_ND: Tensor, own_N: Tensor) -> Tensor:
-        return torch.nn.functional.cross_entropy(logits(part_ND).float(), own_N, reduction="sum")
+        return cross_entropy(logits(part_ND), own_N) * len(own_N)
 
     parts = list(zip(torch.split(hidden_ND, most), torch.split(targets_N, most), strict=True))
     if len(parts) == 1:
