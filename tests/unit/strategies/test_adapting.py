@@ -16,6 +16,7 @@ from fewtune.deltas import DELTAS
 from fewtune.errors import BackboneError, DataError, SpecError, TaskError
 from fewtune.readout import READOUTS
 from fewtune.readout.calibration import Temperature
+from fewtune.readout.similarity import Similarity
 from fewtune.strategies import adapting
 from fewtune.train.adapt import Auxiliary, TaskAdaptive
 from fewtune.train.fit import FitOptions, Session
@@ -149,6 +150,12 @@ def test_rows_stand_in_their_templates_and_the_slot_is_not_predicted():
         assert mask not in language.at(step)[1].targets_N.tolist()
 
 
+def test_a_text_that_comes_again_is_masked_anew():
+    language = adapting.Language.of(Run("bert").model, bare(Run("bert"))[3:4], batch_size=1, seed=1)
+    assert len({tuple(language.at(step)[1].places_N.tolist()) for step in range(10)}) > 1
+    assert torch.equal(language.at(7)[0].ids_BT, language.at(7)[0].ids_BT)
+
+
 def test_both_together():
     run = Run(adapt=(BESIDE, TAPT))
     assert list(run.losses) == ["fit.tapt", "fit"] and run.model.about["method"] == "supervised, cloze, auxiliary, tapt, lora"
@@ -179,6 +186,9 @@ def test_beside_every_readout(readout):
 def test_the_ladder_judges_it_as_the_tuned_rung_and_only_there():
     run = Run(strategy="ladder", adapt=(TAPT,))
     assert [rung["name"] for rung in run.model.about["rungs"]][-1] == "tuned" and len(run.losses["fit.tapt"]) == 4
+    assert ("tapt" in run.model.about["method"]) == (run.model.about["kept"] == "tuned")
+    paired = Run(strategy="ladder", adapt=(TAPT,), readout=Similarity(), task=replace(TASK, templates=("{text}",)))
+    assert [rung["name"] for rung in paired.model.about["rungs"]] == ["frozen embeddings", "tuned"]
     assert job.Settings(adapt=(TAPT,)).way == "ladder" and job.Settings(adapt=(TAPT,)).beside == () != job.Settings().beside
 
 

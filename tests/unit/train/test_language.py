@@ -14,8 +14,9 @@ MASKING = Masking(MASK, SPECIAL, VOCABULARY)
 
 
 def padded(rows):
+    """Padded with an ordinary token, for a tokenizer may have none for it."""
     width = max(map(len, rows))
-    ids_BT = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+    ids_BT = torch.tensor([[*row, *[7] * (width - len(row))] for row in rows])
     return ids_BT, torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
 
 
