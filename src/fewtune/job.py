@@ -160,9 +160,7 @@ def tune(
     if note:
         session.say(note)
     settings = without_ladder(task, settings, session.say)
-    contestants = [(recipe_of(task, one, settings), one) for one in (backbone, *beside)]
-    for one in contestants:
-        adapting.check(*one, split)
+    contestants = adapting.able([(recipe_of(task, one, settings), one) for one in (backbone, *beside)], split, session)
     recipe = contestants[0][0]
     if isinstance(settings.spec, Joint) and beside:
         model = settings.spec.over([(without_slot(own), one) for own, one in contestants], split, session=session)

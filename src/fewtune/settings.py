@@ -111,14 +111,19 @@ def without_ladder(task: Task, settings: Settings, say: Callable[[str], None]) -
 
 
 def with_pool(task: Task, settings: Settings, pool: int, say: Callable[[str], None], *, taught: bool = False) -> Settings:
-    """PET where nothing else is wanted and there are enough unlabelled rows, or some that a teacher from elsewhere has labelled.
+    """PET where nothing else is wanted, of the pool either, and there are enough unlabelled rows, or some that a teacher from elsewhere has labelled.
 
     Raises `SpecError` for a strategy that has no use for a teacher.
     """
     if taught and settings.strategy is not None and settings.way not in PETS:
         fix = "Leave --teacher or --strategy out, or choose --strategy pet."
         raise SpecError(expected="a strategy that learns from a teacher", got=settings.way, where="--teacher", fix=fix)
-    if settings.strategy is not None or (settings.way != "ladder" and not taught) or not (pool or taught):
+    if (
+        settings.strategy is not None
+        or (settings.adapt and not taught)
+        or (settings.way != "ladder" and not taught)
+        or not (pool or taught)
+    ):
         return settings
     if not taught and (pool < LEAST or not kind_of(task).judged):
         why = f"fewer than {LEAST}" if pool < LEAST else f"{task.kind} is not learned so"

@@ -66,18 +66,18 @@ class Stopped(Exception):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("name", "what"), [("tapt", "fit.tapt"), ("tapt", "fit"), ("auxiliary", "fit")])
+@pytest.mark.parametrize(("name", "what"), [("tapt", "fit.tapt-"), ("tapt", "fit"), ("auxiliary", "fit")])
 def test_a_run_that_goes_on_ends_with_the_same_bytes(name, what, family, tmp_path):
     said = []
 
     def stop(label, done, steps, loss):
-        if (label, done) == (what, 4):
+        if (label == what or label.startswith("fit.tapt-") and what == "fit.tapt-") and done == 4:
             raise Stopped
 
     with pytest.raises(Stopped):
         run(name, family, session=Session(tmp_path, "key", progress=stop, every_seconds=0))
     on = run(name, family, session=Session(tmp_path, "key", say=said.append))
-    assert any(f"Going on with {what} after step 3 of 6." in line for line in said)
+    assert any(line.startswith(f"Going on with {what}") and line.endswith("after step 3 of 6.") for line in said)
     assert same(on, run(name, family))
 
 

@@ -36,8 +36,23 @@ B = TypeVar("B")
 _Asked = tuple[Batch, Predictions]
 
 
-def check(recipe: Recipe, backbone: Backbone, split: Split) -> None:
-    """Raise an `InputError` where adapting is wanted and there is nothing to learn from, nothing to train, or no LM head."""
+def able(contestants: Sequence[tuple[Recipe, Backbone]], split: Split, session: Session) -> list[tuple[Recipe, Backbone]]:
+    """The contestants as they can adapt: of several PLMs one without an LM head learns from labels alone.
+
+    Raises an `InputError` where adapting is wanted and there is nothing to learn from, nothing to train, or no LM head at all.
+    """
+    heads = [backbone.has_lm_head for _, backbone in contestants]
+    found = []
+    for (recipe, backbone), head in zip(contestants, heads, strict=True):
+        if recipe.adapt and any(heads) and not head:
+            session.say(f"{backbone.name} has no LM head and learns from labels alone.")
+            recipe = replace(recipe, adapt=())
+        _check(recipe, backbone, split)
+        found.append((recipe, backbone))
+    return found
+
+
+def _check(recipe: Recipe, backbone: Backbone, split: Split) -> None:
     if not recipe.adapt:
         return
     names = [ADAPTATIONS.name_of(one) for one in recipe.adapt]

@@ -34,12 +34,13 @@ _PIECE = 500
 
 @dataclass(frozen=True)
 class Member:
-    """One pattern on one PLM, tuned unless its strategy is another."""
+    """One pattern on one PLM, tuned unless its strategy is another; `pool` are unlabelled rows for what its recipe does with them."""
 
     name: str
     recipe: Recipe
     backbone: Backbone
     strategy: Strategy = field(default_factory=Supervised)
+    pool: tuple[Example, ...] = ()
 
     def answers(self, train: Sequence[Example], rows: Sequence[Example], session: Session) -> Tensor:
         """log_NC of `rows` by a model tuned on `train`, or by the PLM alone where there is nothing to learn from.
@@ -50,7 +51,7 @@ class Member:
         if kept is not None:
             return kept
         strategy, recipe = (self.strategy, self.recipe) if train else (ZeroShot(), replace(self.recipe, deltas=(), demonstrations=None))
-        model = strategy.run(recipe, Split(train=tuple(train)), self.backbone, session=session)
+        model = strategy.run(recipe, Split(train=tuple(train), unlabeled=self.pool), self.backbone, session=session)
         try:
             found_NC = _labelled(model, rows, self.name, session)
         finally:
@@ -102,7 +103,7 @@ def members_of(contestants: Sequence[tuple[Recipe, Backbone]], split: Split, *, 
     if not found:
         fix = "Label some rows, or name a PLM that has an LM head."
         raise DataError(expected="labelled rows, or a PLM that answers without", got="neither", where="strategy pet", fix=fix)
-    return tuple(found)
+    return tuple(replace(member, pool=split.unlabeled) for member in found)
 
 
 def _patterns(recipe: Recipe, backbone: Backbone, patterns: int) -> list[Member]:
@@ -116,7 +117,7 @@ def _patterns(recipe: Recipe, backbone: Backbone, patterns: int) -> list[Member]
 def _shown(first: Member, split: Split) -> list[Member]:
     """A member of the same pattern that is shown labelled rows instead of tuned on them, if there is room for it."""
     shown = Demonstrations(similar=1, draws=1)
-    recipe = replace(first.recipe, deltas=(), search=(), demonstrations=shown)
+    recipe = replace(first.recipe, deltas=(), search=(), adapt=(), demonstrations=shown)
     alone = first.recipe.demonstrations is None and not first.recipe.readout.reverses and first.backbone.causal
     if not alone or not ladder.fits(recipe, first.backbone, split):
         return []

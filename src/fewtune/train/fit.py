@@ -6,6 +6,7 @@ Everything random is a function of (seed, step), so a run that is killed and sta
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import threading
@@ -158,12 +159,11 @@ def fit_once(
 ) -> None:
     """`fit`, but the weights of an earlier one of the session where that was `decided_by` the same.
 
-    Its checkpoint is called by how many others there were before it, so that it is found again by a job that goes on.
+    `decided_by` has the same `repr` in every process: its checkpoint is called by that, so that a job that goes on finds it again.
     """
     weights = {name: weight for group in groups for name, weight in group.weights.items()}
     if decided_by not in session.shared:
-        number = len(session.shared)
-        own = replace(session, label=f"{session.label}-{number + 1}" if number else session.label)
+        own = replace(session, label=f"{session.label}-{hashlib.sha256(repr(decided_by).encode()).hexdigest()[:8]}")
         fit(groups, batches, loss, steps=steps, options=options, seed=seed, session=own)
         session.shared[decided_by] = {name: weight.detach().clone() for name, weight in weights.items()}
     for name, weight in weights.items():

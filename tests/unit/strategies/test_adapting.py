@@ -1,6 +1,7 @@
 """Learning the unlabelled texts' language: what it starts from and minimises, once for all folds, through every kind of readout and delta,
 and refused in one line where there is nothing to learn, to train or to predict with."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from fewtune.errors import BackboneError, DataError, SpecError, TaskError
 from fewtune.readout import READOUTS
 from fewtune.readout.calibration import Temperature
 from fewtune.readout.similarity import Similarity
+from fewtune.settings import with_pool
 from fewtune.strategies import adapting
 from fewtune.train.adapt import Auxiliary, TaskAdaptive
 from fewtune.train.fit import FitOptions, Session
@@ -49,8 +51,12 @@ class Run:
             }
             | given
         )
-        session = Session(say=self.said.append, progress=lambda what, done, steps, loss: self.losses.setdefault(what, []).append(loss))
+        session = Session(say=self.said.append, progress=self.note)
         self.model = job.tune(task, Split(train=train, unlabeled=pool), self.backbone, settings, session=session)
+
+    def note(self, what, done, steps, loss):
+        label = re.sub(r"^fit\.tapt-[0-9a-f]{8}$", "fit.tapt", what)  # what decides it
+        self.losses.setdefault(label, []).append(loss)
 
     def language_loss(self, rows):
         """The mean over the rows' predictions, as the model is now."""
@@ -136,7 +142,7 @@ def test_texts_without_words_are_left_out():
 
 
 def recipe(*adapt):
-    return ft.Recipe(TASK, adapt=adapt, seed=3)
+    return ft.Recipe(TASK, deltas=(ft.LoRA(rank=2),), adapt=adapt, seed=3)
 
 
 def test_rows_stand_in_their_templates_and_the_slot_is_not_predicted():
@@ -189,7 +195,33 @@ def test_the_ladder_judges_it_as_the_tuned_rung_and_only_there():
     assert ("tapt" in run.model.about["method"]) == (run.model.about["kept"] == "tuned")
     paired = Run(strategy="ladder", adapt=(TAPT,), readout=Similarity(), task=replace(TASK, templates=("{text}",)))
     assert [rung["name"] for rung in paired.model.about["rungs"]] == ["frozen embeddings", "tuned"]
-    assert job.Settings(adapt=(TAPT,)).way == "ladder" and job.Settings(adapt=(TAPT,)).beside == () != job.Settings().beside
+    wanted = job.Settings(adapt=(TAPT,))
+    assert wanted.way == "ladder" and with_pool(TASK, wanted, 1000, print) == wanted != with_pool(TASK, job.Settings(), 1000, print)
+
+
+def test_of_several_plms_one_without_an_lm_head_learns_from_labels_alone():
+    said, backbones = [], [Backbone(*tiny.model(family), name=family) for family in ("llama", "t5")]
+    recipes = [(recipe(TAPT, BESIDE), one) for one in backbones]
+    split = Split(train=TRAIN, unlabeled=POOL)
+    assert [own.adapt for own, _ in adapting.able(recipes, split, Session(say=said.append))] == [(TAPT, BESIDE), ()]
+    assert said == ["t5 has no LM head and learns from labels alone."]
+    with pytest.raises(BackboneError, match="got t5"):
+        adapting.able(recipes[1:], split, Session())
+
+
+def test_the_members_of_pet_adapt_once_for_all_patterns_and_folds():
+    rows = TRAIN * 2
+    train = tuple(replace(row, fields={"text": f"{row.fields['text']} {number}"}) for number, row in enumerate(rows))
+    run = Run(
+        strategy="pet:patterns=2,shown=false,guard=false",
+        task=replace(TASK, templates=()),
+        train=train,
+        deltas=None,
+        readout=None,
+        adapt=(TAPT,),
+    )
+    members = [what for what in run.losses if "member" in what]
+    assert len(run.losses["fit.tapt"]) == 4 and len(members) == 2 * 5, run.said
 
 
 # What is said
