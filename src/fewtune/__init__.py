@@ -36,12 +36,15 @@ if TYPE_CHECKING:
     from fewtune.readout.prior import PriorMatching as PriorMatching
     from fewtune.recipe import Recipe as Recipe
     from fewtune.tasks.task import Task as Task
+    from fewtune.train.adapt import Auxiliary as Auxiliary
+    from fewtune.train.adapt import TaskAdaptive as TaskAdaptive
     from fewtune.train.fit import FitOptions as FitOptions
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
     "Adapter": "fewtune.deltas.adapter:Adapter",
+    "Auxiliary": "fewtune.train.adapt:Auxiliary",
     "Channel": "fewtune.readout.channel:Channel",
     "Cloze": "fewtune.readout.cloze:Cloze",
     "Contextual": "fewtune.readout.calibration:Contextual",
@@ -60,6 +63,7 @@ _PUBLIC = {
     "Split": "fewtune.data.example:Split",
     "Subset": "fewtune.deltas.subset:Subset",
     "Task": "fewtune.tasks.task:Task",
+    "TaskAdaptive": "fewtune.train.adapt:TaskAdaptive",
     "TemplateSearch": "fewtune.prompt.search:TemplateSearch",
     "Temperature": "fewtune.readout.calibration:Temperature",
     "TunedModel": "fewtune.model:TunedModel",

@@ -15,6 +15,7 @@ import typer
 from fewtune import cli_backbones, cli_compare, cli_peft, cli_search, cli_templates, terminal
 from fewtune.errors import FewtuneError, InputError
 from fewtune.flags import (
+    Adapt,
     AsJson,
     BackboneName,
     BackboneNames,
@@ -38,6 +39,7 @@ from fewtune.flags import (
     WordReadout,
     Words,
 )
+from fewtune.flags import adaptations as _adaptations
 from fewtune.flags import listed as _list
 from fewtune.flags import searches as _searches
 from fewtune.flags import source as _source
@@ -92,6 +94,7 @@ def fit(
     calibration: Calibration = None,
     demonstrations: Demonstrations = None,
     search: Search = None,
+    adapt: Adapt = None,
     steps: Annotated[int | None, typer.Option("--steps", min=0)] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate")] = None,
     batch_size: BatchSize = 8,
@@ -118,6 +121,7 @@ def fit(
         calibration=_calibration(calibration),
         demonstrations=read(demonstrations, "--demonstrations"),
         search=_searches(search),
+        adapt=_adaptations(adapt),
         fit=FitOptions(steps=steps, learning_rate=learning_rate, batch_size=batch_size),
         max_length=max_length,
         precision=precision,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fewtune.job import Source
     from fewtune.prompt.search import Search as SearchSpec
     from fewtune.tasks.task import Task
+    from fewtune.train.adapt import Adaptation
 
 Text = Annotated[list[str] | None, typer.Option("--text", help="Column of the text; repeat for a pair.")]
 Label = Annotated[str | None, typer.Option("--label", help="Column of the label.")]
@@ -64,6 +65,13 @@ Search = Annotated[
         "--search", help="words or templates, both by repeating: found with the labelled rows; words:by=ratio, templates:keep=4 …"
     ),
 ]
+Adapt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapt",
+        help="What is learned of the language of --unlabeled: tapt (before tuning), auxiliary (in its steps); tapt:steps=200 … May repeat.",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed")]
 MaxLength = Annotated[int, typer.Option("--max-length", min=8, help="Tokens; longer texts are shortened, templates never.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
@@ -107,6 +115,13 @@ def searches(given: list[str] | None) -> tuple[SearchSpec, ...]:
     from fewtune.prompt.search import SEARCHES
 
     return tuple(SEARCHES.from_text(item, "--search") for item in given or ())
+
+
+def adaptations(given: list[str] | None) -> tuple[Adaptation, ...]:
+    """What `--adapt` names."""
+    from fewtune.train.adapt import ADAPTATIONS
+
+    return tuple(ADAPTATIONS.from_text(item, "--adapt") for item in given or ())
 
 
 def words(text: str | None) -> dict[str, tuple[str, ...]]:

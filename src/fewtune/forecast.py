@@ -69,6 +69,14 @@ def seconds(model: TunedModel, batch: Batch, *, cached: bool = True, most: int =
         return Seconds(_timed(lambda: _gradients(model, batch, below_BTD), model, most) + _update_seconds(weights), states)
 
 
+def step_seconds(model: TunedModel, loss: Callable[[], Tensor], *, most: int = _MOST) -> float:
+    """Take the passes of a step that minimises what `loss` gives, forward and backward, and time them; then the optimizer."""
+    weights = trained(model)
+    with _traceless(model):
+        passes = _timed(lambda: torch.autograd.grad(loss(), weights, allow_unused=True), model, most)
+    return passes + _update_seconds(weights)
+
+
 def memory(model: TunedModel, batch: Batch, *, cached: bool = True) -> Memory:
     """Take the step's passes on `batch` and follow every tensor from its making to its end."""
     weights = trained(model)

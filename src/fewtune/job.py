@@ -34,10 +34,11 @@ from fewtune.readout.calibration import Calibration
 from fewtune.readout.readout import Readout
 from fewtune.recipe import DEFAULT_BACKBONE, Recipe
 from fewtune.settings import PETS, Settings, method, recipe_of, with_pool, without_ladder, without_slot
-from fewtune.strategies import searching
+from fewtune.strategies import adapting, searching
 from fewtune.strategies.strategy import Joint
 from fewtune.tasks import KINDS, kind_of
 from fewtune.tasks.task import Task
+from fewtune.train.adapt import Adaptation
 from fewtune.train.fit import FitOptions, Progress, Session
 
 Say = Callable[[str], None]
@@ -96,6 +97,7 @@ def fit(
     calibration: Calibration | None = None,
     demonstrations: Demonstrations | None = None,
     search: Sequence[Search] = (),
+    adapt: Sequence[Adaptation] = (),
     options: FitOptions | None = None,
     max_length: int = DEFAULT_LENGTH,
     seed: int = 42,
@@ -116,6 +118,7 @@ def fit(
         calibration=calibration,
         demonstrations=demonstrations,
         search=tuple(search),
+        adapt=tuple(adapt),
         fit=options or FitOptions(),
         max_length=max_length,
         seed=seed,
@@ -157,10 +160,10 @@ def tune(
     if note:
         session.say(note)
     settings = without_ladder(task, settings, session.say)
-    recipe = recipe_of(task, backbone, settings)
+    contestants = adapting.able([(recipe_of(task, one, settings), one) for one in (backbone, *beside)], split, session)
+    recipe = contestants[0][0]
     if isinstance(settings.spec, Joint) and beside:
-        contestants = [(without_slot(recipe_of(task, one, settings)), one) for one in (backbone, *beside)]
-        model = settings.spec.over(contestants, split, session=session)
+        model = settings.spec.over([(without_slot(own), one) for own, one in contestants], split, session=session)
     else:
         model = settings.spec.run(recipe, split, backbone, session=session)
     made = Recipe.from_dict(model.about["recipe"]) if "recipe" in model.about else recipe

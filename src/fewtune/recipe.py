@@ -17,6 +17,7 @@ from fewtune.readout.calibration import Calibration
 from fewtune.readout.cloze import Cloze
 from fewtune.readout.readout import Readout
 from fewtune.tasks.task import Task
+from fewtune.train.adapt import ADAPTATIONS, Adaptation
 from fewtune.train.fit import FitOptions
 
 DEFAULT_BACKBONE = "smollm2-135m"
@@ -33,6 +34,7 @@ class Recipe:
     calibration: Calibration | None = None
     demonstrations: Demonstrations | None = None
     search: tuple[Search, ...] = ()
+    adapt: tuple[Adaptation, ...] = ()
     fit: FitOptions = field(default_factory=FitOptions)
     max_length: int = DEFAULT_LENGTH
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -48,6 +50,7 @@ class Recipe:
             "calibration": None if self.calibration is None else CALIBRATIONS.to_dict(self.calibration),
             "demonstrations": None if self.demonstrations is None else registry.to_dict(self.demonstrations),
             "search": [SEARCHES.to_dict(search) for search in self.search],
+            "adapt": [ADAPTATIONS.to_dict(one) for one in self.adapt],
             "fit": registry.to_dict(self.fit),
             "max_length": self.max_length,
             "precision": self.precision,
@@ -66,6 +69,7 @@ class Recipe:
             readout=READOUTS.from_dict(data.get("readout", {"name": "cloze"}), f"{where}.readout"),
             calibration=None if calibration is None else CALIBRATIONS.from_dict(calibration, f"{where}.calibration"),
             search=tuple(SEARCHES.from_dict(item, f"{where}.search[{number}]") for number, item in enumerate(data.get("search", ()))),
+            adapt=tuple(ADAPTATIONS.from_dict(item, f"{where}.adapt[{number}]") for number, item in enumerate(data.get("adapt", ()))),
             backbone=plain.backbone,
             demonstrations=plain.demonstrations,
             fit=plain.fit,
@@ -75,7 +79,7 @@ class Recipe:
         )
 
 
-_SPECS = ("task", "deltas", "readout", "calibration", "search")
+_SPECS = ("task", "deltas", "readout", "calibration", "search", "adapt")
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from fewtune.strategies.pet import LEAST
 from fewtune.strategies.strategy import Strategy
 from fewtune.tasks import kind_of
 from fewtune.tasks.task import Task
+from fewtune.train.adapt import ADAPTATIONS, Adaptation
 from fewtune.train.fit import FitOptions
 
 DEFAULT_DELTAS: tuple[Delta, ...] = (LoRA(top=1 / 3),)
@@ -61,6 +62,7 @@ class Settings:
     calibration: Calibration | None = None
     demonstrations: Demonstrations | None = None
     search: tuple[Search, ...] = ()
+    adapt: tuple[Adaptation, ...] = ()
     fit: FitOptions = field(default_factory=FitOptions)
     max_length: int = DEFAULT_LENGTH
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -109,14 +111,19 @@ def without_ladder(task: Task, settings: Settings, say: Callable[[str], None]) -
 
 
 def with_pool(task: Task, settings: Settings, pool: int, say: Callable[[str], None], *, taught: bool = False) -> Settings:
-    """PET where nothing else is wanted and there are enough unlabelled rows, or some that a teacher from elsewhere has labelled.
+    """PET where nothing else is wanted, of the pool either, and there are enough unlabelled rows, or some that a teacher from elsewhere has labelled.
 
     Raises `SpecError` for a strategy that has no use for a teacher.
     """
     if taught and settings.strategy is not None and settings.way not in PETS:
         fix = "Leave --teacher or --strategy out, or choose --strategy pet."
         raise SpecError(expected="a strategy that learns from a teacher", got=settings.way, where="--teacher", fix=fix)
-    if settings.strategy is not None or (settings.way != "ladder" and not taught) or not (pool or taught):
+    if (
+        settings.strategy is not None
+        or (settings.adapt and not taught)
+        or (settings.way != "ladder" and not taught)
+        or not (pool or taught)
+    ):
         return settings
     if not taught and (pool < LEAST or not kind_of(task).judged):
         why = f"fewer than {LEAST}" if pool < LEAST else f"{task.kind} is not learned so"
@@ -148,6 +155,7 @@ def recipe_of(task: Task, backbone: Backbone, settings: Settings) -> Recipe:
         calibration=settings.calibration,
         demonstrations=settings.demonstrations,
         search=settings.search,
+        adapt=settings.adapt,
         fit=settings.fit,
         max_length=settings.max_length,
         precision=settings.precision,
@@ -198,6 +206,12 @@ def method(recipe: Recipe, strategy: str) -> str:
     'zeroshot, cloze'
     """
     found = (f"searched {SEARCHES.name_of(search)}" for search in recipe.search)
-    parts = [strategy, READOUTS.name_of(recipe.readout), *found, *(DELTAS.name_of(delta) for delta in recipe.deltas)]
+    parts = [
+        strategy,
+        READOUTS.name_of(recipe.readout),
+        *found,
+        *map(ADAPTATIONS.name_of, recipe.adapt),
+        *(DELTAS.name_of(delta) for delta in recipe.deltas),
+    ]
     parts += ["demonstrations"] if recipe.demonstrations else []
     return ", ".join(parts)

@@ -59,7 +59,7 @@ def content(folder):
 
 def wait_for(path, seconds=60):
     until = time.monotonic() + seconds
-    while not path.exists():
+    while not any(path.parent.glob(path.name)):
         assert time.monotonic() < until, "no checkpoint came"
         time.sleep(0.01)
 
@@ -110,6 +110,14 @@ def test_killed_among_the_members_of_pet(work):
 def test_killed_in_a_fit_that_searched(work):
     err = killed_at(work, "fit.safetensors", "--search", "templates:tried=4,guard=false", "--search", "words:guard=false")
     assert "Going on with fit after step" in err
+
+
+@pytest.mark.parametrize(("file", "what"), [("fit.tapt-*", "fit.tapt-"), ("fit.fold-2", "fit.tapt-"), ("fit", "fit after")])
+def test_killed_while_the_pools_language_was_learned_before_and_beside(work, file, what):
+    (work / "pool.csv").write_text("text\nthe world of sports\nit was terrible\na joy from start to finish!\n")
+    adapt = ("--adapt", "tapt:steps=20,batch_size=2", "--adapt", "auxiliary:weight=0.3,batch_size=2")
+    err = killed_at(work, f"{file}.safetensors", "--unlabeled", "pool.csv", *adapt, "--calibration", "temperature")
+    assert f"Going on with {what}" in err
 
 
 def test_interrupted_and_started_again(work):

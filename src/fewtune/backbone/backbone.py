@@ -408,14 +408,14 @@ class Backbone:
         module: nn.Module = self.model.get_submodule(step)
         return module
 
-    def require_lm_head(self) -> None:
-        """Raise `BackboneError` if the model cannot fill a slot."""
+    def require_lm_head(self, where: str = "--readout", *, fix: str = "Use --readout head, or another --backbone.") -> None:
+        """Raise `BackboneError` if the model cannot say which token belongs somewhere."""
         if not self.has_lm_head:
             raise BackboneError(
                 expected="a PLM with a language-modelling head",
                 got=f"{self.name}, {self.family.lacks.get('lm_head', 'an encoder without one')}",
-                where="--readout",
-                fix="Use --readout head, or another --backbone.",
+                where=where,
+                fix=fix,
             )
 
     @contextmanager

@@ -15,16 +15,17 @@ from fewtune.deltas.delta import Delta
 from fewtune.errors import SpecError
 from fewtune.model import DEFAULT_LENGTH
 from fewtune.prompt import demonstrations
-from fewtune.prompt.search import SEARCHES, Search
+from fewtune.prompt.search import SEARCHES
 from fewtune.readout import CALIBRATIONS, READOUTS
 from fewtune.recipe import DEFAULT_BACKBONE
 from fewtune.registry import Plain, Table
 from fewtune.settings import Settings
 from fewtune.strategies import STRATEGIES
+from fewtune.train.adapt import ADAPTATIONS
 from fewtune.train.fit import FitOptions
 
 SEEDS = (13, 21, 42)
-_SPECS = ("deltas", "readout", "calibration", "demonstrations", "search")
+_SPECS = ("deltas", "readout", "calibration", "demonstrations", "search", "adapt")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class _Method:
     calibration: str | None = None
     demonstrations: str | None = None
     search: tuple[str, ...] | None = None
+    adapt: tuple[str, ...] | None = None
     steps: int | None = None
     learning_rate: float | None = None
     batch_size: int = FitOptions.batch_size
@@ -158,7 +160,8 @@ def _settings(method: _Method, given: Mapping[str, Plain], where: str, folder: P
         readout=_spec(READOUTS, given["readout"], f"{where}.readout") if "readout" in given else None,
         calibration=_spec(CALIBRATIONS, given["calibration"], f"{where}.calibration") if "calibration" in given else None,
         demonstrations=demonstrations.read(given.get("demonstrations"), f"{where}.demonstrations"),
-        search=_searches(given["search"], f"{where}.search") if "search" in given else (),
+        search=_specs(SEARCHES, given["search"], f"{where}.search") if "search" in given else (),
+        adapt=_specs(ADAPTATIONS, given["adapt"], f"{where}.adapt") if "adapt" in given else (),
         fit=FitOptions(steps=method.steps, learning_rate=method.learning_rate, batch_size=method.batch_size),
         max_length=method.max_length,
         precision=method.precision,
@@ -182,9 +185,9 @@ def _deltas(given: Plain, where: str) -> tuple[Delta, ...]:
     )
 
 
-def _searches(given: Plain, where: str) -> tuple[Search, ...]:
+def _specs(table: Table[Any], given: Plain, where: str) -> tuple[Any, ...]:
     items = given if isinstance(given, list) else [given]
-    return tuple(_spec(SEARCHES, item, f"{where}[{number}]") for number, item in enumerate(items))
+    return tuple(_spec(table, item, f"{where}[{number}]") for number, item in enumerate(items))
 
 
 def _spec(table: Table[Any], given: Plain, where: str) -> Any:

@@ -188,7 +188,7 @@ def rungs_of(contestants: Sequence[tuple[Recipe, Backbone]], judging: Split) -> 
 
 def _rungs(recipe: Recipe, backbone: Backbone, judging: Split) -> tuple[Rung, ...]:
     tuned = Rung("tuned", Supervised(), recipe, backbone)
-    bare = replace(recipe, deltas=(), search=(), demonstrations=None)
+    bare = replace(recipe, deltas=(), search=(), adapt=(), demonstrations=None)
     if not recipe.readout.needs_slot:
         frozen = Rung("frozen embeddings", Supervised(), bare, backbone)
         return (frozen, tuned) if recipe.readout.pairs and recipe.deltas else (tuned,)

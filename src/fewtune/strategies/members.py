@@ -34,12 +34,13 @@ _PIECE = 500
 
 @dataclass(frozen=True)
 class Member:
-    """One pattern on one PLM, tuned unless its strategy is another."""
+    """One pattern on one PLM, tuned unless its strategy is another; `pool` are unlabelled rows for what its recipe does with them."""
 
     name: str
     recipe: Recipe
     backbone: Backbone
     strategy: Strategy = field(default_factory=Supervised)
+    pool: tuple[Example, ...] = ()
 
     def runs(self, strategy: Strategy, recipe: Recipe, backbone: Backbone) -> bool:
         """Whether it does just this."""
@@ -54,7 +55,7 @@ class Member:
         if kept is not None:
             return kept
         strategy, recipe = (self.strategy, self.recipe) if train else (ZeroShot(), replace(self.recipe, deltas=(), demonstrations=None))
-        model = strategy.run(recipe, Split(train=tuple(train)), self.backbone, session=session)
+        model = strategy.run(recipe, Split(train=tuple(train), unlabeled=self.pool), self.backbone, session=session)
         try:
             found_NC = _labelled(model, rows, self.name, session)
         finally:
@@ -106,7 +107,7 @@ def members_of(contestants: Sequence[tuple[Recipe, Backbone]], split: Split, *, 
     if not found:
         fix = "Label some rows, or name a PLM that has an LM head."
         raise DataError(expected="labelled rows, or a PLM that answers without", got="neither", where="strategy pet", fix=fix)
-    return tuple(found)
+    return tuple(replace(member, pool=split.unlabeled) for member in found)
 
 
 def _patterns(recipe: Recipe, backbone: Backbone, patterns: int) -> list[Member]:
@@ -120,7 +121,7 @@ def _patterns(recipe: Recipe, backbone: Backbone, patterns: int) -> list[Member]
 def _shown(first: Member, split: Split) -> list[Member]:
     """A member of the same pattern that is shown labelled rows instead of tuned on them, if there is room for it."""
     shown = Demonstrations(similar=1, draws=1)
-    recipe = replace(first.recipe, deltas=(), search=(), demonstrations=shown)
+    recipe = replace(first.recipe, deltas=(), search=(), adapt=(), demonstrations=shown)
     alone = first.recipe.demonstrations is None and not first.recipe.readout.reverses and first.backbone.causal
     if not alone or not ladder.fits(recipe, first.backbone, split):
         return []

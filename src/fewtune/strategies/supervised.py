@@ -25,6 +25,7 @@ from fewtune.precision import settle_precision
 from fewtune.prompt.encode import Batch, Row, balanced_order, bucketed_order
 from fewtune.readout.calibration import Calibrator, Contextual, Uncalibrated
 from fewtune.recipe import Recipe
+from fewtune.strategies import adapting
 from fewtune.strategies.searching import searched
 from fewtune.strategies.strategy import Strategy
 from fewtune.strategies.zeroshot import calibrate, demonstrated, targets
@@ -68,7 +69,7 @@ class Supervised:
         asked, (recipe, about) = recipe, searched(recipe, split, backbone, session)
         model = replace(self._untuned(recipe, split, backbone, session), about=about)
         model = _decided(model, asked, split, session)
-        tuned = _tune(model, recipe, split.train, session, self.temperature)
+        tuned = _tune(model, recipe, split, session, self.temperature)
         return tuned.calibrated(Calibrator(tuned.calibrator.bias_C, model.calibrator.temperature))
 
     def _untuned(self, recipe: Recipe, split: Split, backbone: Backbone, session: Session) -> TunedModel:
@@ -138,7 +139,8 @@ def default_steps(rows: int, labels: int, *, pairs: bool = False) -> int:
     return min(100, max(10, rows * 5 // 16)) if pairs else min(400, 80 * labels, max(40, rows * 5 // 2))
 
 
-def _tune(model: TunedModel, recipe: Recipe, train: tuple[Example, ...], session: Session, temperature: float) -> TunedModel:
+def _tune(model: TunedModel, recipe: Recipe, split: Split, session: Session, temperature: float) -> TunedModel:
+    train = split.train
     deltas: list[Installed] = []
     for number, delta in enumerate(recipe.deltas):
         generator = torch.Generator().manual_seed(derive(recipe.seed, "init", number))
@@ -149,9 +151,10 @@ def _tune(model: TunedModel, recipe: Recipe, train: tuple[Example, ...], session
         steps = default_steps(len(train), len(model.task.labels), pairs=model.readout.pairs)
     groups = _groups(tuned, recipe)
     try:
+        adapting.before(tuned, recipe, split.unlabeled, session)
         rows = _rows(tuned, train)
         if groups and steps:
-            _learn(tuned, recipe, train, rows, groups, steps, session, temperature)
+            _learn(tuned, recipe, split, rows, groups, steps, session, temperature)
         encoded = rows(0)
         tuned.reader.settle(_outputs(tuned, encoded), torch.cat([targets(tuned, train)] * len(encoded)))
     except BaseException:
@@ -179,7 +182,7 @@ def _rows(model: TunedModel, train: tuple[Example, ...]) -> Callable[[int], _Row
 def _learn(
     tuned: TunedModel,
     recipe: Recipe,
-    train: tuple[Example, ...],
+    split: Split,
     rows: Callable[[int], _Rows],
     groups: Sequence[Group],
     steps: int,
@@ -187,9 +190,13 @@ def _learn(
     temperature: float,
 ) -> None:
     """Say what is going to be done and for how long, and do it."""
+    train, beside = split.train, adapting.beside(tuned, recipe, split.unlabeled)
     epoch = _epochs(tuned, recipe, train, rows)
     if not session.told:
         seconds = _forecast(tuned, rows(0), recipe, epoch(0), steps, session.cache)
+        if beside:
+            session.say(str(beside))
+            seconds += beside.language.seconds(steps)
         session.say(
             f"Tuning {tuned.trained_parameters:,} of {tuned.backbone.parameters:,} weights on {len(train)} rows: "
             f"{steps} steps of {_step_rows(recipe)}, about {seconds:.0f} s."
@@ -197,7 +204,8 @@ def _learn(
     with tuned.training():
         batches = _batches(rows, tuned, epoch)
         loss = _loss(tuned, train, _kept_below(tuned, rows(0), recipe, steps, session), temperature)
-        fit(groups, batches, loss, steps=steps, options=recipe.fit, seed=recipe.seed, session=session)
+        both = beside.joined(batches, loss) if beside else (batches, loss)
+        fit(groups, *both, steps=steps, options=recipe.fit, seed=recipe.seed, session=session)
 
 
 def _outputs(model: TunedModel, rows: _Rows) -> Iterator[tuple[Output, Batch]]:

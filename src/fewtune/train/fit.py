@@ -6,11 +6,12 @@ Everything random is a function of (seed, step), so a run that is killed and sta
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -73,7 +74,8 @@ class Session:
     """Where a fit keeps its checkpoint (nowhere if `folder` is None) and whom it tells.
 
     `key` names the job's inputs: a checkpoint with another key is not gone on with. `label` tells several fits of a job apart.
-    `cache` is shared by all of them; `told` says that no forecast is wanted any more.
+    All of them share the `cache`, and in `shared` the weights of fits that several of them start from; `told` says that no forecast is
+    wanted any more.
     """
 
     folder: Path | None = None
@@ -83,6 +85,7 @@ class Session:
     say: Callable[[str], None] = lambda line: None
     every_seconds: float = 10.0
     cache: StateCache = field(default_factory=StateCache)
+    shared: dict[Hashable, dict[str, Tensor]] = field(default_factory=dict)
     told: bool = False
 
     def child(self, label: str, *, told: bool = False) -> Session:
@@ -141,6 +144,31 @@ def fit(
         with torch.no_grad():
             state.weights[name].copy_(mean)
     return state.losses
+
+
+def fit_once(
+    decided_by: Hashable,
+    groups: Sequence[Group],
+    batches: Callable[[int], B],
+    loss: Callable[[B], Tensor],
+    *,
+    steps: int,
+    options: FitOptions,
+    seed: int,
+    session: Session,
+) -> None:
+    """`fit`, but the weights of an earlier one of the session where that was `decided_by` the same.
+
+    `decided_by` has the same `repr` in every process: its checkpoint is called by that, so that a job that goes on finds it again.
+    """
+    weights = {name: weight for group in groups for name, weight in group.weights.items()}
+    if decided_by not in session.shared:
+        own = replace(session, label=f"{session.label}-{hashlib.sha256(repr(decided_by).encode()).hexdigest()[:8]}")
+        fit(groups, batches, loss, steps=steps, options=options, seed=seed, session=own)
+        session.shared[decided_by] = {name: weight.detach().clone() for name, weight in weights.items()}
+    for name, weight in weights.items():
+        with torch.no_grad():
+            weight.copy_(session.shared[decided_by][name])
 
 
 def _start(groups: Sequence[Group], options: FitOptions, seed: int) -> _State:

@@ -39,6 +39,7 @@ def test_everything_that_can_be_said(load, tmp_path):
         + 'words = {yes = ["good", "great"], no = "A+"}\nunlabeled = "pool.csv"\n'
         + '[methods.lora]\nstrategy = "supervised"\ndeltas = ["lora:rank=4", "bitfit", {name = "soft-prompt", length = 0, text = "a, b"}]\n'
         + 'search = ["words:by=ratio", {name = "templates", keep = 2}]\n'
+        + 'adapt = ["auxiliary:weight=0.01", {name = "tapt", steps = 50}]\n'
         + 'readout = "cloze"\ncalibration = {name = "none"}\nsteps = 3\nlearning_rate = 1e-3\nbatch_size = 4\nmax_length = 64\n'
         + 'precision = "float32"\nbackbone = "minilm-l6"\ndemonstrations = "per_label=2,similar=1"\n'
         + '[methods.head]\nreadout = {name = "head"}\ndeltas = []\n[methods.shown]\nstrategy = "zeroshot"\ndemonstrations = {draws = 2}\n'
@@ -55,6 +56,7 @@ def test_everything_that_can_be_said(load, tmp_path):
         calibration=ft.Uncalibrated(),
         demonstrations=ft.Demonstrations(per_label=2, similar=1),
         search=(ft.WordSearch(by="ratio"), ft.TemplateSearch(keep=2)),
+        adapt=(ft.Auxiliary(weight=0.01), ft.TaskAdaptive(steps=50)),
         fit=ft.FitOptions(steps=3, learning_rate=1e-3, batch_size=4),
         max_length=64,
         precision="float32",
