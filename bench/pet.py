@@ -152,8 +152,8 @@ def page(
         f"- Code: {codes} (hash of the package's sources)",
         "",
         "Accuracy in percent, mean ± sample deviation over the seeds. *patterns*: the three on smollm2-135m, each tuned on the labelled "
-        "rows; the best is the best on the test rows, which nobody can know beforehand. *in-context*: smollm2-135m, untuned, shown labelled "
-        "rows. *encoder*: minilm-l6, tuned contrastively. *ensemble*: all, stacked. *student*: minilm-l6, a head and low-rank updates.",
+        "rows; the best one on the test rows nobody can know beforehand. *in-context*: smollm2-135m, untuned, shown labelled "
+        "rows. *encoder*: minilm-l6, contrastive. *ensemble*: all, stacked. *student*: minilm-l6, a head and low-rank updates.",
     )
     columns = (
         "data",

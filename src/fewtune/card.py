@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fewtune.tasks import kind_of
+from fewtune.tasks.metrics import figure, named
 from fewtune.tasks.task import Task
 
 Manifest = Mapping[str, Any]
@@ -66,13 +67,15 @@ def _body(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:
 
 
 def _estimate(about: Mapping[str, Any]) -> list[str]:
-    """The accuracy that was estimated without a test set, if it was."""
+    """What was estimated without a test set, if anything was."""
     if "estimate" not in about:
         return []
     found = about["estimate"]
-    share, low, high = (f"{100 * found[name]:.0f}" for name in ("value", "low", "high"))
-    text = f"{share} % ({100 * found['level']:.0f} % interval {low}–{high}), cross-validated on {found['rows']} labelled rows"
-    return [f"| accuracy, estimated | {text} |"]
+    metric = found.get("metric", "accuracy")
+    value, low, high = (figure(metric, found[name]) for name in ("value", "low", "high"))
+    ends = f"{low.removesuffix(' %')}–{high.removesuffix(' %')}"
+    text = f"{value} ({100 * found['level']:.0f} % interval {ends}), cross-validated on {found['rows']} labelled rows"
+    return [f"| {named(metric)}, estimated | {text} |"]
 
 
 def _found(name: str, found: Mapping[str, Any]) -> str:

@@ -1,12 +1,12 @@
-"""How good a method is, from the labelled rows alone: cross-validated, with an interval, and corrected for having chosen. Knows which
-answers were right; no model, no text.
+"""How good a method is, from the labelled rows alone: cross-validated, with an interval, and corrected for having chosen. Knows what each
+answer adds to a metric; no model, no text.
 
 Dimensions: N rows, M methods.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,23 +15,26 @@ from numpy.typing import NDArray
 from fewtune import registry
 from fewtune.data.sampling import derive
 from fewtune.errors import DataError
+from fewtune.tasks.metrics import Ratio, figure, named
 
 Array = NDArray[np.float64]
 LEVEL = 0.9
 RESAMPLES = 1000
 
 _TIE = 1e-3
+_SAME = 1e-18  # a variance that rounding alone makes
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """An accuracy that was not measured on a test set; `low` to `high` is its interval of the given `level`, `rows` what it rests on."""
+    """A metric that was not measured on a test set; `low` to `high` is its interval of the given `level`, `rows` what it rests on."""
 
     value: float
     low: float
     high: float
     rows: int
     level: float = LEVEL
+    metric: str = "accuracy"
 
     def to_dict(self) -> dict[str, registry.Plain]:
         """Plain data for JSON."""
@@ -41,22 +44,55 @@ class Estimate:
 def accuracy(value: float, rows: int, *, level: float = LEVEL) -> Estimate:
     """The interval (Wilson 1927) around a share of `rows` distinct rows; at no share is it without width.
 
-    By the formula, for a share that is a mean over draws is no whole number of rows, which scipy asks for; where it is one, the two agree.
-
     Raises `DataError` without a row.
 
     >>> found = accuracy(1.0, 16)
     >>> round(found.low, 2), found.high
     (0.86, 1.0)
     """
-    from scipy.stats import norm  # type: ignore[import-untyped]
-
     if rows < 1:
         raise DataError(expected="labelled rows", got="none", where="estimate", fix="Label at least two rows of each label.")
+    return Estimate(value, *_wilson(value, rows, level), rows, level)
+
+
+def around(value: float, ratio: Ratio, *, level: float = LEVEL) -> Estimate:
+    """The same for any ratio: as a share of the most that it can be, the interval is Wilson's of `effective_rows`.
+
+    In simulations (errors half normal, exponential or with outliers; F1 of three or five labels that depend on each other) an interval of
+    90 % held the truth in 87 to 91 of 100 cases from 16 to 64 rows; a percentile bootstrap in 82 to 91, Student's interval in 85 to 91.
+    """
+    if ratio.counts:
+        return accuracy(value, len(ratio.over_N), level=level)
+    low, high = _wilson(value / ratio.most, effective_rows(ratio, level=level), level)
+    return Estimate(value, min(value, low * ratio.most), max(value, high * ratio.most), len(ratio.over_N), level, ratio.metric)
+
+
+def effective_rows(ratio: Ratio, *, level: float = LEVEL) -> float:
+    """How many rows that are right or wrong would say as much of a share as these say of the ratio.
+
+    The variance of a share, p (1 - p) / n, is set to that of the ratio, from its residuals (Cochran 1977, section 2.11); as that is itself
+    estimated, n is less by the square of normal over Student's quantile (Korn & Graubard 1998). Rows that do not differ count once each.
+    """
+    from scipy.stats import norm, t  # type: ignore[import-untyped]
+
+    rows, share = len(ratio.over_N), ratio.value / ratio.most
+    if rows < 2 or not 0 < share < 1:
+        return rows
+    residual_N = (ratio.over_N - ratio.value * ratio.under_N) / ratio.under_N.mean() / ratio.most
+    variance = float(residual_N.var(ddof=1)) / rows
+    quantiles = norm.ppf((1 + level) / 2) / t.ppf((1 + level) / 2, rows - 1)
+    return float(share * (1 - share) / variance * quantiles**2) if variance > _SAME else rows
+
+
+def _wilson(share: float, rows: float, level: float) -> tuple[float, float]:
+    """By the formula, for a share that is a mean over draws is no whole number of rows, which scipy asks for; where it is one, the two
+    agree."""
+    from scipy.stats import norm
+
     z = float(norm.ppf((1 + level) / 2))
-    middle = (value + z * z / (2 * rows)) / (1 + z * z / rows)
-    half = z / (1 + z * z / rows) * (value * (1 - value) / rows + z * z / (4 * rows * rows)) ** 0.5
-    return Estimate(value, max(0.0, min(value, middle - half)), min(1.0, max(value, middle + half)), rows, level)
+    middle = (share + z * z / (2 * rows)) / (1 + z * z / rows)
+    half = z / (1 + z * z / rows) * (share * (1 - share) / rows + z * z / (4 * rows * rows)) ** 0.5
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
 def simplest(losses_NM: Array) -> int:
@@ -71,25 +107,27 @@ def last_or_simplest(losses_NM: Array) -> int:
     return last if alike(losses_NM[:, [other, last]])[1] else other
 
 
-def chosen(losses_NM: Array, right_NM: Array, *, seed: int, level: float = LEVEL, choose: Callable[[Array], int] = simplest) -> Estimate:
-    """The accuracy of what `choose` takes of methods, ordered from the simplest, given each method's out-of-fold losses.
+def chosen(
+    losses_NM: Array, ratios_M: Sequence[Ratio], *, seed: int, level: float = LEVEL, choose: Callable[[Array], int] = simplest
+) -> Estimate:
+    """The metric of what `choose` takes of methods, ordered from the simplest, given each method's out-of-fold losses and what its
+    out-of-fold answers add to the metric.
 
     The winner's own score is too good, for it was chosen by these very rows. So rows are drawn again and again, with replacement; a
     method is chosen on those drawn and judged on those left out, and the mean over the draws is the estimate (bootstrap bias
     corrected cross-validation: Tsamardinos et al. 2018, algorithm 3).
     """
-    rows = len(losses_NM)
-    if losses_NM.shape[1] == 1:
-        return accuracy(float(right_NM.mean()), rows, level=level)
+    rows, kept = len(losses_NM), ratios_M[choose(losses_NM)]
+    if len(ratios_M) == 1:
+        return around(kept.value, kept, level=level)
     random = np.random.default_rng(derive(seed, "estimate"))
     judged = []
     for _ in range(RESAMPLES):
         drawn = random.integers(rows, size=rows)
         left = np.setdiff1d(np.arange(rows), drawn)
         if len(left):
-            judged.append(right_NM[left, choose(losses_NM[drawn])].mean())
-    value = float(np.mean(judged)) if judged else float(right_NM[:, choose(losses_NM)].mean())
-    return accuracy(value, rows, level=level)
+            judged.append(ratios_M[choose(losses_NM[drawn])].of(left).value)
+    return around(float(np.mean(judged)) if judged else kept.value, kept, level=level)
 
 
 def alike(losses_NM: Array) -> NDArray[np.bool_]:
@@ -109,6 +147,10 @@ def spoken(estimate: Estimate) -> str:
 
     >>> spoken(Estimate(0.84, 0.66, 0.93, 16))
     '84 % (90 % interval 66–93, from 16 labelled rows)'
+    >>> spoken(Estimate(0.416, 0.3, 0.55, 16, metric="mae"))
+    'mean absolute error 0.416 (90 % interval 0.3–0.55, from 16 labelled rows)'
     """
-    ends = f"{100 * estimate.low:.0f}–{100 * estimate.high:.0f}"
-    return f"{100 * estimate.value:.0f} % ({100 * estimate.level:.0f} % interval {ends}, from {estimate.rows} labelled rows)"
+    value, low, high = (figure(estimate.metric, end) for end in (estimate.value, estimate.low, estimate.high))
+    name = "" if estimate.metric == "accuracy" else f"{named(estimate.metric)} "
+    ends = f"{low.removesuffix(' %')}–{high.removesuffix(' %')}"
+    return f"{name}{value} ({100 * estimate.level:.0f} % interval {ends}, from {estimate.rows} labelled rows)"

@@ -10,20 +10,20 @@ from fewtune import registry
 from fewtune.data.example import Example
 from fewtune.model import Tally, TunedModel
 from fewtune.tasks import kind_of
-from fewtune.tasks.metrics import Measures
+from fewtune.tasks.metrics import Measures, Ratio
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What was measured; `seconds` is the time that predicting took, `shortened` how many rows had a field cut to fit.
 
-    `right` says of each row, in order, whether its answer is right; it is empty where answers are near or far.
+    `ratio` says what each row, in order, adds to the metric by which methods are held against each other.
     """
 
     measures: Measures
     seconds: float
     shortened: int
-    right: tuple[bool, ...]
+    ratio: Ratio
 
     def to_dict(self) -> dict[str, registry.Plain]:
         """Plain data for JSON: metrics, per-class table, confusion matrix (rows: true label), number of rows."""
@@ -39,5 +39,4 @@ def evaluate(model: TunedModel, examples: Sequence[Example], *, batch_size: int 
     probabilities_NC = model.probabilities(examples, batch_size=batch_size, tally=tally).numpy()
     seconds = time.perf_counter() - start
     measures = kind.measure(model.task, examples, probabilities_NC)
-    right = tuple(kind.right(model.task, examples, probabilities_NC).tolist())
-    return Evaluation(measures, seconds, tally.shortened, right)
+    return Evaluation(measures, seconds, tally.shortened, kind.ratio(model.task, examples, probabilities_NC))

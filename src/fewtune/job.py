@@ -33,7 +33,7 @@ from fewtune.prompt.search import Found, Search
 from fewtune.readout.calibration import Calibration
 from fewtune.readout.readout import Readout
 from fewtune.recipe import DEFAULT_BACKBONE, Recipe
-from fewtune.settings import PETS, Settings, method, recipe_of, with_pool, without_ladder, without_slot
+from fewtune.settings import PETS, Settings, method, recipe_of, with_pool, without_slot
 from fewtune.strategies import adapting, searching
 from fewtune.strategies.strategy import Joint
 from fewtune.tasks import KINDS, kind_of
@@ -125,8 +125,8 @@ def fit(
     )
     pool = () if unlabeled is None else readers.read(unlabeled, text=task.fields, labeled=False).examples
     taught = () if teacher is None else read_teacher(teacher, text=task.fields, labels=task.labels)
-    settings = with_pool(task, without_ladder(task, settings, _silent), len(pool), _silent, taught=bool(taught))
-    loaded, *beside = (load_backbone(one) if isinstance(one, str) else one for one in named or (settings.backbone, *settings.beside))
+    settings = with_pool(task, settings, len(pool), _silent, taught=bool(taught))
+    loaded, *beside = (load_backbone(one) if isinstance(one, str) else one for one in named or settings.judged)
     rows = () if train is None else _labeled(train, task)
     return tune(task, Split(train=rows, unlabeled=pool, taught=taught), loaded, settings, session=Session(), beside=beside)
 
@@ -159,7 +159,6 @@ def tune(
     task, note = kind_of(task).settled(task, split.train)
     if note:
         session.say(note)
-    settings = without_ladder(task, settings, session.say)
     contestants = adapting.able([(recipe_of(task, one, settings), one) for one in (backbone, *beside)], split, session)
     recipe = contestants[0][0]
     if isinstance(settings.spec, Joint) and beside:
@@ -260,9 +259,9 @@ def fit_files(
     rows = first.examples if train else ()
     pool = () if not unlabeled else read(unlabeled, labeled=False, task=task, say=say).examples if train else first.examples
     taught = _taught(teacher, task) if teacher else ()
-    settings = with_pool(task, without_ladder(task, settings, say), len(pool), say, taught=bool(taught))
+    settings = with_pool(task, settings, len(pool), say, taught=bool(taught))
     start = time.perf_counter()
-    backbone, *beside = (load_backbone(name, device=settings.device, say=say) for name in (settings.backbone, *settings.beside))
+    backbone, *beside = (load_backbone(name, device=settings.device, say=say) for name in settings.judged)
     split = Split(train=rows, unlabeled=pool, taught=taught)
     loaded = time.perf_counter()
     work = out.with_name(f".{out.name}.work")

@@ -274,8 +274,9 @@ class TunedModel:
         return self.calibrator(scores_NC).softmax(-1)
 
     def log_probabilities(self, examples: Sequence[Example]) -> Tensor:
-        """Calibrated log-probabilities_NC, float64."""
-        return self.calibrator(self.raw_scores(examples)).log_softmax(-1)
+        """Calibrated log-probabilities_NC, float64; log-odds where each candidate is judged for itself."""
+        scores_NC = self.raw_scores(examples)
+        return self.calibrator.each(scores_NC) if kind_of(self.task).independent else self.calibrator(scores_NC).log_softmax(-1)
 
     def predict(self, texts: Iterable[object], *, batch_size: int = 32) -> list[Prediction]:
         """An answer for each text: a string (for a task of one field), a tuple, a dict of fields, or an `Example`."""

@@ -92,6 +92,11 @@ class Settings:
         usual = (BESIDE,) if self.way in JOINT else ()
         return self.backbones[1:] if self.backbones else usual
 
+    @property
+    def judged(self) -> tuple[str, ...]:
+        """All PLMs that are needed, the first one first."""
+        return self.backbone, *self.beside
+
     def __post_init__(self) -> None:
         if self.beside and self.way not in JOINT:
             fix = "Leave --strategy, --delta, --readout and the like out, so that PLMs are judged; or name one --backbone."
@@ -99,19 +104,8 @@ class Settings:
             raise SpecError(expected="one PLM", got=got, where="--backbone", fix=fix)
 
 
-def without_ladder(task: Task, settings: Settings, say: Callable[[str], None]) -> Settings:
-    """What is done instead of the ladder where no answer is right or wrong, so that it has nothing to judge by."""
-    if kind_of(task).judged or settings.way != "ladder":
-        return settings
-    if settings.strategy is not None:
-        fix = "Choose --strategy supervised."
-        raise SpecError(expected="a task whose answers are right or wrong", got=task.kind, where="strategy ladder", fix=fix)
-    say("No estimate and no ladder: they judge single labels, right or wrong. Tuned on all rows; --test measures.")
-    return replace(settings, strategy="supervised")
-
-
 def with_pool(task: Task, settings: Settings, pool: int, say: Callable[[str], None], *, taught: bool = False) -> Settings:
-    """PET where nothing else is wanted, of the pool either, and there are enough unlabelled rows, or some that a teacher from elsewhere has labelled.
+    """PET where nothing else is wanted, of the pool either, and there are enough unlabelled rows, or some that a teacher has labelled.
 
     Raises `SpecError` for a strategy that has no use for a teacher.
     """
@@ -125,7 +119,7 @@ def with_pool(task: Task, settings: Settings, pool: int, say: Callable[[str], No
         or not (pool or taught)
     ):
         return settings
-    if not taught and (pool < LEAST or not kind_of(task).judged):
+    if not taught and (pool < LEAST or kind_of(task).estimated != "accuracy"):
         why = f"fewer than {LEAST}" if pool < LEAST else f"{task.kind} is not learned so"
         say(f"The {pool:,} unlabelled rows are not learned from ({why}); --strategy pet decides otherwise.")
         return settings

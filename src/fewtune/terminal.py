@@ -174,31 +174,37 @@ def show_comparison(found: Comparison) -> None:
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     for name in ("data", "shots", "method"):
         table.add_column(name, overflow="fold")
-    for name in ("accuracy", "difference", "p"):
+    metrics = dict.fromkeys(row.metric for row in found.rows)
+    for name in (", ".join(metrics), "difference", "p"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column(f"against {escape(found.baseline)}")
     for row in found.rows:
         shots = "all" if row.shots is None else str(row.shots)
-        table.add_row(*map(escape, (row.data, shots, row.method, _accuracy(row), *_contrasted(row, found.baseline))))
+        table.add_row(*map(escape, (row.data, shots, row.method, _compared(row), *_contrasted(row, found.baseline))))
     notes = [f"{row.data}, {row.method}: {message}" for row in found.rows for message in row.failed]
     _show(table, *map(escape, dict.fromkeys(notes)))
 
 
-def _accuracy(row: Row) -> str:
-    """Percent: mean ± sample deviation over seeds; of a single run the 95 % interval."""
-    figure = row.metrics.get("accuracy")
+def _compared(row: Row) -> str:
+    """The metric that is compared: mean ± sample deviation over seeds; of a single run the 95 % interval."""
+    figure = row.metrics.get(row.metric)
     if figure is None:
         return "failed" if row.failed else "to do"
-    spread = "" if figure.low is None or figure.high is None else f" ({100 * figure.low:.1f}–{100 * figure.high:.1f})"
+    spread = "" if figure.low is None or figure.high is None else f" ({_number(row, figure.low)}–{_number(row, figure.high)})"
     if figure.deviation is not None:
-        spread = f" ± {100 * figure.deviation:.1f}"
-    return f"{100 * figure.value:.1f}{spread}" + (f", {row.done} of {row.runs}" if row.done < row.runs else "")
+        spread = f" ± {_number(row, figure.deviation)}"
+    return _number(row, figure.value) + spread + (f", {row.done} of {row.runs}" if row.done < row.runs else "")
+
+
+def _number(row: Row, value: float, sign: str = "") -> str:
+    """Accuracy in per cent, all other metrics as they are."""
+    return f"{100 * value:{sign}.1f}" if row.metric == "accuracy" else f"{value:{sign}.3f}"
 
 
 def _contrasted(row: Row, baseline: str) -> tuple[str, str, str]:
     if row.contrast is None:
         return "", "", "baseline" if row.method == baseline else ""
-    return f"{100 * row.contrast.difference:+.1f}", f"{row.contrast.p:.3f}", row.contrast.verdict
+    return _number(row, row.contrast.difference, "+"), f"{row.contrast.p:.3f}", row.contrast.verdict
 
 
 def size(count: int) -> str:

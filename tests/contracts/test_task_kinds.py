@@ -13,7 +13,7 @@ from fewtune.backbone import tiny
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Example, Split
 from fewtune.data.readers import read
-from fewtune.data.sampling import folds
+from fewtune.data.sampling import folds, shots
 from fewtune.data.writers import open_writer
 from fewtune.deltas.lora import LoRA
 from fewtune.errors import DataError, InputError
@@ -63,14 +63,14 @@ CASES = {
         ("3", "1", "4", "0", "3.5", "1", "2.5", "1.5"),
         "many",
         ("cloze", "channel", "head", "likelihood"),
-        ("zeroshot", "supervised"),
+        ("zeroshot", "supervised", "ladder"),
     ),
     "multilabel": Case(
         Task.multilabel(["dull", "fun"], threshold=0.5),
         ("fun", "dull", "fun", "dull", "fun", "dull", "fun", "dull"),
         "perhaps",
         ("head", "similarity"),
-        ("supervised",),
+        ("supervised", "ladder"),
     ),
 }
 READERS = {"cloze": Cloze(), "channel": Channel(), "head": Head(dropout=0.0), "likelihood": Likelihood(), "similarity": Similarity()}
@@ -146,8 +146,25 @@ def test_measures_are_those_it_names_the_main_one_first(name):
     found = kind.measure(case.task, case.rows, probabilities)
     assert tuple(found.metrics) == kind.metrics and found.rows == len(case.rows) and found.labels == case.task.labels
     assert all(one.low <= one.value <= one.high for one in found.metrics.values())
-    right = kind.right(case.task, case.rows, probabilities)
-    assert len(right) == (len(case.rows) if kind.judged else 0)
+
+
+@EACH
+def test_what_rows_add_is_what_is_measured_of_any_of_them(name):
+    case = CASES[name]
+    kind, probabilities = kind_of(case.task), np.random.default_rng(0).dirichlet([1] * len(case.task.labels), len(case.rows))
+    ratio = kind.ratio(case.task, case.rows, probabilities)
+    assert ratio.metric == kind.estimated in kind.metrics and len(ratio.over_N) == len(ratio.under_N) == len(case.rows)
+    for part in (slice(None), slice(0, 5), slice(2, 4), slice(6, 7)):
+        found = kind.measure(case.task, case.rows[part], probabilities[part]).metrics[kind.estimated]
+        assert ratio.of(np.arange(len(case.rows))[part]).value == pytest.approx(found.value) and found.value <= ratio.most
+
+
+@EACH
+def test_shots_are_drawn_of_everything_that_it_answers(name):
+    case = CASES[name]
+    drawn = shots(case.rows, 2, seed=1, groups=kind_of(case.task).drawn(case.task, case.rows))
+    assert len(drawn) == 4 and len(set(kind_of(case.task).groups(case.task, drawn, 2))) == 2
+    assert kind_of(case.task).lacking(case.task, case.rows, 4) is None and kind_of(case.task).lacking(case.task, case.rows[:3], 4)
 
 
 @EACH
@@ -210,8 +227,10 @@ def test_with_nothing_chosen_it_is_tuned_in_a_way_that_suits_it(name, backbone):
     settings = job.Settings(fit=FitOptions(batch_size=4))
     model = job.tune(case.task, Split(train=case.rows[:4]), loaded, settings, session=Session(say=said.append))
     assert READOUTS.name_of(model.readout) in case.readouts
-    assert ("estimate" in model.about) == kind_of(case.task).judged
-    assert kind_of(case.task).judged or any("No estimate" in line for line in said)
+    found = model.about["estimate"]
+    assert found["metric"] == kind_of(case.task).estimated and found["low"] <= found["value"] <= found["high"]
+    assert all(set(rung) == {"name", found["metric"], "loss"} for rung in model.about["rungs"])
+    assert not kind_of(model.task).undecided and any(f"Kept: {model.about['kept']}. Estimate: " in line for line in said)
 
 
 @EACH

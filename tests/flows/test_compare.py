@@ -207,6 +207,8 @@ def test_a_process_that_is_stopped_and_started_again(tmp_path, plms, stop):
 def test_ray_comes_to_the_same(tmp_path, plms):
     pytest.importorskip("ray")
     here, there = (lay(tmp_path / name, plms) for name in ("here", "there"))
+    for folder in (here, there):
+        (folder / "job.toml").write_text(f'{JOB}[methods.both]\nbackbone = ["llama", "bert"]\n')
     code, table, err = finish(start(here))
     assert code == 0, err
     code, out, err = finish(start(there, "--engine", "ray", "--limit-seconds", "0"))
@@ -218,3 +220,14 @@ def test_ray_comes_to_the_same(tmp_path, plms):
 
 def figures(folder):
     return {key: (one.metrics, one.right, one.failed) for key, one in Store(folder / "job.jsonl").load().items()}
+
+
+def test_a_method_of_several_plms_is_judged_on_all_of_them(work, fewtune):
+    Path("job.toml").write_text(
+        JOB.replace("shots = [1, 2]\nseeds = [13, 21]", "seeds = [13]").split("[methods.lora]")[0]
+        + '[methods.both]\nbackbone = ["llama", "bert"]\n'
+    )
+    code, out, err = fewtune("compare", "job.toml", "--json")
+    assert code == 0 and "2 jobs: 0 finished already, 2 to run" in err, err
+    zeroshot, both = json.loads(out)["rows"]
+    assert both["done"] == 1 and both["failed"] == [] and both["contrast"]["test"] == "mcnemar" and zeroshot["metric"] == "accuracy"

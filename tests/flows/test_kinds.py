@@ -96,7 +96,6 @@ WRONG = {
     "an unknown field": (("fit", "ratings.csv", "--kind", "regression:lo=1", "--out", "m"), 'Did you mean "low"?'),
     "a value outside": (("fit", "ratings.csv", "--kind", "regression:low=1,high=5", "--out", "m"), "ratings.csv:5"),
     "no number": (("fit", "pairs.csv", "--text", "a", "--kind", "regression", "--out", "m"), 'pairs.csv:2: expected a number, got "yes"'),
-    "a ladder": (("fit", "ratings.csv", "--kind", "regression", "--strategy", "ladder", "--out", "m"), "right or wrong"),
     "pairs of one label": (("fit", "ratings.csv", "--kind", "regression", "--readout", "similarity", "--out", "m"), "--readout"),
     "three poles": (("fit", "ratings.csv", "--kind", "regression", "--labels", "a,b,c", "--out", "m"), "two poles"),
 }
@@ -118,14 +117,70 @@ def test_rows_without_a_number_can_be_skipped(work, fewtune, llama):
     assert code == 0 and "Skipped 1 bad row" in err
 
 
-def test_what_has_no_accuracy_is_not_compared(work, fewtune, llama):
-    (work / "task.toml").write_text('kind = "regression"\nlabels = ["low", "high"]\nfields = ["review"]\n')
-    (work / "job.toml").write_text(
-        '[data.d]\ntrain = "ratings.csv"\ntest = "ratings.csv"\ntask = "task.toml"\n'
-        f'[methods.zero]\nbackbone = "{llama}"\nstrategy = "zeroshot"\n'
-    )
-    code, _, err = fewtune("compare", "job.toml")
-    assert code == 2 and "right or wrong" in err.splitlines()[-1]
+def test_ratings_are_judged_where_no_method_is_chosen(work, fewtune, llama):
+    asked = ("fit", "ratings.csv", "--kind", "regression", "--labels", "terrible,great", "--backbone", llama, "--out", "m")
+    code, out, err = fewtune(*asked, "--json")
+    assert code == 0 and "Judging zero-shot, zero-shot calibrated, tuned on 8 labelled rows" in err, err
+    found = json.loads(out)["estimate"]
+    assert (found["metric"], found["rows"], found["level"]) == ("mae", 8, 0.9) and 0 <= found["low"] <= found["value"] <= found["high"] <= 4
+    about = json.loads((work / "m/manifest.json").read_text())["about"]
+    assert about["estimate"] == found and [set(rung) for rung in about["rungs"]] == [{"name", "mae", "loss"}] * 3
+    assert f"| mean absolute error, estimated | {found['value']:.3g} (90 % interval" in (work / "m/README.md").read_text()
+    code, out, err = fewtune(*asked, "--overwrite")
+    assert code == 0 and f"mean absolute error {found['value']:.3g} (90 % interval" in out, err
+    assert fewtune("evaluate", "m", "ratings.csv")[0] == 0
+    (work / "few.csv").write_text("\n".join(RATINGS.splitlines()[:4]) + "\n")
+    code, out, err = fewtune(*asked[:1], "few.csv", *asked[2:], "--overwrite", "--json")
+    assert code == 0 and "No estimate: it needs 4 different rows." in err and json.loads(out)["estimate"] is None, err
+
+
+COMPARED = """seeds = [1, 2]
+[data.d]
+train = "ratings.csv"
+test = "ratings.csv"
+kind = "regression:low=0,high=5"
+labels = ["terrible", "great"]
+[methods.zero]
+strategy = "zeroshot"
+backbone = "LLAMA"
+[methods.lora]
+strategy = "supervised"
+deltas = ["lora:rank=2"]
+steps = 2
+backbone = "LLAMA"
+[methods.calibrated]
+strategy = "zeroshot"
+calibration = "contextual"
+backbone = "LLAMA"
+"""
+
+
+def test_ways_of_rating_are_compared_by_their_errors(work, fewtune, llama):
+    (work / "job.toml").write_text(COMPARED.replace("LLAMA", llama))
+    code, out, err = fewtune("compare", "job.toml", "--json")
+    assert code == 0, err
+    zero, lora, calibrated = json.loads(out)["rows"]
+    assert {row["metric"] for row in (zero, lora, calibrated)} == {"mae"} and set(lora["metrics"]) == {"pearson", "spearman", "mae", "rmse"}
+    assert lora["contrast"]["test"] in ("t", "permutation") and lora["metrics"]["mae"]["deviation"] is not None
+    difference = calibrated["metrics"]["mae"]["value"] - zero["metrics"]["mae"]["value"]
+    assert calibrated["contrast"]["test"] == "permutation" and calibrated["contrast"]["difference"] == pytest.approx(difference)
+    verdict = "cannot be told apart" if calibrated["contrast"]["p"] >= 0.1 else "better" if difference < 0 else "worse"
+    assert calibrated["contrast"]["verdict"] == verdict
+    code, out, _ = fewtune("compare", "job.toml")
+    assert code == 0 and "mae" in out and "accuracy" not in out and f"{zero['metrics']['mae']['value']:.3f}" in out
+
+
+def test_ways_of_giving_several_labels_are_compared_by_their_f1(work, fewtune, llama):
+    (work / "feelings.csv").write_text(FEELINGS)
+    data = '[data.d]\ntrain = "feelings.csv"\ntest = "feelings.csv"\nkind = "multilabel"\n'
+    one, two = (f'[methods.{name}]\nreadout = "{name}"\nsteps = 2\nbackbone = "{llama}"\n' for name in ("head", "similarity"))
+    (work / "job.toml").write_text(f"seeds = [1]\n{data}{one}{two}")
+    code, out, err = fewtune("compare", "job.toml", "--json")
+    assert code == 0, err
+    head, similarity = json.loads(out)["rows"]
+    assert head["metric"] == "micro_f1" and similarity["contrast"]["test"] == "permutation"
+    difference = similarity["metrics"]["micro_f1"]["value"] - head["metrics"]["micro_f1"]["value"]
+    assert similarity["contrast"]["difference"] == pytest.approx(difference)
 
 
 @pytest.mark.parametrize("readout", ["cloze", "head", "similarity"])
@@ -198,6 +253,20 @@ def test_several_labels_from_a_file_to_answers(work, fewtune, llama, readout):
     exact = [set(row["label"].split("|")) == set(row["labels"].split("|")) for row in answers]
     assert sum(exact) / len(exact) == pytest.approx(result["metrics"]["subset_accuracy"]["value"])
     assert fewtune("inspect", "m", "feelings.csv")[0] == 0
+
+
+def test_several_labels_are_judged_where_no_method_is_chosen(work, fewtune, llama):
+    (work / "feelings.csv").write_text(FEELINGS)
+    code, out, err = fewtune("fit", "feelings.csv", "--kind", "multilabel", "--backbone", llama, "--out", "m", "--json")
+    assert code == 0 and err.count("4 folds, each like the first:") == 1, err
+    found = json.loads(out)["estimate"]
+    assert (found["metric"], found["rows"]) == ("micro_f1", 8) and 0 <= found["low"] <= found["value"] <= found["high"] <= 1
+    manifest = json.loads((work / "m/manifest.json").read_text())
+    kind = manifest["task"]["kind"]
+    assert kind.startswith("multilabel:separator=|,threshold=0.") and f"Chosen on rows not seen: --kind {kind}." in err
+    assert manifest["about"]["recipe"]["task"]["kind"] == "multilabel", "what was asked"
+    assert f"| micro-F1, estimated | {found['value']:.3g} (90 % interval" in (work / "m/README.md").read_text()
+    assert fewtune("evaluate", "m", "feelings.csv")[0] == 0
 
 
 def test_several_labels_as_lists_and_with_commas(work, fewtune, llama):

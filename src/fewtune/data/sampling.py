@@ -26,17 +26,23 @@ def derive(seed: int, *names: str | int) -> int:
     return int.from_bytes(hashlib.blake2b(spelled.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def shots(examples: Sequence[Example], k: int, *, seed: int) -> tuple[Example, ...]:
+def shots(examples: Sequence[Example], k: int, *, seed: int, groups: Sequence[Sequence[str]] | None = None) -> tuple[Example, ...]:
     """`k` examples of each label, in the order of the input; for one seed, fewer shots are among more shots.
 
-    Raises `DataError` if a label has fewer than `k` examples or an example has no label.
+    `groups`, any number of names for each example, stand in for labels: then each name has at least `k` examples, the rarest being drawn
+    first, and an example without a name is not drawn. Raises `DataError` if a label has fewer than `k` examples or an example has no label.
     """
     _positive(k, "shots")
-    chosen: list[int] = []
-    for label, members in _by_label(examples).items():
+    grouped = _by_label(examples) if groups is None else _grouped_by_each(groups)
+    for label, members in grouped.items():
         if len(members) < k:
             raise _too_few(f'{k} examples of label "{label}"', len(members), "Ask for fewer shots or label more rows.")
-        chosen += _shuffled(members, seed, "shots", label)[:k]
+    dealt = {label: _shuffled(members, seed, "shots", label) for label, members in sorted(grouped.items(), key=lambda one: len(one[1]))}
+    chosen: set[int] = set()
+    for shot in range(k):  # round by round, so that fewer shots are among more
+        for members in dealt.values():
+            if len(chosen.intersection(members)) <= shot:
+                chosen.add(next(position for position in members if position not in chosen))
     return tuple(examples[position] for position in sorted(chosen))
 
 
@@ -114,6 +120,15 @@ def _grouped(names: Sequence[str]) -> dict[str, list[int]]:
     groups: dict[str, list[int]] = {}
     for position, name in enumerate(names):
         groups.setdefault(name, []).append(position)
+    return groups
+
+
+def _grouped_by_each(names: Sequence[Sequence[str]]) -> dict[str, list[int]]:
+    """The positions of each name, where a position may have several."""
+    groups: dict[str, list[int]] = {}
+    for position, own in enumerate(names):
+        for name in dict.fromkeys(own):
+            groups.setdefault(name, []).append(position)
     return groups
 
 

@@ -127,7 +127,7 @@ class Temperature:
         """
         check(scores_NC)
         aims = _aims(targets_N, scores_NC)
-        logits_NC = scores_NC.detach().cpu().to(torch.float64) if aims.dtype == torch.bool else log_probabilities(scores_NC)
+        logits_NC = _logits(scores_NC, aims)
         temperature = 1.0 if _all_right(logits_NC, aims) else _most_likely_temperature(logits_NC, aims)
         return Calibrator(bias_C=(0.0,) * scores_NC.shape[-1], temperature=temperature)
 
@@ -154,10 +154,17 @@ def likeliest(calibrators: Iterable[Calibrator], scores_NC: Tensor, targets: Ten
 def expected_temperature(scores_NC: Tensor, targets_N: Tensor) -> float:
     """The temperature for scores of few rows: the likeliest one where one between a third and three is expected beforehand.
 
-    So it is no extreme where each row's target is first, stays near 1 where the rows say little, and goes far where they say much.
+    So it is no extreme where each row's target is first, stays near 1 where the rows say little, and goes far where they say much. Targets
+    have the forms that `Temperature` takes.
     """
     check(scores_NC)
-    return _most_likely_temperature(log_probabilities(scores_NC), _aims(targets_N, scores_NC), spread=1.0)
+    aims = _aims(targets_N, scores_NC)
+    return _most_likely_temperature(_logits(scores_NC, aims), aims, spread=1.0)
+
+
+def _logits(scores_NC: Tensor, aims: Tensor) -> Tensor:
+    """log-probabilities_NC; scores as they are where each candidate is judged for itself."""
+    return scores_NC.detach().cpu().to(torch.float64) if aims.dtype == torch.bool else log_probabilities(scores_NC)
 
 
 def _all_right(logits_NC: Tensor, targets: Tensor) -> bool:

@@ -38,7 +38,7 @@ def compare(
     if engine == "ray":
         on_ray.require()
     start, file, worker = time.monotonic(), JobFile.load(path), Worker(say)
-    grid, store = plan(file, worker.backbone, say), Store(file.out)
+    grid, store = plan(file, worker.backbones, say), Store(file.out)
     done = store.load().keys() & {job.key for job in grid.jobs}
     left = [job for job in grid.jobs if job.key not in done]
     say(f"{len(grid.jobs)} jobs: {len(done)} finished already, {len(left)} to run; results are kept in {file.out}.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -17,9 +17,8 @@ import torch
 
 from fewtune import job as main
 from fewtune.backbone.backbone import Backbone
-from fewtune.data.example import Split
+from fewtune.data.example import Example, Split
 from fewtune.data.sampling import shots as draw
-from fewtune.errors import SpecError
 from fewtune.job import Source
 from fewtune.runs.jobfile import DataSet, JobFile
 from fewtune.settings import Settings, recipe_of
@@ -45,23 +44,24 @@ class Job:
 
 @dataclass(frozen=True)
 class Cell:
-    """A place of the table, and the keys of its jobs in the order of the seeds."""
+    """A place of the table, the keys of its jobs in the order of the seeds, and the metric that methods are compared by."""
 
     data: str
     shots: int | None
     method: str
     keys: tuple[str, ...]
+    metric: str = "accuracy"
 
 
 @dataclass(frozen=True)
 class Grid:
-    """`jobs` has each job once, those of a backbone together; `cells` may share jobs."""
+    """`jobs` has each job once, those of the same backbones together; `cells` may share jobs."""
 
     jobs: tuple[Job, ...]
     cells: tuple[Cell, ...]
 
 
-def plan(file: JobFile, backbone: Callable[[str], Backbone], say: Say) -> Grid:
+def plan(file: JobFile, backbones: Callable[[Sequence[str]], Sequence[Backbone]], say: Say) -> Grid:
     """Read the data, draw, and key every job.
 
     Raises `InputError` for data that cannot be read or have too few rows, and for a PLM that cannot be loaded.
@@ -69,24 +69,30 @@ def plan(file: JobFile, backbone: Callable[[str], Backbone], say: Say) -> Grid:
     jobs: dict[str, Job] = {}
     cells: dict[tuple[str, int | None, str], list[str]] = {}
     read = {name: _read(data, file.folder, say) for name, data in file.data.items()}
-    for name in dict.fromkeys(settings.backbone for settings in file.methods.values()):
-        for job in _jobs(file, read, backbone(name), name):
+    for names in dict.fromkeys(settings.judged for settings in file.methods.values()):
+        for job in _jobs(file, read, backbones(names), names):
             jobs.setdefault(job.key, job)
             cells.setdefault((job.data, job.shots, job.method), []).append(job.key)
     places = ((data, shots, method) for data in file.data for shots in file.shots for method in file.methods)
-    return Grid(tuple(jobs.values()), tuple(Cell(*place, tuple(cells[place])) for place in places))
+    metrics = {name: kind_of(task).estimated for name, (task, _) in read.items()}
+    return Grid(tuple(jobs.values()), tuple(Cell(*place, tuple(cells[place]), metrics[place[0]]) for place in places))
 
 
-def _jobs(file: JobFile, read: dict[str, tuple[Task, Split]], backbone: Backbone, name: str) -> Iterator[Job]:
-    """Every job of the methods on this backbone, seed after seed within each cell."""
-    methods = {method: settings for method, settings in file.methods.items() if settings.backbone == name}
+def _jobs(file: JobFile, read: dict[str, tuple[Task, Split]], backbones: Sequence[Backbone], names: Sequence[str]) -> Iterator[Job]:
+    """Every job of the methods on these backbones, seed after seed within each cell."""
+    methods = {method: settings for method, settings in file.methods.items() if settings.judged == names}
     for data, (task, whole) in read.items():
         for shots in file.shots:
             for seed in file.seeds:
-                drawn = whole if shots is None else replace(whole, train=draw(whole.train, shots, seed=seed))
+                drawn = whole if shots is None else replace(whole, train=_shots(task, whole.train, shots, seed))
                 for method, settings in methods.items():
                     split, seeded = _of(settings, drawn, seed)
-                    yield Job(key_of(task, split, seeded, backbone), data, method, shots, seed, task, split, seeded)
+                    yield Job(key_of(task, split, seeded, backbones), data, method, shots, seed, task, split, seeded)
+
+
+def _shots(task: Task, train: tuple[Example, ...], shots: int, seed: int) -> tuple[Example, ...]:
+    """So many rows of each label; of a regression so many on either side of the median, of several labels at least so many of each."""
+    return draw(train, shots, seed=seed, groups=kind_of(task).drawn(task, train))
 
 
 def _of(settings: Settings, drawn: Split, seed: int) -> tuple[Split, Settings]:
@@ -103,25 +109,21 @@ def _read(data: DataSet, folder: Path, say: Say) -> tuple[Task, Split]:
         return Source(folder / name, data.text, label)
 
     task = None if data.task is None else Task.load(folder / data.task)
-    reading = main.read(source(data.train), labeled=True, task=task, say=say)
-    task = task or main.task_of(reading, labels=data.labels, templates=data.template, words=data.words)
-    if not kind_of(task).judged:
-        fix = "Tune and measure its methods one by one, with `fewtune fit --test`."
-        raise SpecError(expected="a task whose answers are right or wrong", got=task.kind, where=f"compare: {data.train}", fix=fix)
+    reading = main.read(source(data.train), labeled=True, task=task, kind=data.kind, say=say)
+    task = task or main.task_of(reading, kind=data.kind, labels=data.labels, templates=data.template, words=data.words)
     test = main.read(source(data.test), labeled=True, task=task, say=say).examples
     pool = main.read(source(data.unlabeled, None), labeled=False, task=task, say=say).examples if data.unlabeled else ()
     return task, Split(reading.examples, pool, test)
 
 
-def key_of(task: Task, split: Split, settings: Settings, backbone: Backbone) -> str:
-    """sha256 over the recipe, the rows, the code, and the PLM by what it is, not by what it is called."""
-    recipe = replace(recipe_of(task, backbone, settings), backbone=backbone.fingerprint)
+def key_of(task: Task, split: Split, settings: Settings, backbones: Sequence[Backbone]) -> str:
+    """sha256 over the recipe for each PLM, the rows, the code, and the PLMs by what they are, not by what they are called."""
     facts = [
-        recipe.to_dict(),
+        [replace(recipe_of(task, one, settings), backbone=one.fingerprint).to_dict() for one in backbones],
         settings.strategy or settings.way,
         [main.plain_rows(part) for part in (split.train, split.unlabeled, split.test)],
-        backbone.tokenizer_fingerprint,
-        str(backbone.device),
+        [one.tokenizer_fingerprint for one in backbones],
+        str(backbones[0].device),
         code_version(),
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -13,6 +13,7 @@ from fewtune.backbone.catalogue import CATALOGUE
 from fewtune.deltas import DELTAS, presets
 from fewtune.deltas.delta import Delta
 from fewtune.errors import SpecError
+from fewtune.job import KIND
 from fewtune.model import DEFAULT_LENGTH
 from fewtune.prompt import demonstrations
 from fewtune.prompt.search import SEARCHES
@@ -38,6 +39,7 @@ class DataSet:
     text: tuple[str, ...] = ()
     label: str | None = None
     task: str | None = None
+    kind: str = KIND
     labels: tuple[str, ...] = ()
     template: tuple[str, ...] = ()
     words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -48,7 +50,7 @@ class _Method:
     """A table `[methods.NAME]`: what the flags of `fewtune fit` say, under their names."""
 
     strategy: str | None = None
-    backbone: str = DEFAULT_BACKBONE
+    backbone: tuple[str, ...] = (DEFAULT_BACKBONE,)
     deltas: tuple[str, ...] | None = None
     readout: str | None = None
     calibration: str | None = None
@@ -113,7 +115,9 @@ def _shaped(given: Mapping[str, Plain]) -> dict[str, Plain]:
         shaped["data"] = {name: _shaped_data(data) for name, data in given["data"].items()}
     if isinstance(given.get("methods"), Mapping):
         shaped["methods"] = {
-            name: {**method, **{key: None for key in _SPECS if key in method}} if isinstance(method, Mapping) else method
+            name: {**_with_lists(method, ("backbone",)), **{key: None for key in _SPECS if key in method}}
+            if isinstance(method, Mapping)
+            else method
             for name, method in given["methods"].items()
         }
     return shaped
@@ -141,9 +145,9 @@ def _check(file: _File, where: str) -> None:
     if any(shots < 1 for shots in file.shots or ()):
         raise SpecError(expected="numbers above 0", got=repr(file.shots), where=f"{where}.shots", fix="Leave shots out for all rows.")
     for name, data in file.data.items():
-        if data.task and (data.labels or data.template or data.words):
+        if data.task and (data.kind != KIND or data.labels or data.template or data.words):
             raise SpecError(
-                expected="a task file, or labels, template and words",
+                expected="a task file, or kind, labels, template and words",
                 got="both",
                 where=f"{where}.data.{name}",
                 fix="Say in one place what is asked.",
@@ -151,10 +155,20 @@ def _check(file: _File, where: str) -> None:
 
 
 def _settings(method: _Method, given: Mapping[str, Plain], where: str, folder: Path) -> Settings:
+    """What `fewtune fit` would be told; whatever is refused is told by the method's key path."""
+    try:
+        return _as_flags(method, given, where, folder)
+    except SpecError as error:
+        if error.where.startswith(where):
+            raise
+        raise SpecError(expected=error.expected, got=error.got, where=f"{where}: {error.where}", fix=error.fix) from None
+
+
+def _as_flags(method: _Method, given: Mapping[str, Plain], where: str, folder: Path) -> Settings:
     if method.strategy is not None:
         STRATEGIES.from_text(method.strategy, f"{where}.strategy")
     return Settings(
-        backbones=(_backbone(method.backbone, folder),),
+        backbones=tuple(_backbone(name, folder) for name in method.backbone),
         strategy=method.strategy,
         deltas=_deltas(given["deltas"], f"{where}.deltas") if "deltas" in given else None,
         readout=_spec(READOUTS, given["readout"], f"{where}.readout") if "readout" in given else None,

@@ -9,18 +9,21 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import numpy as np
 
 from fewtune import registry
 from fewtune.errors import DataError, SpecError
-from fewtune.tasks.metrics import Interval
+from fewtune.tasks.metrics import Interval, Ratio
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a job came to: metrics and which test rows were answered rightly (`right`, a 0 or 1 each), or why it `failed`.
+    """What a job came to: metrics and what each test row adds to the `metric` that methods are compared by, or why it `failed`.
 
+    That is a 0 or 1 each in `right` where rows are right or wrong, else what stands `over` and `under` the line (see `Ratio`).
     `data`, `method`, `shots` and `seed` say what the job was called when it ran; what it was is in `key`.
     """
 
@@ -31,9 +34,25 @@ class Result:
     seed: int
     failed: str | None = None
     metrics: Mapping[str, Interval] = field(default_factory=dict)
+    metric: str = "accuracy"
     right: str = ""
+    over: tuple[float, ...] = ()
+    under: tuple[float, ...] = ()
     trained_parameters: int = 0
     seconds: float = 0.0
+
+    def having(self, ratio: Ratio) -> Result:
+        """The result with what each row adds to its metric."""
+        if ratio.counts:
+            return replace(self, metric=ratio.metric, right="".join("01"[right] for right in ratio.over_N.astype(int)))
+        return replace(self, metric=ratio.metric, over=tuple(ratio.over_N.tolist()), under=tuple(ratio.under_N.tolist()))
+
+    @property
+    def ratio(self) -> Ratio:
+        """What each row adds to the metric."""
+        if self.over:
+            return Ratio(self.metric, np.array(self.over), np.array(self.under))
+        return Ratio(self.metric, np.array([float(right) for right in self.right]), np.ones(len(self.right)))
 
 
 @dataclass(frozen=True)

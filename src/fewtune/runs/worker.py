@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -20,18 +20,20 @@ from fewtune.train.fit import Session
 
 
 class Worker:
-    """One process' hand: it keeps the backbone that was asked for last."""
+    """One process' hand: it keeps the backbones that were asked for last."""
 
     def __init__(self, say: Callable[[str], None] = lambda line: None) -> None:
         self._say = say
         self._kept: dict[str, Backbone] = {}
 
-    def backbone(self, name: str) -> Backbone:
-        """The PLM called `name`; raises `BackboneError` as `load` does."""
-        if name not in self._kept:
-            self.drop()  # before the next one comes, so that memory holds one
-            self._kept[name] = load(name, say=self._say)
-        return self._kept[name]
+    def backbones(self, names: Sequence[str]) -> list[Backbone]:
+        """The PLMs called so, in their order; raises `BackboneError` as `load` does."""
+        # Others go before the next one comes, so that memory holds no more than one job needs.
+        self._kept = {name: kept for name, kept in self._kept.items() if name in names}
+        for name in names:
+            if name not in self._kept:
+                self._kept[name] = load(name, say=self._say)
+        return [self._kept[name] for name in names]
 
     def drop(self) -> None:
         """Keep no backbone."""
@@ -42,26 +44,26 @@ class Worker:
 
         One thread, for sums depend on how many there are, and a job must come to the same on every engine.
         """
-        backbone, start = self.backbone(job.settings.backbone), time.perf_counter()
+        backbones, start = self.backbones(job.settings.judged), time.perf_counter()
         named = Result(job.key, job.data, job.method, job.shots, job.seed)
         try:
             with _one_thread():
-                done = _measured(job, backbone, named)
+                done = _measured(job, backbones, named)
         except InputError as error:
             self.drop()  # who knows what was left in it
             done = replace(named, failed=str(error))
         return replace(done, seconds=time.perf_counter() - start)
 
 
-def _measured(job: Job, backbone: Backbone, named: Result) -> Result:
+def _measured(job: Job, backbones: Sequence[Backbone], named: Result) -> Result:
     # Tuning is not shown the rows that measure.
-    model = tune(job.task, replace(job.split, test=()), backbone, job.settings, session=Session(told=True))
+    first, *beside = backbones
+    model = tune(job.task, replace(job.split, test=()), first, job.settings, session=Session(told=True), beside=beside)
     try:
         found = evaluate(model, job.split.test)
     finally:
         model.remove()
-    right = "".join("01"[one] for one in found.right)
-    return replace(named, metrics=found.measures.metrics, right=right, trained_parameters=model.trained_parameters)
+    return replace(named.having(found.ratio), metrics=found.measures.metrics, trained_parameters=model.trained_parameters)
 
 
 @contextmanager

@@ -8,29 +8,29 @@ Dimensions: N rows, C candidates, M rungs.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fewtune import estimate
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Split
-from fewtune.data.sampling import derive, distinct, folds
+from fewtune.data.sampling import distinct
 from fewtune.errors import TaskError
 from fewtune.model import TunedModel
 from fewtune.prompt.demonstrations import Demonstrations
-from fewtune.readout.calibration import Calibration, Contextual, Uncalibrated, expected_temperature
+from fewtune.readout.calibration import Calibration, Contextual, Uncalibrated
 from fewtune.recipe import Recipe
 from fewtune.strategies.strategy import Strategy
-from fewtune.strategies.supervised import FOLDS, Supervised, out_of_fold
+from fewtune.strategies.supervised import FOLDS, Supervised, out_of_fold, provisional
+from fewtune.strategies.verdict import Verdict
 from fewtune.strategies.zeroshot import ZeroShot, demonstrated
 from fewtune.tasks import kind_of
+from fewtune.tasks.metrics import Ratio, figure
 from fewtune.train.fit import Session
 
 SHOWN = Demonstrations(similar=1)
@@ -56,23 +56,36 @@ class Rung:
         """What makes it dearer than another: that it learns, that it has something to train, the size of its PLM."""
         return self.learns, bool(self.recipe.deltas), self.backbone.parameters
 
+    @property
+    def given(self) -> Recipe:
+        """The recipe as it is run: what only rows not seen can choose is chosen by those that judge, not by folds within the folds."""
+        return replace(self.recipe, task=provisional(self.recipe.task))
+
     def run(self, split: Split, session: Session) -> TunedModel:
         """A model made this way."""
-        return self.strategy.run(self.recipe, split, self.backbone, session=session)
+        return self.strategy.run(self.given, split, self.backbone, session=session)
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What the labelled rows say of each rung: losses_NM and right_NM of rows that it has not seen, and the temperature of its scores.
+    """What the labelled rows say of each rung, on rows that it has not seen.
 
     `prefers_last` is for a last rung that is wanted for other reasons, unless it is worse.
     """
 
     rungs: tuple[Rung, ...]
-    losses_NM: NDArray[np.float64]
-    right_NM: NDArray[np.float64]
-    temperatures_M: tuple[float, ...]
+    verdicts_M: tuple[Verdict, ...]
     prefers_last: bool = False
+
+    @property
+    def losses_NM(self) -> NDArray[np.float64]:
+        """Those of each row and rung."""
+        return np.stack([verdict.losses_N for verdict in self.verdicts_M], 1)
+
+    @property
+    def ratios_M(self) -> tuple[Ratio, ...]:
+        """What each rung's answers add to the metric."""
+        return tuple(verdict.ratio for verdict in self.verdicts_M)
 
     @property
     def choose(self) -> Callable[[NDArray[np.float64]], int]:
@@ -85,9 +98,15 @@ class Judged:
         return self.choose(self.losses_NM)
 
     def figures(self) -> list[dict[str, Any]]:
-        """Each rung's accuracy and mean loss; the best of them is no estimate."""
-        means = zip(self.rungs, self.right_NM.mean(0).tolist(), self.losses_NM.mean(0).tolist(), strict=True)
-        return [{"name": rung.name, "accuracy": right, "loss": loss} for rung, right, loss in means]
+        """Each rung's metric and mean loss; the best of them is no estimate."""
+        found = zip(self.rungs, self.ratios_M, self.losses_NM.mean(0).tolist(), strict=True)
+        return [{"name": rung.name, ratio.metric: ratio.value, "loss": loss} for rung, ratio, loss in found]
+
+    def mended(self, model: TunedModel) -> TunedModel:
+        """The model of the kept rung, at the temperature that suits rows not seen and with what they chose."""
+        verdict = self.verdicts_M[self.kept]
+        calibrator = replace(model.calibrator, temperature=model.calibrator.temperature * verdict.temperature)
+        return replace(model, task=replace(model.task, kind=verdict.kind), calibrator=calibrator)
 
 
 @dataclass(frozen=True)
@@ -109,14 +128,14 @@ class Ladder:
 def climb(contestants: Sequence[tuple[Recipe, Backbone]], split: Split, *, session: Session) -> TunedModel:
     """The model of the rung that was kept, of all rungs of all recipes; `about` holds its estimate and each rung's figures.
 
-    Without two distinct rows of each label nothing can be held out: then the first recipe is tuned, with no estimate.
+    Where rows are lacking (two distinct ones of each label) nothing can be held out: then the first recipe is tuned, with no estimate.
     """
     task = contestants[0][0].task
     if split.train:
         kind_of(task).check(task, split.train, "fit")
     judging = replace(split, train=distinct(split.train))
-    if min((Counter(example.label for example in judging.train)[label] for label in task.labels), default=0) < 2:
-        session.say("No estimate: it needs two different rows of each label.")
+    if lacking := kind_of(task).lacking(task, judging.train, FOLDS):
+        session.say(f"No estimate: it needs {lacking}.")
         return Supervised().run(contestants[0][0], split, contestants[0][1], session=session)
     judged = judge(rungs_of(contestants, judging), judging, session, tempered=contestants[0][0].calibration is None)
     return finished(judged, split, session)
@@ -125,11 +144,12 @@ def climb(contestants: Sequence[tuple[Recipe, Backbone]], split: Split, *, sessi
 def finished(judged: Judged, split: Split, session: Session) -> TunedModel:
     """The model of the rung that is kept; `about` holds its estimate and each rung's figures."""
     kept, figures = judged.rungs[judged.kept], judged.figures()
-    found = estimate.chosen(judged.losses_NM, judged.right_NM, seed=judged.rungs[0].recipe.seed, choose=judged.choose)
-    each = ", ".join(f"{one['name']} {100 * one['accuracy']:.0f} % (loss {one['loss']:.2f})" for one in figures)
+    found = estimate.chosen(judged.losses_NM, judged.ratios_M, seed=judged.rungs[0].recipe.seed, choose=judged.choose)
+    each = ", ".join(f"{one['name']} {figure(found.metric, one[found.metric])} (loss {one['loss']:.2f})" for one in figures)
     session.say(f"On rows not seen: {each}. Kept: {kept.name}. Estimate: {estimate.spoken(found)}.")
-    model = kept.run(split, session)
-    model = model.calibrated(replace(model.calibrator, temperature=model.calibrator.temperature * judged.temperatures_M[judged.kept]))
+    model = judged.mended(kept.run(split, session))
+    if model.task.kind != kept.recipe.task.kind:
+        session.say(f"Chosen on rows not seen: --kind {model.task.kind}.")
     about = {"kept": kept.name, "estimate": found.to_dict(), "rungs": figures, "recipe": kept.recipe.to_dict()}
     return replace(model, about={**model.about, **about})
 
@@ -142,40 +162,19 @@ def judge(
     tempered: bool,
     known: Callable[[Rung], Tensor | None] = lambda rung: None,
 ) -> Judged:
-    """What the labelled rows say of each rung.
+    """What the labelled rows say of each rung, with `tempered` at the temperature that suits its scores (see `Verdict.of`).
 
     What `known` has of one, log_NC of the rows by models that have not seen them, is not made anew.
-
-    With `tempered`, each rung is judged at the temperature that suits its scores, a row at that of the other rows: how sure of itself
-    a way is says nothing of how often it is right, can be mended, and differs much between readouts."""
+    """
     names = ", ".join(rung.name for rung in rungs)
     session.say(f"Judging {names} on {len(judging.train)} labelled rows, each by a model that has not seen it.")
-    recipe = rungs[0].recipe
-    targets_N = torch.tensor(kind_of(recipe.task).targets(recipe.task, judging.train))
-    parts = temperature_parts(judging, recipe)
-    losses, right, temperatures = [], [], []
+    task, seed, verdicts = rungs[0].recipe.task, rungs[0].recipe.seed, []
     for number, rung in enumerate(rungs):
         log_NC = known(rung)
         if log_NC is None:
             log_NC = _unseen(rung, judging, session.child(f"rung-{number}"))
-        right.append((log_NC.argmax(1) == targets_N).double())
-        temperatures.append(expected_temperature(log_NC, targets_N) if tempered else 1.0)
-        losses.append(unseen_losses(log_NC, targets_N, parts if tempered else ()))
-    return Judged(rungs, torch.stack(losses, 1).numpy(), torch.stack(right, 1).numpy(), tuple(temperatures))
-
-
-def temperature_parts(judging: Split, recipe: Recipe) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
-    """The rows by which the temperature of other rows is found."""
-    return folds(judging.train, FOLDS, seed=derive(recipe.seed, "temperature"))
-
-
-def unseen_losses(log_NC: Tensor, targets_N: Tensor, parts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tensor:
-    """losses_N, each row at the temperature that suits the rows it is held out from; as they are without `parts`."""
-    judged_NC = log_NC.clone()
-    for kept, held in parts:
-        temperature = expected_temperature(log_NC[list(kept)], targets_N[list(kept)])
-        judged_NC[list(held)] = (log_NC[list(held)] / temperature).log_softmax(-1)
-    return -judged_NC.gather(1, targets_N[:, None])[:, 0]
+        verdicts.append(Verdict.of(log_NC, task, judging.train, seed=seed, tempered=tempered))
+    return Judged(rungs, tuple(verdicts))
 
 
 def rungs_of(contestants: Sequence[tuple[Recipe, Backbone]], judging: Split) -> tuple[Rung, ...]:
@@ -220,5 +219,5 @@ def fits(recipe: Recipe, backbone: Backbone, judging: Split) -> bool:
 def _unseen(rung: Rung, judging: Split, session: Session) -> Tensor:
     """Calibrated log-probabilities_NC of each row by a model that has not learned from it."""
     if rung.learns:
-        return out_of_fold(rung.recipe, judging, rung.backbone, session, read=TunedModel.log_probabilities, strategy=rung.strategy)
+        return out_of_fold(rung.given, judging, rung.backbone, session, read=TunedModel.log_probabilities, strategy=rung.strategy)
     return rung.run(replace(judging, train=()), session).log_probabilities(judging.train)

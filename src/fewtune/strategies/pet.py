@@ -11,23 +11,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Split
 from fewtune.data.sampling import distinct
 from fewtune.errors import SpecError
 from fewtune.model import TunedModel
-from fewtune.readout.calibration import expected_temperature
 from fewtune.recipe import Recipe
 from fewtune.registry import Plain
 from fewtune.strategies import ladder
-from fewtune.strategies.ladder import Judged, Rung
+from fewtune.strategies.ladder import Judged
 from fewtune.strategies.school import Lessons, School
 from fewtune.strategies.supervised import FOLDS
-from fewtune.tasks import kind_of
+from fewtune.strategies.verdict import Verdict
 from fewtune.train.fit import Session
 
 LEAST = 200
@@ -98,7 +93,9 @@ class Pet(Lessons):
         others = ladder.judge(ladder.rungs_of(contestants, judging), judging, session, tempered=tempered, known=known)
         session.say(f"Judging the student, {school.learner.name}, in the same folds.")
         log_NC = school.unseen_student(judging, sample, unseen, session)
-        return _with_last(others, school.rung(unseen.mixes), log_NC, judging, tempered=tempered)
+        student = Verdict.of(log_NC, school.task, judging.train, seed=school.recipe.seed, tempered=tempered)
+        # Wanted for what it costs later, the student is preferred unless it is worse.
+        return Judged((*others.rungs, school.rung(unseen.mixes)), (*others.verdicts_M, student), prefers_last=True)
 
 
 @dataclass(frozen=True)
@@ -114,17 +111,3 @@ def _audited(audit: Mapping[str, Plain]) -> str:
     found = audit["accuracy"]
     ends = f"{100 * found['low']:.0f}–{100 * found['high']:.0f}"
     return f"The teacher is right on {100 * found['value']:.0f} % (90 % interval {ends}) of {audit['rows']} labelled rows."
-
-
-def _with_last(others: Judged, rung: Rung, log_NC: Tensor, judging: Split, *, tempered: bool) -> Judged:
-    """The ladder's rungs and one more, which is preferred unless it is worse, from what it says of rows that it has not seen."""
-    task = rung.recipe.task
-    targets_N = torch.tensor(kind_of(task).targets(task, judging.train))
-    parts = ladder.temperature_parts(judging, others.rungs[0].recipe) if tempered else ()
-    return Judged(
-        (*others.rungs, rung),
-        np.column_stack([others.losses_NM, ladder.unseen_losses(log_NC, targets_N, parts).numpy()]),
-        np.column_stack([others.right_NM, (log_NC.argmax(1) == targets_N).double().numpy()]),
-        (*others.temperatures_M, expected_temperature(log_NC, targets_N) if tempered else 1.0),
-        prefers_last=True,
-    )

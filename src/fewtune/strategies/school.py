@@ -109,7 +109,7 @@ class School:
         """
         recipe = contestants[0][0]
         kind = kind_of(recipe.task)
-        if not kind.judged or kind.independent:
+        if kind.estimated != "accuracy":
             fix = "Choose --strategy supervised."
             raise TaskError(expected="a task whose answers are right or wrong", got=recipe.task.kind, where="strategy pet", fix=fix)
         if split.train:

@@ -30,6 +30,7 @@ from fewtune.strategies.searching import searched
 from fewtune.strategies.strategy import Strategy
 from fewtune.strategies.zeroshot import calibrate, demonstrated, targets
 from fewtune.tasks import kind_of
+from fewtune.tasks.task import Task
 from fewtune.train.cache import StateCache
 from fewtune.train.fit import Group, Session, fit
 from fewtune.train.losses import distillation
@@ -91,11 +92,11 @@ def _decided(model: TunedModel, asked: Recipe, split: Split, session: Session) -
 
     `asked` is the recipe before its search, which is made anew in each fold.
     """
-    kind, calibration, nothing_NC = kind_of(model.task), asked.calibration, np.zeros((0, len(model.task.labels)))
+    kind, calibration = kind_of(model.task), asked.calibration
     by_targets = calibration is not None and calibration.needs == "targets"
     if not by_targets and not (kind.undecided and len(split.train) >= FOLDS):
-        return replace(model, task=kind.decided(model.task, (), nothing_NC))
-    fold_recipe = replace(asked, task=kind.decided(asked.task, (), nothing_NC), calibration=Uncalibrated())
+        return replace(model, task=provisional(model.task))
+    fold_recipe = replace(asked, task=provisional(asked.task), calibration=Uncalibrated())
     scores_NC = out_of_fold(fold_recipe, split, model.backbone, session, read=TunedModel.raw_scores)
     if calibration is not None and by_targets:
         fitted = calibration.fit(scores_NC, targets(model, split.train))
@@ -104,6 +105,16 @@ def _decided(model: TunedModel, asked: Recipe, split: Split, session: Session) -
     if task != model.task:
         session.say(f"Chosen on rows not seen: --kind {task.kind}.")
     return replace(model, task=task)
+
+
+def provisional(task: Task) -> Task:
+    """The task with something usual in the place of what only rows not seen can choose."""
+    return kind_of(task).decided(task, (), np.zeros((0, len(task.labels))))
+
+
+def groups(task: Task, examples: Sequence[Example]) -> list[str]:
+    """What folds balance."""
+    return kind_of(task).groups(task, examples, max(1, len(examples) // FOLDS))
 
 
 def out_of_fold(
@@ -119,8 +130,8 @@ def out_of_fold(
     found: dict[int, Tensor] = {}
     if recipe.deltas or recipe.readout.learning_rate:
         session.say(f"{FOLDS} folds, each like the first:")
-    groups = kind_of(recipe.task).groups(recipe.task, split.train, max(1, len(split.train) // FOLDS))
-    for number, (kept, held) in enumerate(folds(split.train, FOLDS, seed=derive(recipe.seed, "folds"), groups=groups)):
+    parts = folds(split.train, FOLDS, seed=derive(recipe.seed, "folds"), groups=groups(recipe.task, split.train))
+    for number, (kept, held) in enumerate(parts):
         part = replace(split, train=tuple(split.train[index] for index in kept))
         model = (strategy or Supervised()).run(recipe, part, backbone, session=session.child(f"fold-{number + 1}", told=number > 0))
         found |= zip(held, read(model, [split.train[index] for index in held]), strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ from fewtune import registry
 from fewtune.data.example import Example
 from fewtune.data.readers import Written
 from fewtune.errors import DataError
-from fewtune.tasks.metrics import Measures, measure
+from fewtune.tasks.metrics import Measures, Ratio, measure
 from fewtune.tasks.task import Task
 
 
@@ -24,7 +25,7 @@ class Classification:
     metrics: tuple[str, ...] = ("accuracy", "macro_f1", "mcc", "ece")
 
     paired: ClassVar[bool] = True
-    judged: ClassVar[bool] = True
+    estimated: ClassVar[str] = "accuracy"
     independent: ClassVar[bool] = False
     undecided: ClassVar[bool] = False
     written: ClassVar[Written] = Written()
@@ -89,15 +90,25 @@ class Classification:
         """See `fewtune.tasks.metrics.measure`."""
         return measure(self._indices(task, examples), probabilities_NC, labels=task.labels, names=self.metrics)
 
-    def right(self, task: Task, examples: Sequence[Example], probabilities_NC: NDArray[Any]) -> NDArray[np.bool_]:
-        """Whether the most probable label is the row's own."""
-        right_N: NDArray[np.bool_] = probabilities_NC.argmax(1) == np.asarray(self._indices(task, examples))
-        return right_N
+    def ratio(self, task: Task, examples: Sequence[Example], probabilities_NC: NDArray[Any]) -> Ratio:
+        """1 where the most probable label is the row's own, else 0; below the line each row counts once."""
+        right_N = (probabilities_NC.argmax(1) == np.asarray(self._indices(task, examples))).astype(float)
+        return Ratio(self.estimated, right_N, np.ones(len(right_N)))
+
+    def lacking(self, task: Task, examples: Sequence[Example], folds: int) -> str | None:
+        """Of each label two rows: one to learn from, one to judge by."""
+        del folds
+        count = Counter(example.label for example in examples)
+        return None if min(count[label] for label in task.labels) >= 2 else "two different rows of each label"
 
     def groups(self, task: Task, examples: Sequence[Example], quantiles: int) -> list[str]:
         """The labels; of a soft label the most probable."""
         del task, quantiles
         return [_first(example) for example in examples]
+
+    def drawn(self, task: Task, examples: Sequence[Example]) -> list[tuple[str, ...]]:
+        """Its label."""
+        return [(label,) for label in self.groups(task, examples, 1)]
 
     def described(self, task: Task) -> str:
         """The labels, one of which is the answer."""

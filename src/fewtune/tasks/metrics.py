@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,53 @@ class Interval:
     def around(cls, value: float, low: float, high: float) -> Interval:
         """The interval from `low` to `high`, widened to hold the value."""
         return cls(value, min(float(low), value), max(float(high), value))
+
+
+ERRORS = ("mae",)
+"""The metrics of which less is better."""
+_SPOKEN = {"mae": "mean absolute error", "micro_f1": "micro-F1"}
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A metric that is a sum over rows divided by another: what each row adds above the line, over_N, and below it, under_N.
+
+    So it can be had of any rows, whichever fold's model answered them: F1 from sums over all folds is next to unbiased, a mean of the
+    folds' F1 is not (Forman & Scholz 2010). `most` is the greatest value that it may have.
+    """
+
+    metric: str
+    over_N: Array
+    under_N: Array
+    most: float = 1.0
+
+    @property
+    def value(self) -> float:
+        """The metric; 0 where it is undefined."""
+        return float(divide(self.over_N.sum(), self.under_N.sum()))
+
+    @property
+    def counts(self) -> bool:
+        """Whether each row is right or wrong, so that the metric is the share of those that are right."""
+        return self.metric == "accuracy"
+
+    def of(self, rows: Array) -> Ratio:
+        """That of some of the rows, by their numbers."""
+        return replace(self, over_N=self.over_N[rows], under_N=self.under_N[rows])
+
+
+def named(metric: str) -> str:
+    """A metric's name as a person says it."""
+    return _SPOKEN.get(metric, metric)
+
+
+def figure(metric: str, value: float) -> str:
+    """A metric's value as a person reads it: accuracy in per cent, all others as they are.
+
+    >>> figure("accuracy", 0.84), figure("mae", 0.4166)
+    ('84 %', '0.417')
+    """
+    return f"{100 * value:.0f} %" if metric == "accuracy" else f"{value:.3g}"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from fewtune import registry
 from fewtune.data.example import Example
 from fewtune.data.readers import Written
 from fewtune.errors import DataError, SpecError
-from fewtune.tasks.metrics import Measures
+from fewtune.tasks.metrics import Measures, Ratio
 from fewtune.tasks.multilabel_metrics import METRICS, measure
 from fewtune.tasks.task import Task
 
@@ -40,7 +40,7 @@ class Multilabel:
 
     metrics: ClassVar[tuple[str, ...]] = tuple(METRICS)
     paired: ClassVar[bool] = True
-    judged: ClassVar[bool] = False
+    estimated: ClassVar[str] = "micro_f1"
     independent: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -130,10 +130,17 @@ class Multilabel:
         targets_NC = np.array(self.targets(task, examples), dtype=bool).reshape(-1, len(task.labels))
         return measure(targets_NC, probabilities_NC, labels=task.labels, threshold=self._threshold)
 
-    def right(self, task: Task, examples: Sequence[Example], probabilities_NC: NDArray[Any]) -> NDArray[np.bool_]:
-        """No rows: an answer may be right in one label and wrong in another."""
-        del task, examples, probabilities_NC
-        return np.zeros(0, dtype=bool)
+    def ratio(self, task: Task, examples: Sequence[Example], probabilities_NC: NDArray[Any]) -> Ratio:
+        """Twice the labels that were answered rightly, over those that it has and those that were answered: summed, that is micro-F1."""
+        targets_NC = np.array(self.targets(task, examples), dtype=bool).reshape(probabilities_NC.shape)
+        answers_NC = probabilities_NC >= self._threshold
+        both_N = targets_NC.sum(1) + answers_NC.sum(1)
+        return Ratio(self.estimated, 2.0 * (targets_NC & answers_NC).sum(1), both_N.astype(float))
+
+    def lacking(self, task: Task, examples: Sequence[Example], folds: int) -> str | None:
+        """A row for each part: a rare label may have a single row, which is then answered by a model that has not seen the label."""
+        del task
+        return None if len(examples) >= folds else f"{folds} different rows"
 
     def groups(self, task: Task, examples: Sequence[Example], quantiles: int) -> list[str]:
         """Each row's rarest label, for that is the one that a draw may miss; an empty text for none (Sechidis et al. 2011)."""
@@ -141,6 +148,11 @@ class Multilabel:
         count = Counter(part for example in examples for part in self.parts(example))
         order = {label: (count[label], place) for place, label in enumerate(task.labels)}
         return [min(self.parts(example), key=order.__getitem__, default="") for example in examples]
+
+    def drawn(self, task: Task, examples: Sequence[Example]) -> list[tuple[str, ...]]:
+        """All of its labels."""
+        del task
+        return [self.parts(example) for example in examples]
 
     def described(self, task: Task) -> str:
         """The labels, any of which may be the answer."""

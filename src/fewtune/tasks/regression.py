@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fewtune.data.example import Example
 from fewtune.data.readers import Written
 from fewtune.errors import DataError, SpecError, TaskError
-from fewtune.tasks.metrics import Measures
+from fewtune.tasks.metrics import Measures, Ratio
 from fewtune.tasks.regression_metrics import METRICS, measure
 from fewtune.tasks.task import Task
 
@@ -38,7 +38,7 @@ class Regression:
 
     metrics: ClassVar[tuple[str, ...]] = tuple(METRICS)
     paired: ClassVar[bool] = False
-    judged: ClassVar[bool] = False
+    estimated: ClassVar[str] = "mae"
     independent: ClassVar[bool] = False
     undecided: ClassVar[bool] = False
     written: ClassVar[Written] = Written(number=True)
@@ -139,16 +139,32 @@ class Regression:
         values_N = np.array([_value(example) for example in examples])
         return measure(values_N, self.values(probabilities_NC), labels=task.labels, span=high - low)
 
-    def right(self, task: Task, examples: Sequence[Example], probabilities_NC: NDArray[Any]) -> NDArray[np.bool_]:
-        """No rows: a value is near or far, not right or wrong."""
-        del task, examples, probabilities_NC
-        return np.zeros(0, dtype=bool)
+    def ratio(self, task: Task, examples: Sequence[Example], probabilities_NC: NDArray[Any]) -> Ratio:
+        """How far each value is off; below the line each row counts once.
+
+        An error belongs to its row, whichever fold's model made it. A correlation does not: pooled over folds it compares the answers of
+        models that differ, as AUC does (Forman & Scholz 2010), in a fold of four rows it says nothing, and with sixteen rows its standard
+        error is a quarter.
+        """
+        del task
+        low, high = self._range()
+        values_N = np.array([_value(example) for example in examples])
+        return Ratio(self.estimated, np.abs(self.values(probabilities_NC) - values_N), np.ones(len(values_N)), most=high - low)
+
+    def lacking(self, task: Task, examples: Sequence[Example], folds: int) -> str | None:
+        """A row for each part."""
+        del task
+        return None if len(examples) >= folds else f"{folds} different rows"
 
     def groups(self, task: Task, examples: Sequence[Example], quantiles: int) -> list[str]:
         """Which quantile each value lies in; two, split at the median, stand for two labels (Gao et al. 2021, section 5)."""
         del task
         rank_N = np.argsort(np.argsort([_value(example) for example in examples], kind="stable"))
         return [str(rank * quantiles // len(examples)) for rank in rank_N.tolist()]
+
+    def drawn(self, task: Task, examples: Sequence[Example]) -> list[tuple[str, ...]]:
+        """Its side of the median (Gao et al. 2021, section 5)."""
+        return [("upper half" if half == "1" else "lower half",) for half in self.groups(task, examples, 2)]
 
     def described(self, task: Task) -> str:
         """The range and its poles."""

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fewtune import registry
 from fewtune.data.example import Example
 from fewtune.data.readers import Written
 from fewtune.errors import TaskError
-from fewtune.tasks.metrics import Measures
+from fewtune.tasks.metrics import Measures, Ratio
 
 RESERVED = ("slot", "sep")
 
@@ -201,8 +200,8 @@ class TaskKind(Protocol):
 
     paired: ClassVar[bool]
     """Whether two rows either share a label or do not, so that a readout may learn from pairs of them."""
-    judged: ClassVar[bool]
-    """Whether an answer is right or wrong as a whole, so that there is an accuracy."""
+    estimated: ClassVar[str]
+    """The metric that is estimated, and by which methods are held against each other: `ratio` says what each row adds to it."""
     independent: ClassVar[bool]
     """Whether each candidate is judged for itself (a sigmoid of its score) or against the others (softmax)."""
 
@@ -260,12 +259,20 @@ class TaskKind(Protocol):
         """The `metrics` of labelled examples, with their intervals."""
         ...
 
-    def right(self, task: Task, examples: Sequence[Example], probabilities_NC: NDArray[Any]) -> NDArray[np.bool_]:
-        """Of each row whether its answer is right; no rows where that cannot be said."""
+    def ratio(self, task: Task, examples: Sequence[Example], probabilities_NC: NDArray[Any]) -> Ratio:
+        """What the answer to each labelled example adds to the metric `estimated`."""
+        ...
+
+    def lacking(self, task: Task, examples: Sequence[Example], folds: int) -> str | None:
+        """What the labelled rows would need to have so that some can be held out, in `folds` parts, to judge by; None if they have it."""
         ...
 
     def groups(self, task: Task, examples: Sequence[Example], quantiles: int) -> list[str]:
         """What draws of rows balance over: each row's label, or which of so many quantiles its value lies in."""
+        ...
+
+    def drawn(self, task: Task, examples: Sequence[Example]) -> list[tuple[str, ...]]:
+        """Of what each row is a shot: its label, its half of the values, or all of its labels."""
         ...
 
     def described(self, task: Task) -> str:

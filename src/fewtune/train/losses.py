@@ -1,6 +1,6 @@
 """Losses: scores and targets → one number to minimise. Knows tensors; nothing of models, labels or the loop.
 
-Dimensions: B rows, C candidates, D width.
+Dimensions: B rows, or N where they are all; C candidates, D width.
 """
 
 from __future__ import annotations
@@ -43,6 +43,21 @@ def distillation(scores_BC: Tensor, shares_BC: Tensor, temperature_B: Tensor) ->
     student_BC = (scores_BC.to(precision) / temperature_B1).log_softmax(-1)
     parts_B = torch.nn.functional.kl_div(student_BC, teacher_BC, reduction="none").sum(-1)
     return (temperature_B1[:, 0] ** 2 * parts_B).mean()
+
+
+def row_losses(log_NC: Tensor, targets: Tensor) -> Tensor:
+    """losses_N of each row for itself, of which `cross_entropy` is the mean.
+
+    `log_NC` are log-probabilities; log-odds where `targets` are truth values.
+
+    >>> row_losses(torch.tensor([[-0.5, -1.0], [-2.0, -0.25]]), torch.tensor([0, 1])).tolist()
+    [0.5, 0.25]
+    """
+    if targets.dtype == torch.bool:
+        return torch.nn.functional.binary_cross_entropy_with_logits(log_NC, targets.to(log_NC.dtype), reduction="none").mean(1)
+    if targets.is_floating_point():
+        return -(targets.to(log_NC.dtype) * log_NC).sum(1)
+    return -log_NC.gather(1, targets[:, None])[:, 0]
 
 
 def supervised_contrastive(embeddings_BD: Tensor, targets_B: Tensor, *, temperature: float) -> Tensor:

@@ -39,6 +39,31 @@ def test_shots_are_k_of_each_label_nested_and_in_order(given_examples, seed, dat
     assert few == shots(given_examples, k, seed=seed)
 
 
+@quick
+@given(st.lists(st.sets(st.sampled_from("abc"), max_size=3), min_size=1, max_size=30), seeds, st.data())
+def test_shots_of_several_names_are_at_least_k_of_each_nested_and_in_order(names, seed, data):
+    given_examples = [Example({"text": str(row)}, "|".join(sorted(own))) for row, own in enumerate(names)]
+    groups = [sorted(own) for own in names]
+    count = Counter(name for own in groups for name in own)
+    most = min(count.values(), default=1)
+    k = data.draw(st.integers(1, most))
+    few, many = (shots(given_examples, n, seed=seed, groups=groups) for n in (k, most))
+    drawn = Counter(name for example in few for name in filter(None, example.label.split("|")))
+    assert all(drawn[name] >= k for name in count) and all(example.label for example in few) and len(few) <= k * len(count)
+    assert list(few) == [example for example in given_examples if example in few] and set(map(id, few)) <= set(map(id, many))
+    with pytest.raises(DataError, match="examples of label"):
+        shots([*given_examples, Example({"text": "x"}, "a")], 1 + len(names) + 1, seed=seed, groups=[*groups, ["a"]])
+
+
+@quick
+@given(examples(), seeds)
+def test_shots_of_one_name_each_are_those_of_labels(given_examples, seed):
+    k = fewest(given_examples)
+    assert shots(given_examples, k, seed=seed, groups=[[example.label] for example in given_examples]) == shots(
+        given_examples, k, seed=seed
+    )
+
+
 def test_shots_of_one_label_do_not_depend_on_the_others():
     first = [Example({"text": str(row)}, "a") for row in range(20)]
     more = [Example({"text": f"b{row}"}, "b") for row in range(20)]

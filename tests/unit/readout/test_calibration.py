@@ -211,3 +211,21 @@ def test_a_temperature_of_rows_that_are_all_right_is_no_extreme():
     flat_NC = 0.1 * torch.eye(2).repeat(20, 1)
     found = expected_temperature(flat_NC, torch.arange(2).repeat(20))
     assert 0.05 < found < 0.2  # much surer than it was, but finite
+
+
+@pytest.mark.parametrize("form", ["soft", "yes or no"])
+def test_a_temperature_of_few_rows_is_that_of_a_plain_search_whatever_the_targets(form):
+    scores = drawn(12, 3, seed=5, spread=3.0).double()
+    shares = drawn(12, 3, seed=6).softmax(1)
+    targets = shares if form == "soft" else shares > 1 / 3
+
+    def surprise(log_t):
+        scaled = scores / math.exp(log_t)
+        if form == "soft":
+            loss = -(targets * scaled.log_softmax(1)).sum(1).mean()
+        else:
+            loss = -torch.where(targets, scaled.sigmoid(), (-scaled).sigmoid()).log().mean()
+        return loss.item() + log_t**2 / 2 / 12
+
+    plain = min((step / 1000 for step in range(-2900, 2900)), key=surprise)
+    assert math.log(expected_temperature(scores, targets)) == pytest.approx(plain, abs=2e-3)

@@ -50,7 +50,7 @@ def work(tmp_path, plm):
 
 def planned(work, text=JOB):
     (work / "job.toml").write_text(text)
-    return grid.plan(JobFile.load(work / "job.toml"), load, lambda line: None)
+    return grid.plan(JobFile.load(work / "job.toml"), lambda names: [load(name) for name in names], lambda line: None)
 
 
 def keys(work, text=JOB):
@@ -128,3 +128,41 @@ def test_in_context_learning_is_given_the_draws_rows_and_a_seed(work):
     jobs = [job for job in planned(work, shown).jobs if job.method == "zeroshot"]
     assert [(job.shots, job.seed, len(job.split.train)) for job in jobs] == [(1, 13, 2), (1, 21, 2), (2, 13, 4), (2, 21, 4)]
     assert [job.settings.seed for job in jobs] == [13, 21, 13, 21]
+
+
+BOTH = JOB.replace(JOB[JOB.index("[methods.lora]") :], '[methods.both]\nbackbone = ["plm", "other"]\n')
+
+
+def test_a_method_of_several_plms_has_the_keys_of_all_of_them(work):
+    tiny.save("bert", work / "other")
+    before = planned(work, BOTH)
+    both = [job for job in before.jobs if job.method == "both"]
+    assert len(both) == 4 and both[0].settings.judged == (str(work / "plm"), str(work / "other")) and both[0].settings.way == "ladder"
+    again = {job.key for job in planned(work, BOTH.replace('["plm", "other"]', '["other", "plm"]')).jobs if job.method == "both"}
+    assert not again & {job.key for job in both}, "the first one named comes first"
+    (work / "other").rename(work / "third")
+    assert keys(work, BOTH.replace("other", "third")) == {job.key for job in before.jobs}
+    shutil.rmtree(work / "third")
+    tiny.save("roberta", work / "third")
+    changed = keys(work, BOTH.replace("other", "third"))
+    assert changed & {job.key for job in before.jobs} == {before.jobs[0].key}, "what the second PLM is decides as well"
+
+
+def test_other_kinds_are_drawn_in_their_own_way_and_compared_by_their_own_metric(work):
+    for name, labels in {
+        "scores": ["5", "1", "4", "2", "4.5", "1.5"],
+        "several": ["joy", "gloom|joy", "", "gloom", "joy", "gloom"],
+    }.items():
+        lines = [f"{row.split(',')[0]},{label}" for row, label in zip(ROWS, labels, strict=True)]
+        (work / f"{name}.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+    head = JOB[: JOB.index("[data.reviews]")]
+    data = '[data.scores]\ntrain = "scores.csv"\ntest = "scores.csv"\nkind = "regression:low=0,high=5"\n'
+    data += '[data.several]\ntrain = "several.csv"\ntest = "several.csv"\nkind = "multilabel"\n'
+    found = planned(work, head + data + '[methods.head]\nreadout = "head"\nsteps = 1\nbackbone = "plm"\n')
+    assert {(cell.data, cell.metric) for cell in found.cells} == {("scores", "mae"), ("several", "micro_f1")}
+    for job in found.jobs:
+        labels = [example.label for example in job.split.train]
+        if job.data == "scores":
+            assert sum(float(label) > 3 for label in labels) == sum(float(label) < 3 for label in labels) == job.shots
+        else:
+            assert all(sum(name in label for label in labels) >= job.shots for name in ("joy", "gloom")) and "" not in labels

@@ -73,6 +73,13 @@ def test_a_model_folder_lies_beside_the_file_and_a_name_of_the_catalogue_does_no
         (tmp_path / name / "config.json").write_text("{}")
     text = DATA + '[methods.a]\nbackbone = "plm"\n[methods.b]\nbackbone = "smollm2-135m"\n[methods.c]\nbackbone = "org/elsewhere"\n'
     assert [one.backbone for one in load(text).methods.values()] == [str(tmp_path / "plm"), "smollm2-135m", "org/elsewhere"]
+    several = load(DATA + '[methods.a]\nbackbone = ["smollm2-135m", "plm"]\n').methods["a"]
+    assert several == job.Settings(backbones=("smollm2-135m", str(tmp_path / "plm"))) and several.way == "ladder"
+
+
+def test_a_kind_of_task_is_named_as_the_flag_does(load):
+    assert load(DATA + METHOD).data["reviews"].kind == "classification"
+    assert load(DATA + 'kind = "regression:low=0,high=5"\n' + METHOD).data["reviews"].kind == "regression:low=0,high=5"
 
 
 @pytest.mark.parametrize(
@@ -93,7 +100,7 @@ def test_a_model_folder_lies_beside_the_file_and_a_name_of_the_catalogue_does_no
         (DATA + '[methods.x]\nstrategy = "zero"\n', "job.toml.methods.x.strategy: expected the name of a strategy"),
         (DATA + METHOD + 'precision = "half"\n', "job.toml.methods.zeroshot.precision: expected one of the choices"),
         (DATA + METHOD + 'steps = "many"\n', "job.toml.methods.zeroshot.steps: expected a whole number"),
-        (DATA + METHOD + "steps = -1\n", "fit.steps"),
+        (DATA + METHOD + "steps = -1\n", "job.toml.methods.zeroshot: fit.steps"),
         (DATA + "[methods\n", "job.toml: expected TOML"),
         ("methods = 3\n" + DATA, "job.toml.methods: expected"),
         ("data = {a = 3}\n" + METHOD, "job.toml.data.a: expected"),
@@ -106,6 +113,12 @@ def test_a_model_folder_lies_beside_the_file_and_a_name_of_the_catalogue_does_no
         ("shots = [0]\n" + DATA + METHOD, "job.toml.shots: expected numbers above 0"),
         (DATA + 'task = "task.toml"\ntemplate = "{text} {slot}"\n' + METHOD, "job.toml.data.reviews: expected a task file, or"),
         ('[data.x]\ntrain = "a"\n' + METHOD, 'job.toml.data.x: expected the field "test"'),
+        (DATA + 'task = "task.toml"\nkind = "multilabel"\n' + METHOD, "job.toml.data.reviews: expected a task file, or"),
+        (
+            DATA + METHOD + 'backbone = ["minilm-l6", "mpnet-base"]\n',
+            "methods.zeroshot: --backbone: expected one PLM, got 2 for strategy zeroshot",
+        ),
+        (DATA + METHOD + "backbone = 3\n", "job.toml.methods.zeroshot.backbone"),
     ],
 )
 def test_what_is_wrong_is_refused_by_key_path(load, text, message):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 import fewtune
 from fewtune.errors import DataError
 from fewtune.runs.store import Result, Store
-from fewtune.tasks.metrics import Interval
+from fewtune.tasks.metrics import Interval, Ratio
 
 
 def result(key, **more):
@@ -28,6 +29,22 @@ def test_results_are_read_back(tmp_path):
         store.append(one)
     assert store.load() == given
     assert [json.loads(line)["key"] for line in store.path.read_text().splitlines()] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "ratio",
+    [
+        Ratio("accuracy", np.array([0.0, 1.0, 1.0]), np.ones(3)),
+        Ratio("mae", np.array([0.0, 1 / 3, 2.5]), np.ones(3), most=4),
+        Ratio("micro_f1", np.array([2.0, 0.0]), np.array([3.0, 0.0])),
+    ],
+)
+def test_what_rows_add_to_a_metric_is_read_back(tmp_path, ratio):
+    store = Store(tmp_path / "out.jsonl")
+    store.append(Result("a", "reviews", "lora", None, 13).having(ratio))
+    found = store.load()["a"]
+    assert (found.metric, found.right) == (ratio.metric, "011" if ratio.metric == "accuracy" else "")
+    assert found.ratio.over_N.tolist() == ratio.over_N.tolist() and found.ratio.under_N.tolist() == ratio.under_N.tolist()
 
 
 def test_the_first_of_two_results_counts(tmp_path):

@@ -69,19 +69,34 @@ def test_a_result_is_what_the_main_job_measures(jobs, plms):
     found = evaluate(model, TEST)
     assert result.metrics == found.measures.metrics and result.trained_parameters == model.trained_parameters > 0
     answers = [answer.label == example.label for answer, example in zip(model.predict(TEST), TEST, strict=True)]
-    assert result.right == "".join(str(int(one)) for one in answers) and found.right == tuple(answers)
-    assert fingerprints.model(worker.backbone(plms["llama"]).model) == backbone.fingerprint
+    assert result.right == "".join(str(int(one)) for one in answers) and found.ratio.over_N.tolist() == answers
+    assert fingerprints.model(worker.backbones([plms["llama"]])[0].model) == backbone.fingerprint
 
 
 def test_one_backbone_is_kept_and_none_after_a_failure(jobs, plms):
     worker = Worker()
-    first = worker.backbone(plms["llama"])
+    (first,) = worker.backbones([plms["llama"]])
     worker.run(jobs[0])
-    assert worker.backbone(plms["llama"]) is first
+    assert worker.backbones([plms["llama"]])[0] is first
     worker.run(jobs[4])
-    assert worker.backbone(plms["llama"]) is not first
-    second = worker.backbone(plms["bert"])
-    assert worker.backbone(plms["bert"]) is second and len(worker._kept) == 1
+    assert worker.backbones([plms["llama"]])[0] is not first
+    (second,) = worker.backbones([plms["bert"]])
+    assert worker.backbones([plms["bert"]])[0] is second and len(worker._kept) == 1
+    both = worker.backbones([plms["llama"], plms["bert"]])
+    assert both[1] is second and worker.backbones([plms["bert"]]) == [second] and len(worker._kept) == 1
+
+
+def test_a_job_of_several_plms_is_the_main_job_with_them(plms):
+    train = tuple(
+        Example({"text": f"{text} {more}"}, label) for text, label in (("great", "positive"), ("dull", "negative")) for more in "ab"
+    )
+    given = main.Settings(backbones=(plms["llama"], plms["bert"]))
+    result = Worker().run(Job("k", "d", "m", None, 42, TASK, Split(train=train, test=TEST), given))
+    first, second = (ft.load_backbone(plms[name]) for name in ("llama", "bert"))
+    torch.set_num_threads(1)
+    model = main.tune(TASK, Split(train=train), first, given, session=Session(), beside=[second])
+    assert result.failed is None and result.metrics == evaluate(model, TEST).measures.metrics
+    assert result.trained_parameters == model.trained_parameters and len(model.about["rungs"]) > 4
 
 
 def test_a_backbone_that_is_gone_is_no_result():

@@ -15,6 +15,7 @@ from fewtune.errors import SpecError
 from fewtune.readout.calibration import Contextual
 from fewtune.readout.head import Head
 from fewtune.readout.similarity import Similarity
+from fewtune.tasks import kind_of
 from fewtune.train.fit import FitOptions, Session
 
 POSITIVE = ("great fun and joy", "great great joy", "joy and fun", "fun from start to finish")
@@ -135,3 +136,39 @@ def test_examples_are_shown_where_they_come_cheap_and_there_is_room_for_them():
     short = "Review: {text}\nSentiment: {slot}"
     assert "in-context" in rungs("llama", short) and "in-context" not in rungs("bert", short)
     assert "in-context" not in rungs("llama", "a film " * 30 + short)
+
+
+SCORES = ("4", "4.5", "3.5", "3", "1", "0.5", "1.5", "0")
+RATED = tuple(Example(one.fields, score) for one, score in zip(TRAIN, SCORES, strict=True))
+RATING = ft.Task.regression(low=0, high=5, poles=("terrible", "great"), template="Review: {text}\nSentiment: {slot}")
+
+
+def test_ratings_climb_the_same_rungs_but_those_that_show_a_label():
+    model, _, notes = run(train=RATED, task=RATING, family="llama", deltas=(Subset(),), steps=60, learning_rate=0.003)
+    assert [rung["name"] for rung in model.about["rungs"]] == ["zero-shot", "zero-shot calibrated", "tuned"]
+    assert model.about["kept"] == "tuned" and model.about["estimate"]["metric"] == "mae"
+    assert model.about["estimate"]["value"] < 2, "random texts lie 1.5 from the middle"
+    assert any("Estimate: mean absolute error " in note for note in notes)
+
+
+def test_tuning_that_does_nothing_is_not_kept_for_ratings_either():
+    model, _, _ = run(train=RATED, task=RATING, family="llama", deltas=(LoRA(rank=4),), steps=0)
+    assert model.about["kept"].startswith("zero-shot") and not model.deltas
+
+
+LABELLED = tuple(Example(one.fields, label) for one, label in zip(TRAIN, ["fun|good"] * 4 + ["dull"] * 3 + ["dull|bad"], strict=True))
+SEVERAL = ft.Task.multilabel(["bad", "dull", "fun", "good"])
+
+
+@pytest.mark.parametrize(("readout", "names"), [(Head(), ["tuned"]), (Similarity(), ["frozen embeddings", "tuned"])])
+def test_several_labels_are_judged_by_f1_and_the_rows_that_judge_choose_the_threshold(readout, names):
+    model, _, notes = run(train=LABELLED, task=SEVERAL, readout=readout, deltas=(Subset("norms"),), steps=5)
+    assert [rung["name"] for rung in model.about["rungs"]] == names and model.about["estimate"]["metric"] == "micro_f1"
+    assert kind_of(model.task).threshold is not None and any(f"--kind {model.task.kind}." in note for note in notes)
+    assert sum("4 folds, each like the first" in note for note in notes) <= len(names), "no folds within folds"
+
+
+def test_a_threshold_that_is_named_stays():
+    task = ft.Task.multilabel(["bad", "dull", "fun", "good"], threshold=0.3)
+    model, _, _ = run(train=LABELLED, task=task, readout=Head(), deltas=(), steps=5)
+    assert model.task == task

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,3 +73,15 @@ def test_a_single_label_cannot_be_told_from_anything() -> None:
 def test_its_metrics_exist() -> None:
     assert KIND.metrics
     assert set(KIND.metrics) <= set(METRICS)
+
+
+def test_what_rows_add_to_accuracy_by_hand() -> None:
+    found = KIND.ratio(TASK, [Example({}, label) for label in ("bad", "good")], np.array([[0.6, 0.1, 0.3], [0.4, 0.4, 0.2]]))
+    assert found.over_N.tolist() == [1, 0] and found.under_N.tolist() == [1, 1] and found.counts and found.value == 0.5
+
+
+def test_two_rows_of_each_label_are_needed_to_judge_by() -> None:
+    rows = [Example({}, label) for label in ("bad", "bad", "fair", "fair", "good")]
+    assert KIND.lacking(TASK, rows, 4) == "two different rows of each label" and KIND.lacking(TASK, [], 4) is not None
+    assert KIND.lacking(TASK, [*rows, Example({}, "good")], 4) is None
+    assert KIND.drawn(TASK, rows[3:]) == [("fair",), ("good",)]

@@ -111,3 +111,16 @@ def test_groups_are_the_rarest_labels():
 
 def test_it_says_what_it_answers():
     assert KIND.described(TASK) == "Answers any of, or none of: joy, fear, awe."
+
+
+def test_what_rows_add_to_f1_by_hand():
+    # Answered from 0.4 on: joy and fear, none, awe. Rights 1, 0, 0; labels and answers together 1 + 2, 0 + 0, 2 + 1.
+    probabilities = np.array([[0.9, 0.4, 0.1], [0.1, 0.2, 0.3], [0.0, 0.1, 0.8]])
+    found = KIND.ratio(TASK, rows("joy", "", "joy|fear"), probabilities)
+    assert found.over_N.tolist() == [2, 0, 0] and found.under_N.tolist() == [3, 0, 3]
+    assert (found.metric, found.value) == ("micro_f1", pytest.approx(1 / 3)) and not found.counts
+
+
+def test_shots_are_of_all_labels_of_a_row():
+    assert KIND.drawn(TASK, rows("joy", "", "joy|fear")) == [("joy",), (), ("joy", "fear")]
+    assert KIND.lacking(TASK, rows("joy", "", ""), 4) == "4 different rows" and KIND.lacking(TASK, rows("joy", "", "", "awe"), 4) is None

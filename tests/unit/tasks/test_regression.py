@@ -143,4 +143,14 @@ def test_groups_are_quantiles_of_the_values():
 def test_it_says_what_it_answers():
     assert KIND.described(TASK) == "Answers a number from 0 (low) to 5 (high)."
     assert KIND.confidence(TASK, [0.3, 0.7]) is None
-    assert not len(KIND.right(TASK, rows("1"), np.array([[0.5, 0.5]])))
+
+
+def test_what_rows_add_to_the_error_by_hand():
+    found = KIND.ratio(TASK, rows("1", "4", "5"), np.array([[0.5, 0.5], [0.2, 0.8], [1.0, 0.0]]))
+    assert found.over_N.tolist() == pytest.approx([1.5, 0.0, 5.0]) and found.under_N.tolist() == [1, 1, 1]
+    assert (found.metric, found.most, found.value) == ("mae", 5.0, pytest.approx(6.5 / 3)) and not found.counts
+
+
+def test_shots_are_of_either_side_of_the_median():
+    assert KIND.drawn(TASK, rows("5", "0", "1", "4")) == [("upper half",), ("lower half",), ("lower half",), ("upper half",)]
+    assert KIND.lacking(TASK, rows("1", "1", "2"), 4) == "4 different rows" and KIND.lacking(TASK, rows("1", "1", "2", "3"), 4) is None

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fewtune.train.losses import cross_entropy, supervised_contrastive
+from fewtune.train.losses import cross_entropy, row_losses, supervised_contrastive
 
 
 def test_hard_targets_by_formula_and_torch():
@@ -36,6 +36,26 @@ def test_a_yes_or_no_for_each_candidate_by_formula_and_torch():
     assert cross_entropy(scores, targets).item() == pytest.approx(formula.item(), abs=1e-6)
     assert torch.equal(cross_entropy(scores, targets), torch.nn.functional.binary_cross_entropy_with_logits(scores, targets.float()))
     assert cross_entropy(scores.bfloat16(), targets).dtype == torch.float32
+
+
+@pytest.mark.parametrize("form", ["hard", "soft", "yes or no"])
+def test_rows_losses_by_hand_and_their_mean_is_the_loss(form):
+    scores = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    shares = torch.rand(5, 3, generator=torch.Generator().manual_seed(4)).softmax(1)
+    targets = {"hard": shares.argmax(1), "soft": shares, "yes or no": shares > 1 / 3}[form]
+    given = scores if form == "yes or no" else scores.log_softmax(1)
+    found = row_losses(given, targets)
+    for row in range(5):
+        likely = (scores[row].sigmoid() if form == "yes or no" else scores[row].softmax(0)).tolist()
+        one = targets[row].tolist()
+        if form == "hard":
+            expected = -math.log(likely[one])
+        elif form == "soft":
+            expected = -sum(aim * math.log(share) for aim, share in zip(one, likely, strict=True))
+        else:
+            expected = -sum(math.log(share if yes else 1 - share) for yes, share in zip(one, likely, strict=True)) / 3
+        assert found[row].item() == pytest.approx(expected)
+    assert found.mean().item() == pytest.approx(cross_entropy(scores, targets).item())
 
 
 def test_gradient_is_probability_minus_target_over_rows():
