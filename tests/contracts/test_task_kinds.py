@@ -25,6 +25,7 @@ from fewtune.readout.cloze import Cloze
 from fewtune.readout.head import Head
 from fewtune.readout.likelihood import Likelihood
 from fewtune.readout.similarity import Similarity
+from fewtune.settings import PETS
 from fewtune.strategies import STRATEGIES
 from fewtune.tasks import KINDS, kind_of
 from fewtune.tasks.task import Task
@@ -56,7 +57,7 @@ CASES = {
         ("yes", "no", "yes", "no", "yes", "no", "yes", "no"),
         "perhaps",
         ("cloze", "channel", "head", "likelihood", "similarity"),
-        ("zeroshot", "supervised", "ladder"),
+        ("zeroshot", "supervised", "ladder", *PETS),
     ),
     "regression": Case(
         Task.regression(low=0, high=4, poles=("no", "yes"), words=WORDS),
@@ -83,7 +84,8 @@ def tuned(case, readout, *, family="bert", strategy="supervised", steps=60, **mo
     options = FitOptions(steps=steps, learning_rate=None if strategy == "zeroshot" else 0.02)
     deltas = () if strategy == "zeroshot" else (LoRA(rank=4),)
     settings = job.Settings(strategy=strategy, readout=READERS[readout], deltas=deltas, fit=options, seed=3, **more)
-    split = Split(train=() if strategy == "zeroshot" else case.rows)
+    pool = tuple(Example({"text": f"{text} and joy"}) for text in TEXTS) if strategy in PETS else ()
+    split = Split(train=() if strategy == "zeroshot" else case.rows, unlabeled=pool)
     return job.tune(case.task, split, backbone, settings, session=Session()), backbone
 
 
@@ -196,7 +198,12 @@ def test_what_is_tuned_learns_is_kept_by_the_artifact_and_measured(name, readout
     assert evaluate(loaded, case.rows).to_dict() == found.to_dict()
 
 
-@pytest.mark.parametrize(("name", "strategy"), [(name, strategy) for name, case in CASES.items() for strategy in case.strategies])
+def marked(name, strategy):
+    """PET tunes several members and a student in each fold."""
+    return pytest.param(name, strategy, marks=pytest.mark.slow if strategy in PETS else ())
+
+
+@pytest.mark.parametrize(("name", "strategy"), [marked(name, strategy) for name, case in CASES.items() for strategy in case.strategies])
 def test_every_strategy_that_claims_it_runs(name, strategy):
     case = CASES[name]
     model, _ = tuned(case, case.readouts[0], strategy=strategy, steps=2)

@@ -117,6 +117,7 @@ def test_rows_without_a_number_can_be_skipped(work, fewtune, llama):
     assert code == 0 and "Skipped 1 bad row" in err
 
 
+@pytest.mark.slow
 def test_ratings_are_judged_where_no_method_is_chosen(work, fewtune, llama):
     asked = ("fit", "ratings.csv", "--kind", "regression", "--labels", "terrible,great", "--backbone", llama, "--out", "m")
     code, out, err = fewtune(*asked, "--json")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Split
@@ -45,7 +46,7 @@ class Pet(Lessons):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.judged < 1:
-            raise SpecError(expected="a value in range", got=repr(self.judged), where="pet.judged", fix="Change the value.")
+            raise SpecError(expected="a value in range", got=repr(self.judged), where=f"{self.name}.judged", fix="Change the value.")
 
     def run(self, recipe: Recipe, split: Split, backbone: Backbone, *, session: Session) -> TunedModel:
         """See `over`."""
@@ -101,6 +102,8 @@ class Pet(Lessons):
 @dataclass(frozen=True)
 class IPet(Pet):
     """PET in generations."""
+
+    name: ClassVar[str] = "ipet"
 
     generations: int = 3
 

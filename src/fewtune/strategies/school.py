@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -55,6 +56,8 @@ class Lessons:
     the training set has `growth` times as many rows each time. Without labelled rows each begins with the `first` likeliest of a label.
     """
 
+    name: ClassVar[str] = "pet"
+
     patterns: int = 3
     shown: bool = True
     merge: Merge = "stacked"
@@ -78,7 +81,9 @@ class Lessons:
             "first": self.first >= 1,
         }.items():
             if not holds:
-                raise SpecError(expected="a value in range", got=repr(getattr(self, name)), where=f"pet.{name}", fix="Change the value.")
+                raise SpecError(
+                    expected="a value in range", got=repr(getattr(self, name)), where=f"{self.name}.{name}", fix="Change the value."
+                )
 
 
 @dataclass(frozen=True)
@@ -111,14 +116,16 @@ class School:
         kind = kind_of(recipe.task)
         if kind.estimated != "accuracy":
             fix = "Choose --strategy supervised."
-            raise TaskError(expected="a task whose answers are right or wrong", got=recipe.task.kind, where="strategy pet", fix=fix)
+            raise TaskError(
+                expected="a task whose answers are right or wrong", got=recipe.task.kind, where=f"strategy {spec.name}", fix=fix
+            )
         if split.train:
             kind.check(recipe.task, split.train, "fit")
         heard = (Heard.of(split.taught, recipe.task.labels),) if split.taught else ()
         rows = distinct((*(split.unlabeled if spec.patterns else ()), *(replace(row, shares=None) for row in split.taught)))
         if not rows:
             fix = "Give texts with --unlabeled, or choose --strategy supervised."
-            raise DataError(expected="unlabelled rows", got="none", where="strategy pet", fix=fix)
+            raise DataError(expected="unlabelled rows", got="none", where=f"strategy {spec.name}", fix=fix)
         chosen = pool(rows, spec.most, seed=recipe.seed, without=split.train)
         own = members_of(contestants, split, patterns=spec.patterns, shown=spec.shown) if spec.patterns else ()
         members = (*own, *heard)

@@ -86,6 +86,7 @@ def test_one_backbone_is_kept_and_none_after_a_failure(jobs, plms):
     assert both[1] is second and worker.backbones([plms["bert"]]) == [second] and len(worker._kept) == 1
 
 
+@pytest.mark.slow
 def test_a_job_of_several_plms_is_the_main_job_with_them(plms):
     train = tuple(
         Example({"text": f"{text} {more}"}, label) for text, label in (("great", "positive"), ("dull", "negative")) for more in "ab"

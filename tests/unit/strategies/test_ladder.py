@@ -32,6 +32,7 @@ def run(train=TRAIN, family="bert", task=TASK, **given):
     return job.tune(task, Split(train=train), backbone, settings, session=Session(say=notes.append)), backbone, notes
 
 
+@pytest.mark.slow
 def test_what_learns_the_task_is_kept_and_judged_on_rows_it_has_not_seen():
     model, _, notes = run(deltas=(Subset(),), family="llama", steps=60, learning_rate=0.003)
     assert model.about["kept"] == "tuned" and model.about["method"] == "tuned, cloze, subset" and model.deltas
@@ -143,6 +144,7 @@ RATED = tuple(Example(one.fields, score) for one, score in zip(TRAIN, SCORES, st
 RATING = ft.Task.regression(low=0, high=5, poles=("terrible", "great"), template="Review: {text}\nSentiment: {slot}")
 
 
+@pytest.mark.slow
 def test_ratings_climb_the_same_rungs_but_those_that_show_a_label():
     model, _, notes = run(train=RATED, task=RATING, family="llama", deltas=(Subset(),), steps=60, learning_rate=0.003)
     assert [rung["name"] for rung in model.about["rungs"]] == ["zero-shot", "zero-shot calibrated", "tuned"]

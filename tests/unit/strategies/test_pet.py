@@ -31,15 +31,15 @@ POOL = tuple(
     for other in words
 )
 TASK = ft.Task.classification(["no", "yes"], template="Review: {text}\nSentiment: {slot}", words={"no": "terrible", "yes": "great"})
-OPTIONS = FitOptions(steps=60, learning_rate=0.003)
+OPTIONS = FitOptions(steps=30, learning_rate=0.005)
 
 
 def truth(text):
     return "yes" if set(text.split()) & set(GOOD) else "no"
 
 
-def settings(strategy, **given):
-    return job.Settings(strategy=strategy, fit=OPTIONS, seed=3, deltas=(Subset(),), **given)
+def settings(strategy, fit=OPTIONS, **given):
+    return job.Settings(strategy=strategy, fit=fit, seed=3, deltas=(Subset(),), **given)
 
 
 def run(strategy, *, train=TRAIN, pool=POOL, families=("llama",), task=TASK, folder=None, **given):
@@ -55,8 +55,9 @@ def accuracy(model):
     return sum(answer.label == truth(row.fields["text"]) for row, answer in zip(POOL, model.predict(POOL), strict=True)) / len(POOL)
 
 
+@pytest.mark.slow
 def test_the_student_of_teachers_that_know_the_task_knows_it():
-    model, notes = run("pet:guard=false", families=("llama", "bert"))
+    model, notes = run("pet:guard=false", families=("llama", "bert"), fit=FitOptions(steps=60, learning_rate=0.003))
     assert accuracy(model) > 0.7 and model.backbone.name == "bert", "bert is the smaller of the two"
     assert model.about["kept"] == "pet" and model.about["method"] == "pet, head, lora"
     assert model.about["pet"]["rows"] == len(POOL) - len({row.fields["text"] for row in TRAIN} & {row.fields["text"] for row in POOL})
@@ -65,6 +66,7 @@ def test_the_student_of_teachers_that_know_the_task_knows_it():
     assert any("Step 3 of 3: the student, bert" in note for note in notes)
 
 
+@pytest.mark.slow
 def test_only_the_student_stays_in_its_backbone(tmp_path):
     model, _ = run("pet:guard=false")
     answers = model.predict(POOL)
@@ -125,6 +127,7 @@ def test_a_label_that_nobody_predicts_is_said_and_it_ends():
     assert any("No estimate and no guard" in note for note in notes), "a single row of a label cannot be held out"
 
 
+@pytest.mark.slow
 def test_answers_are_kept_for_a_job_that_is_typed_again(tmp_path):
     one, _ = run("pet:guard=false", folder=tmp_path)
     kept = sorted(path.name for path in tmp_path.glob("*.answers.safetensors"))
@@ -136,6 +139,7 @@ def test_answers_are_kept_for_a_job_that_is_typed_again(tmp_path):
     assert other.predict(POOL) == one.predict(POOL)
 
 
+@pytest.mark.slow
 def test_the_merge_rules_of_the_papers_are_to_be_had():
     for rule in ("probabilities", "logits", "weighted"):
         model, _ = run(f"pet:guard=false,merge={rule}")
@@ -180,6 +184,7 @@ def test_a_readout_that_learns_from_pairs_refuses_soft_labels():
         Supervised().run(recipe, Split(train=rows), backbone, session=Session())
 
 
+@pytest.mark.slow
 def test_members_learn_nothing_from_the_labels_of_the_pool():
     lied = tuple(replace(row, label="no") for row in POOL)
     one, two = (run("pet:guard=false", pool=pool)[0].probabilities(TRAIN) for pool in (POOL, lied))
@@ -219,6 +224,7 @@ def test_a_teacher_is_audited_on_labelled_rows():
     assert nothing.about["pet"]["audit"]["rows"] == len({row.fields["text"] for row in POOL[:20]} & {row.fields["text"] for row in TRAIN})
 
 
+@pytest.mark.slow
 def test_a_teacher_beside_members_is_weighed_by_the_audit():
     weights = {}
     for right in (1.0, 0.0):
@@ -227,6 +233,7 @@ def test_a_teacher_beside_members_is_weighed_by_the_audit():
     assert weights[1.0] > weights[0.0]
 
 
+@pytest.mark.slow
 def test_rows_of_which_the_teacher_says_nothing_are_left_to_the_members():
     model, _ = with_teacher("ipet:guard=false,generations=1,share=1", taught(POOL[:10]))
     assert model.about["pet"]["rows"] > 20 and torch.isfinite(model.probabilities(POOL)).all()
