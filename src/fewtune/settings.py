@@ -112,12 +112,7 @@ def with_pool(task: Task, settings: Settings, pool: int, say: Callable[[str], No
     if taught and settings.strategy is not None and settings.way not in PETS:
         fix = "Leave --teacher or --strategy out, or choose --strategy pet."
         raise SpecError(expected="a strategy that learns from a teacher", got=settings.way, where="--teacher", fix=fix)
-    if (
-        settings.strategy is not None
-        or (settings.adapt and not taught)
-        or (settings.way != "ladder" and not taught)
-        or not (pool or taught)
-    ):
+    if settings.strategy is not None or not (taught or (pool and settings.way == "ladder" and not settings.adapt)):
         return settings
     if not taught and (pool < LEAST or kind_of(task).estimated != "accuracy"):
         why = f"fewer than {LEAST}" if pool < LEAST else f"{task.kind} is not learned so"
