@@ -46,6 +46,7 @@ def _body(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:
         f"| method | {_cell(about.get('method', ''))} |",
         f"| labelled rows | {about.get('rows', '')} |",
         *_estimate(about),
+        *_taught(about.get("pet")),
         *(_found(name, found) for name, found in about.get("search", {}).items()),
         f"| trained parameters | {manifest['trained_parameters']:,} ({share:.3%} of {manifest['backbone_parameters']:,}) |",
         f"| bytes | {sum(sizes.values()):,}; a hundred such tasks beside one backbone {_beside(manifest, sizes)} |",
@@ -76,6 +77,27 @@ def _estimate(about: Mapping[str, Any]) -> list[str]:
     ends = f"{low.removesuffix(' %')}–{high.removesuffix(' %')}"
     text = f"{value} ({100 * found['level']:.0f} % interval {ends}), cross-validated on {found['rows']} labelled rows"
     return [f"| {named(metric)}, estimated | {text} |"]
+
+
+def _taught(pet: Mapping[str, Any] | None) -> list[str]:
+    """What became of the unlabelled rows: who labelled them, how far they lie from the labelled ones, and what an audit said."""
+    if pet is None:
+        return []
+    learned = f"{pet['rows']:,}, labelled by {len(pet['members'])} members" if "rows" in pet else "not learned from"
+    apart = f"; shift {pet['shift']:.2f}" if "shift" in pet else ""
+    lines = [f"| unlabelled rows | {learned}{apart} |"]
+    lines += [
+        f"| member | {_cell(one['name'])}: weight {one['weight']:.2f}, temperature {one['temperature']:.2f} |"
+        for one in pet.get("members", ())
+    ]
+    audit = pet.get("audit")
+    if audit and audit["rows"]:
+        right = audit["accuracy"]
+        ends = f"{100 * right['low']:.0f}–{100 * right['high']:.0f}"
+        lines.append(
+            f"| teacher, audited | right on {100 * right['value']:.0f} % (90 % interval {ends}) of {audit['rows']} labelled rows |"
+        )
+    return lines
 
 
 def _found(name: str, found: Mapping[str, Any]) -> str:

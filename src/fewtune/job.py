@@ -77,7 +77,7 @@ class Fitted:
             "trained_parameters": self.model.trained_parameters,
             "backbone_parameters": self.model.backbone.parameters,
             "estimate": self.model.about.get("estimate"),
-            **({"search": self.model.about["search"]} if "search" in self.model.about else {}),
+            **{name: self.model.about[name] for name in ("search", "pet") if name in self.model.about},
             "seconds": dict(self.seconds),
             "bytes": {"model": size},
             **({} if self.evaluation is None else self.evaluation.to_dict()),

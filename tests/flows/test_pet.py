@@ -28,7 +28,10 @@ def test_the_student_answers_and_the_artifact_says_who_taught_it(work, fewtune, 
     assert code == 0, err
     for said in ("Steps 1 and 2 of 3: 4 members", "Labelled: negative", "Step 3 of 3: the student"):
         assert said in err
-    assert json.loads(out)["method"] == "pet, head, lora"
+    result = json.loads(out)
+    assert result["method"] == "pet, head, lora" and result["pet"]["generations"] == 0
+    card = (work / "model" / "README.md").read_text()
+    assert "| unlabelled rows | 24, labelled by 4 members |" in card and card.count("| member | ") == 4
     about = json.loads((work / "model" / "manifest.json").read_text())["about"]["pet"]
     assert about["rows"] == 24 and len(about["members"]) == 4
     assert fewtune("predict", "model", "pool.csv", "-o", "answers.csv")[0] == 0
@@ -52,6 +55,7 @@ def test_no_labelled_row_at_all(work, fewtune, llama):
 def test_a_teacher_s_file(work, fewtune, llama):
     code, out, err = fit(fewtune, llama, "few.csv", "--teacher", "teacher.csv", "--strategy", "pet:guard=false,patterns=0")
     assert code == 0 and "The teacher has said nothing of the labelled rows" in err, err
+    assert json.loads(out)["pet"]["audit"] == {"rows": 0, "accuracy": None}
     assert json.loads(out)["method"] == "pet, head, lora"
 
 
