@@ -85,7 +85,7 @@ class Pet(Lessons):
 
     def _judged(self, school: School, contestants: Sequence[tuple[Recipe, Backbone]], judging: Split, session: Session) -> Judged:
         """The rungs of the ladder, and the student as the last one, which is preferred."""
-        sample = school.pool[: self.judged]
+        sample = school.sample(self.judged)
         session.say(f"Judging the members on {len(judging.train)} labelled rows, in {FOLDS} folds; each labels {len(sample)} others there.")
         unseen = school.unseen(judging, sample, session)
         if self.generations:

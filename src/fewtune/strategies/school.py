@@ -127,6 +127,9 @@ class School:
             fix = "Give texts with --unlabeled, or choose --strategy supervised."
             raise DataError(expected="unlabelled rows", got="none", where=f"strategy {spec.name}", fix=fix)
         chosen = pool(rows, spec.most, seed=recipe.seed, without=split.train)
+        if not chosen:
+            fix = "Give other texts with --unlabeled, or choose --strategy supervised."
+            raise DataError(expected="unlabelled rows", got="none but labelled ones", where=f"strategy {spec.name}", fix=fix)
         own = members_of(contestants, split, patterns=spec.patterns, shown=spec.shown) if spec.patterns else ()
         members = (*own, *heard)
         session.say(f"{len(members)} members: {'; '.join(member.name for member in members)}. {len(chosen):,} unlabelled rows.")
@@ -143,10 +146,14 @@ class School:
         mix = Mix.equal(len(self.members), logits=self.spec.merge in ("logits", "weighted"))
         return (mix,) * (self.spec.generations + 1)
 
+    def sample(self, count: int) -> tuple[Example, ...]:
+        """Rows from all over the pool, whose file may be sorted."""
+        return pool(self.pool, count, seed=self.recipe.seed, without=())
+
     def shift(self, known: Sequence[Example]) -> float:
         """`teachers.shift` of the pool, by the student's PLM."""
-        embed = Sentences(self.learner)
-        return shift(*(embed([" ".join(row.fields.values()) for row in rows]).double().numpy() for rows in (known, self.pool[:_LOOKED_AT])))
+        embed, looked_at = Sentences(self.learner), self.sample(_LOOKED_AT)
+        return shift(*(embed([" ".join(row.fields.values()) for row in rows]).double().numpy() for rows in (known, looked_at)))
 
     def audit(self, labeled: Sequence[Example]) -> dict[str, Plain] | None:
         """How often the teacher from elsewhere is right on labelled rows, as far as it has said something of them."""
@@ -227,7 +234,9 @@ class School:
             log_MNC = answered(self.members, sets, self.pool, session.child(f"generation-{generation}", told=generation > 0))
             sets = [self.grown(train, self.pool, log_MNC, mix, number, generation + 1) for number in range(len(self.members))]
             if generation + 1 < len(mixes):
-                session.say(f"Generation {generation + 1} learns from {len(sets[0]) - len(train):,} of these rows.")
+                session.say(
+                    f"Generation {generation + 1} learns from {len(sets[0]) - len(train):,} of these rows beside the labelled ones."
+                )
         shares_NC = mix(log_MNC)
         self._say_labels(shares_NC, session)
         session.say(f"Step 3 of 3: the student, {self.learner.name}.")

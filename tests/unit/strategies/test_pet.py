@@ -16,6 +16,7 @@ from fewtune.readout.similarity import Similarity
 from fewtune.settings import with_pool
 from fewtune.strategies import STRATEGIES, pet
 from fewtune.strategies.pet import IPet, Pet
+from fewtune.strategies.school import School
 from fewtune.strategies.supervised import Supervised
 from fewtune.train.fit import FitOptions, Session
 
@@ -66,6 +67,20 @@ def test_the_student_of_teachers_that_know_the_task_knows_it():
     assert any("Step 3 of 3: the student, bert" in note for note in notes)
 
 
+def test_a_pool_of_labelled_texts_only_is_refused():
+    with pytest.raises(DataError, match="none but labelled ones"):
+        run("pet", pool=tuple(replace(row, label=None) for row in TRAIN))
+
+
+def test_rows_that_stand_for_the_pool_are_from_all_over_it():
+    backbone = Backbone(*tiny.model("bert"), name="bert")
+    recipe = job.recipe_of(TASK, backbone, settings("pet"))
+    school = School.of(Pet(), [(recipe, backbone)], Split(train=TRAIN, unlabeled=POOL), Session())
+    sample = school.sample(12)
+    assert {truth(row.fields["text"]) for row in sample} == {"yes", "no"}, "the pool has all of one before the other"
+    assert all(row in sample for row in school.sample(5)) and all(row in school.pool for row in sample)
+
+
 @pytest.mark.slow
 def test_only_the_student_stays_in_its_backbone(tmp_path):
     model, _ = run("pet:guard=false")
@@ -98,7 +113,7 @@ def test_a_pool_from_elsewhere_is_not_learned_from(monkeypatch):
 def test_ipet_starts_from_no_labelled_row_at_all():
     model, notes = run("ipet:generations=1,first=5", train=())
     assert model.about["pet"]["generations"] == 1 and any("No estimate and no guard" in note for note in notes)
-    assert any("Generation 1 learns from 10 of these rows" in note for note in notes)
+    assert any("Generation 1 learns from 10 of these rows beside the labelled ones" in note for note in notes)
 
 
 def test_without_labelled_rows_somebody_must_be_able_to_answer():
