@@ -5,6 +5,7 @@ What is done, without a decision whether it was worth it: that is `pet.py`. Dime
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -183,7 +184,13 @@ class School:
             for number, (_, held) in enumerate(parts):
                 rows = (*sample, *(judging.train[index] for index in held))
                 part = session.child(f"fold-{number + 1}.generation-{generation}", told=number > 0 or generation > 0)
+                begun = time.perf_counter()
                 given.append(answered(self.members, sets[number], rows, part))
+                if number == 0:
+                    seconds = time.perf_counter() - begun
+                    session.say(
+                        f"The first of {FOLDS} folds took {seconds:.0f} s, the others will take about {(FOLDS - 1) * seconds:.0f} s."
+                    )
                 log_MNC[:, list(held)] = given[-1][:, len(sample) :]
             own = [self._mix(log_MNC[:, list(kept)], targets_N[list(kept)], train) for (kept, _), train in zip(parts, trains, strict=True)]
             merged = [mix(found) for mix, found in zip(own, given, strict=True)]
