@@ -166,3 +166,12 @@ def test_other_kinds_are_drawn_in_their_own_way_and_compared_by_their_own_metric
             assert sum(float(label) > 3 for label in labels) == sum(float(label) < 3 for label in labels) == job.shots
         else:
             assert all(sum(name in label for label in labels) >= job.shots for name in ("joy", "gloom")) and "" not in labels
+
+
+def test_a_method_that_leaves_everything_open_learns_from_a_pool_as_fit_does(work):
+    (work / "pool.csv").write_text("text\n" + "".join(f"fun {number}\n" for number in range(200)))
+    text = JOB.replace('test = "test.csv"\n', 'test = "test.csv"\nunlabeled = "pool.csv"\n') + '[methods.open]\nbackbone = "plm"\n'
+    ways = {job.method: job.settings.way for job in planned(work, text).jobs}
+    assert ways == {"zeroshot": "zeroshot", "lora": "supervised", "open": "pet"}
+    without = JOB + '[methods.open]\nbackbone = "plm"\n'
+    assert {job.settings.way for job in planned(work, without).jobs if job.method == "open"} == {"ladder"}
