@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from safetensors import safe_open
@@ -17,7 +18,7 @@ from torch import Tensor
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Example, Split
 from fewtune.data.sampling import text_of
-from fewtune.errors import DataError
+from fewtune.errors import DataError, TaskError
 from fewtune.model import TunedModel
 from fewtune.prompt.demonstrations import Demonstrations
 from fewtune.prompt.library import candidates
@@ -26,8 +27,10 @@ from fewtune.strategies import ladder
 from fewtune.strategies.strategy import Strategy
 from fewtune.strategies.supervised import Supervised
 from fewtune.strategies.zeroshot import ZeroShot
+from fewtune.tasks.task import Task
 from fewtune.train.fit import Session, write_whole
 
+Words = Literal["averaged", "each"]
 _PIECE = 500
 """Rows are labelled in pieces of so many, so that it can be said after the first how long the rest will take."""
 
@@ -90,9 +93,11 @@ class Heard:
         )
 
 
-def members_of(contestants: Sequence[tuple[Recipe, Backbone]], split: Split, *, patterns: int, shown: bool) -> tuple[Member, ...]:
+def members_of(
+    contestants: Sequence[tuple[Recipe, Backbone]], split: Split, *, patterns: int, words: Words, shown: bool
+) -> tuple[Member, ...]:
     """Each pattern on each PLM that reads a word, of the library `patterns` if the task names none; other PLMs once, for a pattern says
-    nothing to them.
+    nothing to them. Where a label has several words these are averaged, or `each` makes a verbalizer, and a member, of its own.
 
     With `shown`, autoregressive PLMs are also shown labelled rows, the first pattern untuned, where there is room for them. Without
     labelled rows nobody learns anything. Raises `DataError` if nobody is left.
@@ -100,7 +105,7 @@ def members_of(contestants: Sequence[tuple[Recipe, Backbone]], split: Split, *, 
     found: list[Member] = []
     for recipe, backbone in contestants:
         if recipe.readout.needs_slot:
-            tuned = _patterns(recipe, backbone, patterns)
+            tuned = _patterns(recipe, backbone, patterns, words)
             found += [*tuned, *(_shown(tuned[0], split) if shown and split.train else ())]
         elif split.train:
             found.append(Member(backbone.name, recipe, backbone))
@@ -110,12 +115,34 @@ def members_of(contestants: Sequence[tuple[Recipe, Backbone]], split: Split, *, 
     return tuple(replace(member, pool=split.unlabeled) for member in found)
 
 
-def _patterns(recipe: Recipe, backbone: Backbone, patterns: int) -> list[Member]:
-    """The first of the library is what is asked by default: its recipe is the one that was given."""
+def _patterns(recipe: Recipe, backbone: Backbone, patterns: int, words: Words) -> list[Member]:
+    """Each pattern with each verbalizer. The first of the library is what is asked by default: its recipe is the one that was given."""
     task, texts = recipe.task, recipe.task.templates or candidates(recipe.task, causal=backbone.causal)[:patterns]
-    recipes = [replace(recipe, task=replace(task, templates=(text,))) for text in texts]
-    own = recipes if task.templates else [recipe, *recipes[1:]]
-    return [Member(f"{backbone.name} {text!r}", one, backbone) for text, one in zip(texts, own, strict=True)]
+    found = []
+    for number, text in enumerate(texts):
+        pattern = recipe if number == 0 and not task.templates else replace(recipe, task=replace(task, templates=(text,)))
+        name = f"{backbone.name} {text!r}"
+        if words == "averaged":
+            found.append(Member(name, pattern, backbone))
+            continue
+        for verbalizer in verbalizers(task):
+            own = replace(pattern, task=replace(pattern.task, words=verbalizer))
+            found.append(Member(f"{name} {'/'.join(word for (word,) in verbalizer.values())}", own, backbone))
+    return found
+
+
+def verbalizers(task: Task) -> list[dict[str, tuple[str, ...]]]:
+    """A verbalizer of each label's first word, one of their second, and so on; raises `TaskError` unless all labels have as many.
+
+    >>> verbalizers(Task(labels=("no", "yes"), words={"no": ("bad", "dull"), "yes": ("good", "great")}))
+    [{'no': ('bad',), 'yes': ('good',)}, {'no': ('dull',), 'yes': ('great',)}]
+    """
+    counts = {label: len(task.words.get(label, ())) for label in task.labels}
+    if len(set(counts.values())) > 1 or not min(counts.values()):
+        got = ", ".join(f"{label} {count}" for label, count in counts.items())
+        fix = "Name as many words of each label with --words, or leave words=each out."
+        raise TaskError(expected="as many words of each label", got=got, where="strategy pet", fix=fix)
+    return [{label: (task.words[label][place],) for label in task.labels} for place in range(counts[task.labels[0]])]
 
 
 def _shown(first: Member, split: Split) -> list[Member]:

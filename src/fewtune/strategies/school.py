@@ -30,7 +30,7 @@ from fewtune.readout.sentences import Sentences
 from fewtune.recipe import Recipe
 from fewtune.registry import Plain
 from fewtune.strategies.ladder import Rung
-from fewtune.strategies.members import Heard, Member, answered, members_of
+from fewtune.strategies.members import Heard, Member, Words, answered, members_of
 from fewtune.strategies.supervised import FOLDS, Supervised
 from fewtune.strategies.teachers import Merge, Mix, grown, likeliest, shift, stacked
 from fewtune.tasks import kind_of
@@ -47,7 +47,8 @@ class Lessons:
     """Who teaches what to whom.
 
     `patterns` is how many templates of the library are tried where the task names none; those it names are the patterns; with 0 no member
-    is tuned, and a teacher from elsewhere stands alone. With `shown` autoregressive PLMs are members in-context, too. `merge` says
+    is tuned, and a teacher from elsewhere stands alone. `words=each` makes a
+    verbalizer of the first words of all labels, one of the second, and so on. With `shown` autoregressive PLMs are members in-context, too. `merge` says
     how the members' predictions become labels: `stacked` by how well each does on labelled rows that it has not seen, or as the
     papers have it: `probabilities` added, mean `logits`, or logits `weighted` by accuracy before tuning. The student learns soft labels
     at `temperature` (KL × T²), with `gold` beside the labelled rows by their own labels, else alone, as the official code has it.
@@ -60,6 +61,7 @@ class Lessons:
     name: ClassVar[str] = "pet"
 
     patterns: int = 3
+    words: Words = "averaged"
     shown: bool = True
     merge: Merge = "stacked"
     temperature: float = 2.0
@@ -131,7 +133,7 @@ class School:
         if not chosen:
             fix = "Give other texts with --unlabeled, or choose --strategy supervised."
             raise DataError(expected="unlabelled rows", got="none but labelled ones", where=f"strategy {spec.name}", fix=fix)
-        own = members_of(contestants, split, patterns=spec.patterns, shown=spec.shown) if spec.patterns else ()
+        own = members_of(contestants, split, patterns=spec.patterns, words=spec.words, shown=spec.shown) if spec.patterns else ()
         members = (*own, *heard)
         session.say(f"{len(members)} members: {'; '.join(member.name for member in members)}. {len(chosen):,} unlabelled rows.")
         return cls(spec, members, chosen, _learner(spec, [backbone for _, backbone in contestants]), recipe)

@@ -265,3 +265,19 @@ def test_from_python_a_teacher_is_a_list_or_a_file(tmp_path):
     backbone = Backbone(*tiny.model("bert"), name="bert")
     model = ft.fit(TASK, TRAIN, teacher=str(tmp_path / "teacher.csv"), backbone=backbone, strategy="pet:patterns=0,guard=false")
     assert model.about["kept"] == "pet"
+
+
+def test_each_pattern_with_each_verbalizer_is_a_member():
+    backbone = Backbone(*tiny.model("bert"), name="bert")
+    words = {"no": ("terrible", "dull"), "yes": ("great", "fun")}
+    task = replace(TASK, words=words, templates=("{text} It was {slot}.", "{text} {slot}"))
+    recipe = job.recipe_of(task, backbone, settings("pet"))
+    split = Split(train=TRAIN, unlabeled=POOL)
+    members = School.of(Pet(words="each"), [(recipe, backbone)], split, Session()).members
+    assert [(one.recipe.task.templates[0], one.recipe.task.words["yes"]) for one in members] == [
+        (text, (word,)) for text in task.templates for word in words["yes"]
+    ]
+    assert len({one.name for one in members}) == 4
+    assert len(School.of(Pet(), [(recipe, backbone)], split, Session()).members) == 2
+    with pytest.raises(TaskError, match="as many words of each label"):
+        School.of(Pet(words="each"), [(replace(recipe, task=replace(task, words={"no": ("a", "b")})), backbone)], split, Session())
