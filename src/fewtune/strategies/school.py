@@ -47,12 +47,12 @@ class Lessons:
     """Who teaches what to whom.
 
     `patterns` is how many templates of the library are tried where the task names none; those it names are the patterns; with 0 no member
-    is tuned, and a teacher from elsewhere stands alone. `words=each` makes a
-    verbalizer of the first words of all labels, one of the second, and so on. With `shown` autoregressive PLMs are members in-context, too. `merge` says
-    how the members' predictions become labels: `stacked` by how well each does on labelled rows that it has not seen, or as the
-    papers have it: `probabilities` added, mean `logits`, or logits `weighted` by accuracy before tuning. The student learns soft labels
-    at `temperature` (KL × T²), with `gold` beside the labelled rows by their own labels, else alone, as the official code has it.
-    `student` names its PLM, the smallest at hand by default. At most `most` unlabelled rows are learned from.
+    is tuned, and a teacher from elsewhere stands alone. `words=each` makes a verbalizer of all labels' first words, one of the second,
+    and so on. With `shown` autoregressive PLMs are members in-context, too. `merge` says how the members' predictions become labels:
+    `stacked` by how well each does on labelled rows that it has not seen, or as the papers have it: `probabilities` added, mean `logits`,
+    or logits `weighted` by accuracy before tuning. The student learns soft labels at `temperature` (KL × T²), with `gold` beside the
+    labelled rows by their own labels, else alone, as the official code has it. `student` names its PLM, the smallest at hand by default.
+    At most `most` unlabelled rows are learned from.
 
     `generations` more follow the first one: each member learns from what a `share` of the other members, drawn at random, are sure of;
     the training set has `growth` times as many rows each time. Without labelled rows each begins with the `first` likeliest of a label.
