@@ -101,10 +101,11 @@ def simplest(losses_NM: Array) -> int:
     return int(alike(losses_NM).argmax())
 
 
-def last_or_simplest(losses_NM: Array) -> int:
-    """The last method, unless it is worse than what `simplest` chooses among the others: for one that is wanted for other reasons."""
+def last_or_simplest(losses_NM: Array, *, errors: float = 1.0) -> int:
+    """The last method, unless it is worse than what `simplest` chooses among the others by more than so many standard `errors`: for one
+    that is wanted for other reasons."""
     other, last = simplest(losses_NM[:, :-1]), losses_NM.shape[1] - 1
-    return last if alike(losses_NM[:, [other, last]])[1] else other
+    return last if alike(losses_NM[:, [other, last]], errors=errors)[1] else other
 
 
 def chosen(
@@ -130,15 +131,15 @@ def chosen(
     return around(float(np.mean(judged)) if judged else kept.value, kept, level=level)
 
 
-def alike(losses_NM: Array) -> NDArray[np.bool_]:
-    """For each method, whether its mean loss is within one standard error of the best one's, row by row compared, alike_M.
+def alike(losses_NM: Array, *, errors: float = 1.0) -> NDArray[np.bool_]:
+    """For each method, whether its mean loss is within one standard error of the best one's (or so many), row by row compared, alike_M.
 
     The rule of one standard error (Breiman et al. 1984, section 3.4.3) on the paired difference. A thousandth of a nat is never one.
     """
     best, rows = int(losses_NM.mean(0).argmin()), len(losses_NM)
     difference_NM = losses_NM - losses_NM[:, best : best + 1]
     error_M = difference_NM.std(0, ddof=1) / rows**0.5 if rows > 1 else np.zeros(losses_NM.shape[1])
-    within_M: NDArray[np.bool_] = difference_NM.mean(0) <= np.maximum(error_M, _TIE)
+    within_M: NDArray[np.bool_] = difference_NM.mean(0) <= np.maximum(errors * error_M, _TIE)
     return within_M
 
 

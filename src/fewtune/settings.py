@@ -107,6 +107,8 @@ class Settings:
 def with_pool(task: Task, settings: Settings, pool: int, say: Callable[[str], None], *, taught: bool = False) -> Settings:
     """PET where nothing else is wanted, of the pool either, and there are enough unlabelled rows, or some that a teacher has labelled.
 
+    Nobody asked for a small student then, so it must not be worse at all.
+
     Raises `SpecError` for a strategy that has no use for a teacher.
     """
     if taught and settings.strategy is not None and settings.way not in PETS:
@@ -118,7 +120,7 @@ def with_pool(task: Task, settings: Settings, pool: int, say: Callable[[str], No
         why = f"fewer than {LEAST}" if pool < LEAST else f"{task.kind} is not learned so"
         say(f"The {pool:,} unlabelled rows are not learned from ({why}); --strategy pet decides otherwise.")
         return settings
-    return replace(settings, strategy="pet")
+    return replace(settings, strategy="pet:margin=0")
 
 
 def without_slot(recipe: Recipe) -> Recipe:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,12 +71,12 @@ class Rung:
 class Judged:
     """What the labelled rows say of each rung, on rows that it has not seen.
 
-    `prefers_last` is for a last rung that is wanted for other reasons, unless it is worse.
+    With a `margin` the last rung is wanted for other reasons, unless it is worse by so many standard errors.
     """
 
     rungs: tuple[Rung, ...]
     verdicts_M: tuple[Verdict, ...]
-    prefers_last: bool = False
+    margin: float | None = None
 
     @property
     def losses_NM(self) -> NDArray[np.float64]:
@@ -90,7 +91,7 @@ class Judged:
     @property
     def choose(self) -> Callable[[NDArray[np.float64]], int]:
         """The rule of choosing: losses_NM → the number of a rung."""
-        return estimate.last_or_simplest if self.prefers_last else estimate.simplest
+        return estimate.simplest if self.margin is None else partial(estimate.last_or_simplest, errors=self.margin)
 
     @property
     def kept(self) -> int:

@@ -37,16 +37,20 @@ class Pet(Lessons):
     """Teachers on many prompts and PLMs, and a student, with the fields of `Lessons`.
 
     With `guard` the student is kept only if it is not worse than the best way without unlabelled rows, on labelled rows that neither has
-    seen, `judged` of the unlabelled rows standing for the pool there, and only if the pool looks like the labelled rows.
+    seen, `judged` of the unlabelled rows standing for the pool there, and only if the pool looks like the labelled rows. It may be worse
+    by `margin` standard errors, for it is small and fast; with 0, not at all.
     """
 
     guard: bool = True
+    margin: float = 1.0
     judged: int = 200
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.judged < 1:
-            raise SpecError(expected="a value in range", got=repr(self.judged), where=f"{self.name}.judged", fix="Change the value.")
+        for name, holds in {"judged": self.judged >= 1, "margin": self.margin >= 0}.items():
+            if not holds:
+                got, where = repr(getattr(self, name)), f"{self.name}.{name}"
+                raise SpecError(expected="a value in range", got=got, where=where, fix="Change the value.")
 
     def run(self, recipe: Recipe, split: Split, backbone: Backbone, *, session: Session) -> TunedModel:
         """See `over`."""
@@ -95,8 +99,7 @@ class Pet(Lessons):
         session.say(f"Judging the student, {school.learner.name}, in the same folds.")
         log_NC = school.unseen_student(judging, sample, unseen, session)
         student = Verdict.of(log_NC, school.task, judging.train, seed=school.recipe.seed, tempered=tempered)
-        # Wanted for what it costs later, the student is preferred unless it is worse.
-        return Judged((*others.rungs, school.rung(unseen.mixes)), (*others.verdicts_M, student), prefers_last=True)
+        return Judged((*others.rungs, school.rung(unseen.mixes)), (*others.verdicts_M, student), margin=self.margin)
 
 
 @dataclass(frozen=True)
