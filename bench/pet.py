@@ -31,7 +31,7 @@ from fewtune.data.example import Example, Split
 from fewtune.model import TunedModel
 from fewtune.recipe import Recipe
 from fewtune.settings import Settings, recipe_of, without_slot
-from fewtune.strategies.members import answered
+from fewtune.strategies.members import Round, answered
 from fewtune.strategies.school import Lessons, School
 from fewtune.tasks.task import Task
 from fewtune.train.fit import Session
@@ -70,7 +70,7 @@ def taught(
     found: list[dict[str, Any]] = []
     for generation in range(last + 1):
         clock = time.process_time()
-        log_MNC = answered(school.members, sets, (*school.pool, *test), Session())
+        (log_MNC,) = answered(school.members, [Round(sets, (*school.pool, *test), Session())], Session())
         shares_NC = mix(log_MNC)
         rows = len(school.pool)
         seconds = time.process_time() - clock

@@ -23,12 +23,14 @@ from fewtune.flags import (
     Calibration,
     Demonstrations,
     Device,
+    Engine,
     Kind,
     Label,
     Labels,
     MaxLength,
     Overwrite,
     Precision,
+    RayAddress,
     Readout,
     Search,
     Seed,
@@ -104,12 +106,15 @@ def fit(
     seed: Seed = 42,
     skip_bad_rows: SkipBadRows = False,
     overwrite: Overwrite = False,
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
     as_json: AsJson = False,
 ) -> None:
     """Tune a model on a few labelled rows and write it to a folder."""
     from fewtune import job
     from fewtune.estimate import Estimate, spoken
     from fewtune.prompt.demonstrations import read
+    from fewtune.runs import engines
     from fewtune.settings import Settings
     from fewtune.train.fit import FitOptions
 
@@ -128,7 +133,7 @@ def fit(
         device=device,
         seed=seed,
     )
-    with terminal.progress_bar() as progress:
+    with engines.spread(engine, ray_address) as spread, terminal.progress_bar() as progress:
         fitted = job.fit_files(
             None if train is None else _source(train, text, label, skip_bad_rows),
             out,
@@ -144,6 +149,7 @@ def fit(
             overwrite=overwrite,
             say=say,
             progress=progress,
+            spread=spread,
         )
     result = fitted.to_dict()
     if as_json:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from fewtune import terminal
-from fewtune.flags import AsJson
+from fewtune.flags import AsJson, Engine, RayAddress
 from fewtune.terminal import print_json, say
 
-Engine = Annotated[Literal["local", "ray"], typer.Option("--engine", help="Here, one job after another, or on Ray, one on each processor.")]
-Address = Annotated[str | None, typer.Option("--ray-address", help="A Ray cluster; without it a Ray of this machine is started.")]
 Limit = Annotated[float | None, typer.Option("--limit-seconds", min=0, help="Start no job after that time; what is done is kept.")]
 
 
@@ -24,7 +22,7 @@ def register(app: typer.Typer) -> None:
 def compare(
     jobs: Annotated[Path, typer.Argument(help="A job file (TOML): data, methods, shots, seeds.")],
     engine: Engine = "local",
-    ray_address: Address = None,
+    ray_address: RayAddress = None,
     limit_seconds: Limit = None,
     as_json: AsJson = False,
 ) -> None:

@@ -79,6 +79,10 @@ Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 
 Precision = Annotated[Literal["auto", "float32", "bfloat16"], typer.Option("--precision")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands at the target.")]
 SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Drop rows that cannot be used, and count them.")]
+Engine = Annotated[
+    Literal["local", "ray"], typer.Option("--engine", help="Here, one part after another, or on Ray, one on each processor.")
+]
+RayAddress = Annotated[str | None, typer.Option("--ray-address", help="A Ray cluster; without it a Ray of this machine is started.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 

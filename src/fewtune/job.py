@@ -25,7 +25,7 @@ from fewtune.data.example import Example, Split
 from fewtune.data.teacher import read as read_teacher
 from fewtune.data.writers import check_place, open_writer, write_text
 from fewtune.deltas.delta import Delta
-from fewtune.errors import DataError
+from fewtune.errors import DataError, SpecError
 from fewtune.evaluation import Evaluation, evaluate
 from fewtune.model import DEFAULT_LENGTH, Tally, TunedModel
 from fewtune.prompt.demonstrations import Demonstrations
@@ -39,7 +39,7 @@ from fewtune.strategies.strategy import Joint
 from fewtune.tasks import KINDS, kind_of
 from fewtune.tasks.task import Task
 from fewtune.train.adapt import Adaptation
-from fewtune.train.fit import FitOptions, Progress, Session
+from fewtune.train.fit import FitOptions, Progress, Session, Spread, in_turn
 
 Say = Callable[[str], None]
 KIND = "classification"
@@ -244,10 +244,11 @@ def fit_files(
     overwrite: bool = False,
     say: Say = _silent,
     progress: Progress = lambda what, done, steps, loss: None,
+    spread: Spread = in_turn,
 ) -> Fitted:
     """`fewtune fit`: read, tune, save to `out`, measure on the test rows. A fit that was killed goes on where it was.
 
-    Without labelled rows, unlabelled ones and the labels' names are enough for PET.
+    Without labelled rows, unlabelled ones and the labels' names are enough for PET, whose members can be `spread` over processes.
     """
     artifact.check_target(out, overwrite=overwrite)
     if train is None:
@@ -260,12 +261,15 @@ def fit_files(
     pool = () if not unlabeled else read(unlabeled, labeled=False, task=task, say=say).examples if train else first.examples
     taught = _taught(teacher, task) if teacher else ()
     settings = with_pool(task, settings, len(pool), say, taught=bool(taught))
+    if spread is not in_turn and settings.way not in PETS:
+        fix = "Leave --engine out, or choose --strategy pet or ipet."
+        raise SpecError(expected="a strategy whose parts can be spread", got=settings.way, where="--engine", fix=fix)
     start = time.perf_counter()
     backbone, *beside = (load_backbone(name, device=settings.device, say=say) for name in settings.judged)
     split = Split(train=rows, unlabeled=pool, taught=taught)
     loaded = time.perf_counter()
     work = out.with_name(f".{out.name}.work")
-    session = Session(work, _key(task, split, (backbone, *beside), settings), progress=progress, say=say)
+    session = Session(work, _key(task, split, (backbone, *beside), settings), progress=progress, say=say, spread=spread)
     model = tune(task, split, backbone, settings, session=session, beside=beside)
     fitted = time.perf_counter()
     artifact.save(model, out, overwrite=overwrite)

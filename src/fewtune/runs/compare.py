@@ -6,10 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
-from fewtune.errors import Interrupted, SpecError
-from fewtune.runs import local, on_ray
+from fewtune.errors import Interrupted
+from fewtune.runs import engines, local, on_ray
 from fewtune.runs.grid import Job, plan
 from fewtune.runs.jobfile import JobFile
 from fewtune.runs.store import Result, Store
@@ -22,7 +21,7 @@ Engine = Callable[[Sequence[Job], Callable[[Result], None], Callable[[], bool]],
 def compare(
     path: Path,
     *,
-    engine: Literal["local", "ray"] = "local",
+    engine: engines.Name = "local",
     ray_address: str | None = None,
     limit_seconds: float | None = None,
     say: Callable[[str], None] = lambda line: None,
@@ -33,10 +32,7 @@ def compare(
     After Ctrl-C, or once `limit_seconds` are over and the jobs under way done, some jobs are left (`Comparison.check` says so). Raises
     `InputError` for a job file, data or a PLM that cannot be used, before anything runs.
     """
-    if ray_address is not None and engine != "ray":
-        raise SpecError(expected="--engine ray", got=f"--engine {engine}", where="--ray-address", fix="Add --engine ray.")
-    if engine == "ray":
-        on_ray.require()
+    engines.check(engine, ray_address)
     start, file, worker = time.monotonic(), JobFile.load(path), Worker(say)
     grid, store = plan(file, worker.backbones, say), Store(file.out)
     done = store.load().keys() & {job.key for job in grid.jobs}

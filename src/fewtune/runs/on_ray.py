@@ -6,14 +6,21 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from contextlib import ExitStack, contextmanager
+from functools import cache, partial
+from time import monotonic
 from typing import Any
 
-from fewtune.errors import FewtuneError, MissingExtraError
+from torch import Tensor
+
+from fewtune.data.example import Example
+from fewtune.errors import FewtuneError, Interrupted, MissingExtraError
 from fewtune.runs.grid import Job, code_version
+from fewtune.runs.sent import Sent
 from fewtune.runs.store import Result
-from fewtune.runs.worker import Worker
+from fewtune.runs.worker import Worker, one_thread
+from fewtune.strategies.members import Asked
+from fewtune.train.fit import Spread
 
 
 def require() -> Any:
@@ -49,6 +56,59 @@ def run(jobs: Sequence[Job], keep: Callable[[Result], None], go_on: Callable[[],
                 keep(_result(ray, reference))
 
 
+@contextmanager
+def spread(address: str | None = None) -> Iterator[Spread]:
+    """Does the members of PET as tasks of Ray, a processor each, and all else here, with one thread everywhere: so all comes to the
+    same as here with one thread. Ray is reached, or started, when the first members are there.
+    """
+    ray = require()
+    with one_thread(), ExitStack() as stack:
+        yield partial(_spread, ray, cache(lambda: stack.enter_context(_cluster(ray, address))))
+
+
+def _spread(ray: Any, slots: Callable[[], int], pieces: Sequence[Callable[[], Tensor]], say: Callable[[str], None]) -> list[Tensor]:
+    found = {number: piece.kept() if isinstance(piece, Asked) else piece() for number, piece in enumerate(pieces)}
+    left = {number: piece for number, piece in enumerate(pieces) if found[number] is None and isinstance(piece, Asked)}
+    if left:
+        try:
+            found |= _asked(ray, slots(), left, say)
+        except KeyboardInterrupt:
+            fix = "What is done is kept: type the same command again to go on."
+            raise Interrupted(expected=f"{len(left)} members", got="Ctrl-C", where="--engine ray", fix=fix) from None
+    return [one for number in range(len(pieces)) if (one := found[number]) is not None]
+
+
+def _asked(ray: Any, slots: int, left: dict[int, Asked], say: Callable[[str], None]) -> dict[int, Tensor]:
+    """What the members say, by their numbers; each is kept as soon as it is there."""
+    session, begun, found = next(iter(left.values())).session, monotonic(), dict[int, Tensor]()
+    say(f"{len(left)} times a member is tuned and asked, on Ray, on {slots} processors.")
+    task = ray.remote(num_cpus=1, num_gpus=int(any(asked.member.backbone.device.type == "cuda" for asked in left.values())))(_member)
+    stored: dict[int, Any] = {}
+
+    def put(rows: Sequence[Example]) -> Any:
+        # Many members are asked about the same rows: these travel once.
+        if id(rows) not in stored:
+            stored[id(rows)] = ray.put(tuple(rows))
+        return stored[id(rows)]
+
+    plms = tuple(dict.fromkeys(asked.member.backbone.name for asked in left.values()))
+    running = {
+        task.remote(Sent.of(asked, plms), put(asked.train), put(asked.rows), put(asked.member.pool), code_version()): number
+        for number, asked in left.items()
+    }
+    while running:
+        (done,), _ = ray.wait(list(running))
+        number = running.pop(done)
+        found[number], lines = _result(ray, done)
+        left[number].keep(found[number])
+        for line in lines:
+            say(line)
+        session.progress("members", len(found), len(left), float("nan"))
+        if len(found) == slots and running:
+            say(f"{len(running)} more, about {(monotonic() - begun) / slots * len(running):.0f} s.")
+    return found
+
+
 @cache
 def _worker() -> Worker:
     """The worker of this process, which Ray uses for one task after another."""
@@ -56,20 +116,33 @@ def _worker() -> Worker:
 
 
 def _there(job: Job, version: str) -> Result:
-    if code_version() != version:
-        fix = "Install the same versions on every machine of the cluster."
-        raise FewtuneError(expected=f"the code {version}", got=code_version(), where="Ray's worker", fix=fix)
+    _check_version(version)
     return _worker().run(job)
 
 
-def _result(ray: Any, reference: Any) -> Result:
+def _member(
+    sent: Sent, train: tuple[Example, ...], rows: tuple[Example, ...], pool: tuple[Example, ...], version: str
+) -> tuple[Tensor, tuple[str, ...]]:
+    _check_version(version)
+    return sent.answers(_worker(), train, rows, pool)
+
+
+def _check_version(version: str) -> None:
+    if code_version() != version:
+        fix = "Install the same versions on every machine of the cluster."
+        raise FewtuneError(expected=f"the code {version}", got=code_version(), where="Ray's worker", fix=fix)
+
+
+def _result(ray: Any, reference: Any) -> Any:
     try:
-        result: Result = ray.get(reference)
-        return result
+        return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, FewtuneError):
             raise error.cause from None
         raise
+    except ray.exceptions.WorkerCrashedError:
+        fix = "What is done is kept. See whether memory is enough, and type the same command again."
+        raise FewtuneError(expected="a worker that lives", got="one that died several times", where="--engine ray", fix=fix) from None
 
 
 @contextmanager

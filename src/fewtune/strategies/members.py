@@ -28,6 +28,7 @@ from fewtune.strategies.strategy import Strategy
 from fewtune.strategies.supervised import Supervised
 from fewtune.strategies.zeroshot import ZeroShot
 from fewtune.tasks.task import Task
+from fewtune.train.cache import StateCache
 from fewtune.train.fit import Session, write_whole
 
 Words = Literal["averaged", "each"]
@@ -52,11 +53,13 @@ class Member:
     def answers(self, train: Sequence[Example], rows: Sequence[Example], session: Session) -> Tensor:
         """log_NC of `rows` by a model tuned on `train`, or by the PLM alone where there is nothing to learn from.
 
-        Kept beside the checkpoints, so that a job that was killed goes on behind it.
+        Kept beside the checkpoints, so that a job that was killed goes on behind it. The cache of frozen states is its own: how rows
+        are batched there, and so the last digits, must not depend on who was asked before, or where.
         """
         kept = _kept(session)
         if kept is not None:
             return kept
+        session = replace(session, cache=StateCache())
         strategy, recipe = (self.strategy, self.recipe) if train else (ZeroShot(), replace(self.recipe, deltas=(), demonstrations=None))
         model = strategy.run(recipe, Split(train=tuple(train), unlabeled=self.pool), self.backbone, session=session)
         try:
@@ -155,14 +158,57 @@ def _shown(first: Member, split: Split) -> list[Member]:
     return [Member(f"{first.name} in-context", recipe, first.backbone, ZeroShot())]
 
 
-def answered(members: Sequence[Member | Heard], sets: Sequence[Sequence[Example]], rows: Sequence[Example], session: Session) -> Tensor:
-    """log_MNC: what each member says of `rows` once it has learned from its own set."""
-    return torch.stack(
-        [
-            member.answers(own, rows, session.child(f"member-{number + 1}", told=number > 0))
-            for number, (member, own) in enumerate(zip(members, sets, strict=True))
+@dataclass(frozen=True)
+class Asked:
+    """A member that learns from `train` and answers `rows`: a piece of a job that needs nothing of the others."""
+
+    member: Member
+    train: Sequence[Example]
+    rows: Sequence[Example]
+    session: Session
+
+    def __call__(self) -> Tensor:
+        """log_NC of the rows."""
+        return self.member.answers(self.train, self.rows, self.session)
+
+    def kept(self) -> Tensor | None:
+        """log_NC that an earlier run of the same job has kept."""
+        return _kept(self.session)
+
+    def keep(self, found_NC: Tensor) -> None:
+        """Keep log_NC that was made elsewhere."""
+        _keep(found_NC, self.session)
+
+
+@dataclass(frozen=True)
+class Round:
+    """What all members are asked at once: each learns from its own of the `sets`, and answers `rows`."""
+
+    sets: Sequence[Sequence[Example]]
+    rows: Sequence[Example]
+    session: Session
+
+    def asked(self, members: Sequence[Member | Heard]) -> list[Asked]:
+        """The members who have something to do for it."""
+        return [
+            Asked(member, own, self.rows, self.session.child(f"member-{number + 1}", told=number > 0))
+            for number, (member, own) in enumerate(zip(members, self.sets, strict=True))
+            if isinstance(member, Member)
         ]
-    )
+
+
+def answered(members: Sequence[Member | Heard], rounds: Sequence[Round], session: Session) -> list[Tensor]:
+    """log_MNC of each round: what each member says of its rows. All rounds are handed out together."""
+    found = iter(session.spread([asked for one in rounds for asked in one.asked(members)], session.say))
+    return [
+        torch.stack(
+            [
+                next(found) if isinstance(member, Member) else member.answers(own, one.rows, one.session)
+                for member, own in zip(members, one.sets, strict=True)
+            ]
+        )
+        for one in rounds
+    ]
 
 
 def _labelled(model: TunedModel, rows: Sequence[Example], name: str, session: Session) -> Tensor:

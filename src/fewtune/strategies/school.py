@@ -5,7 +5,6 @@ What is done, without a decision whether it was worth it: that is `pet.py`. Dime
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ from fewtune.readout.sentences import Sentences
 from fewtune.recipe import Recipe
 from fewtune.registry import Plain
 from fewtune.strategies.ladder import Rung
-from fewtune.strategies.members import Heard, Member, Words, answered, members_of
+from fewtune.strategies.members import Heard, Member, Round, Words, answered, members_of
 from fewtune.strategies.supervised import FOLDS, Supervised
 from fewtune.strategies.teachers import Merge, Mix, grown, likeliest, shift, stacked
 from fewtune.tasks import kind_of
@@ -182,18 +181,18 @@ class School:
         shares: list[Tensor] = []
         losses: list[Tensor] = []
         for generation in range(self.spec.generations + 1 if sample else 1):
-            given, log_MNC = [], torch.zeros(len(self.members), *targets_N.shape, len(self.task.labels), dtype=torch.float64)
-            for number, (_, held) in enumerate(parts):
-                rows = (*sample, *(judging.train[index] for index in held))
-                part = session.child(f"fold-{number + 1}.generation-{generation}", told=number > 0 or generation > 0)
-                begun = time.perf_counter()
-                given.append(answered(self.members, sets[number], rows, part))
-                if number == 0:
-                    seconds = time.perf_counter() - begun
-                    session.say(
-                        f"The first of {FOLDS} folds took {seconds:.0f} s, the others will take about {(FOLDS - 1) * seconds:.0f} s."
-                    )
-                log_MNC[:, list(held)] = given[-1][:, len(sample) :]
+            rounds = [
+                Round(
+                    sets[number],
+                    (*sample, *(judging.train[index] for index in held)),
+                    session.child(f"fold-{number + 1}.generation-{generation}", told=number > 0 or generation > 0),
+                )
+                for number, (_, held) in enumerate(parts)
+            ]
+            given = answered(self.members, rounds, session)
+            log_MNC = torch.zeros(len(self.members), *targets_N.shape, len(self.task.labels), dtype=torch.float64)
+            for (_, held), found_MNC in zip(parts, given, strict=True):
+                log_MNC[:, list(held)] = found_MNC[:, len(sample) :]
             own = [self._mix(log_MNC[:, list(kept)], targets_N[list(kept)], train) for (kept, _), train in zip(parts, trains, strict=True)]
             merged = [mix(found) for mix, found in zip(own, given, strict=True)]
             losses.append(_losses(merged, [held for _, held in parts], targets_N, len(sample)))
@@ -240,7 +239,8 @@ class School:
         session.say(f"Steps 1 and 2 of 3: {len(self.members)} members are tuned, and each labels {len(self.pool):,} rows.")
         sets: list[Sequence[Example]] = [train] * len(self.members)
         for generation, mix in enumerate(mixes):
-            log_MNC = answered(self.members, sets, self.pool, session.child(f"generation-{generation}", told=generation > 0))
+            part = session.child(f"generation-{generation}", told=generation > 0)
+            (log_MNC,) = answered(self.members, [Round(sets, self.pool, part)], session)
             sets = [self.grown(train, self.pool, log_MNC, mix, number, generation + 1) for number in range(len(self.members))]
             if generation + 1 < len(mixes):
                 session.say(

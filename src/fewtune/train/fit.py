@@ -29,6 +29,19 @@ from fewtune.train.cache import StateCache
 B = TypeVar("B")
 Progress = Callable[[str, int, int, float], None]
 """Called after each step with (what is being done, steps done, steps in all, loss)."""
+Spread = Callable[[Sequence[Callable[[], Tensor]], Callable[[str], None]], list[Tensor]]
+"""Does pieces of a job that need nothing of one another; gives what each gives, in their order, and says how long they take."""
+
+
+def in_turn(pieces: Sequence[Callable[[], Tensor]], say: Callable[[str], None]) -> list[Tensor]:
+    """Do them here, one after another; after a quarter of them it is said how long the others will take."""
+    begun, found = time.perf_counter(), list[Tensor]()
+    for number, piece in enumerate(pieces, start=1):
+        found.append(piece())
+        if number * 4 == len(pieces):
+            seconds = time.perf_counter() - begun
+            say(f"The first {number} of {len(pieces)} took {seconds:.0f} s, the others will take about {3 * seconds:.0f} s.")
+    return found
 
 
 @dataclass(frozen=True)
@@ -75,7 +88,7 @@ class Session:
 
     `key` names the job's inputs: a checkpoint with another key is not gone on with. `label` tells several fits of a job apart.
     All of them share the `cache`, and in `shared` the weights of fits that several of them start from; `told` says that no forecast is
-    wanted any more.
+    wanted any more. `spread` does the pieces of a job that need nothing of one another.
     """
 
     folder: Path | None = None
@@ -87,6 +100,7 @@ class Session:
     cache: StateCache = field(default_factory=StateCache)
     shared: dict[Hashable, dict[str, Tensor]] = field(default_factory=dict)
     told: bool = False
+    spread: Spread = in_turn
 
     def child(self, label: str, *, told: bool = False) -> Session:
         """The session of a fit that is a part of this one; `told` if another like it has said already how long it takes."""
@@ -272,9 +286,9 @@ def _save(state: _State, session: Session) -> None:
 
 
 def write_whole(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write tensors to a file that is there whole or not at all, and on the disk when this returns."""
+    """Write tensors to a file that is there whole or not at all, and on the disk when this returns; several processes may do so at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     save_file(dict(tensors), temporary, metadata=metadata)
     with open(temporary, "rb+") as file:
         os.fsync(file.fileno())
