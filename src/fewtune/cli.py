@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -180,17 +181,20 @@ def predict(
     device: Device = None,
     skip_bad_rows: SkipBadRows = False,
     overwrite: Overwrite = False,
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
 ) -> None:
     """Answer every row: the input's columns, then label, probability and exit_layer; rows stream, in order."""
     from fewtune import artifact, job
+    from fewtune.runs import engines
 
-    artifact.read_manifest(model)
+    manifest = artifact.read_manifest(model)
     source = _source(file, text, None, skip_bad_rows)
     job.check_source(source)
-    loaded = artifact.load(model, device=device)
+    predict_files = engines.predict(engine, ray_address, model, device)
+    start = time.perf_counter()
     with terminal.counter("rows") as advance:
-        tally = job.predict_files(
-            loaded,
+        tally = predict_files(
             source,
             out or sys.stdout,
             form=form,
@@ -199,11 +203,12 @@ def predict(
             say=say,
             progress=advance,
         )
-    note = job.shortened_note(tally, loaded.max_length)
+    seconds = time.perf_counter() - start
+    note = job.shortened_note(tally, manifest["max_length"])
     if note:
         say(note)
     if out:
-        say(f"{tally.rows} rows → {out}")
+        say(f"{tally.rows:,} rows in {seconds:.1f} s, {tally.rows / seconds:.0f} a second → {out}")
 
 
 @app.command()

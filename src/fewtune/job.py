@@ -21,7 +21,7 @@ from fewtune import artifact, registry
 from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.load import load as load_backbone
 from fewtune.data import readers
-from fewtune.data.example import Example, Split
+from fewtune.data.example import Example, Prediction, Split
 from fewtune.data.teacher import read as read_teacher
 from fewtune.data.writers import check_place, open_writer, write_text
 from fewtune.deltas.delta import Delta
@@ -346,6 +346,39 @@ def evaluate_files(
     return model, evaluation, {"load": loaded, "predict": evaluation.seconds}
 
 
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a file that are answered, of which `chosen` columns are read: plain data, so that another process can read the same."""
+
+    path: Path
+    columns: tuple[str, ...]
+    chosen: readers.Columns
+    task: Task
+    skip_bad_rows: bool
+
+    @classmethod
+    def of(cls, source: Source, task: Task, say: Say = _silent) -> Rows:
+        """Those of a source for a task; what is guessed is said."""
+        path = Path(str(source.data))
+        columns = readers.columns_of(path)
+        head = list(itertools.islice(readers.rows(path, skip_bad_rows=True), 50))
+        wanted = source.text or (task.fields if set(task.fields) <= set(columns) else ())
+        chosen, notes = readers.guess(columns, head, text=wanted, label=None, labeled=False, where=str(path))
+        for note in notes:
+            say(note)
+        return cls(path, tuple(columns), chosen, task, source.skip_bad_rows)
+
+    def read(self, on_skip: Callable[[DataError], None] = lambda error: None) -> Iterator[tuple[readers.Row, Example]]:
+        """Each row as it stands there and as an example; raises `DataError` for one that cannot be used, unless these are skipped."""
+        for row in readers.rows(self.path, skip_bad_rows=self.skip_bad_rows, on_skip=on_skip):
+            try:
+                yield row, _renamed(readers.example_of(row, self.chosen, labeled=False), self.chosen.text, self.task.fields)
+            except DataError as error:
+                if not self.skip_bad_rows:
+                    raise
+                on_skip(error)
+
+
 def predict_files(
     model: TunedModel,
     source: Source,
@@ -358,38 +391,35 @@ def predict_files(
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Tally:
     """`fewtune predict`: one answer a row, in order, streamed; memory does not grow with the file."""
-    path = Path(str(source.data))
-    columns = readers.columns_of(path)
-    head = list(itertools.islice(readers.rows(path, skip_bad_rows=True), 50))
-    wanted = source.text or (model.task.fields if set(model.task.fields) <= set(columns) else ())
-    chosen, notes = readers.guess(columns, head, text=wanted, label=None, labeled=False, where=str(path))
-    for note in notes:
-        say(note)
-    tally, skipped = Tally(), [0]
-    rows, again = itertools.tee(_usable(path, chosen, model.task, source.skip_bad_rows, skipped))
-    examples = (example for _, example in rows)
-    with open_writer(target, columns=columns, form=form, overwrite=overwrite) as write:
-        for (row, _), answer in zip(again, model.stream(examples, batch_size=batch_size, tally=tally), strict=True):
-            write(row.values, answer)
-            progress(1)
-    if skipped[0]:
-        say(f"Skipped {skipped[0]} bad rows.")
+    tally, rows = Tally(), Rows.of(source, model.task, say)
+
+    def answered(read: Iterator[tuple[readers.Row, Example]]) -> Iterator[tuple[readers.Row, Prediction]]:
+        here, again = itertools.tee(read)
+        answers = model.stream((example for _, example in here), batch_size=batch_size, tally=tally)
+        return zip((row for row, _ in again), answers, strict=True)
+
+    write_answers(rows, answered, target, form=form, overwrite=overwrite, say=say, progress=progress)
     return tally
 
 
-def _usable(
-    path: Path, columns: readers.Columns, task: Task, skip_bad_rows: bool, skipped: list[int]
-) -> Iterator[tuple[readers.Row, Example]]:
-    def count(error: DataError) -> None:
-        skipped[0] += 1
-
-    for row in readers.rows(path, skip_bad_rows=skip_bad_rows, on_skip=count):
-        try:
-            yield row, _renamed(readers.example_of(row, columns, labeled=False), columns.text, task.fields)
-        except DataError as error:
-            if not skip_bad_rows:
-                raise
-            count(error)
+def write_answers(
+    rows: Rows,
+    answered: Callable[[Iterator[tuple[readers.Row, Example]]], Iterator[tuple[readers.Row, Prediction]]],
+    target: Path | TextIO,
+    *,
+    form: str | None,
+    overwrite: bool,
+    say: Say,
+    progress: Callable[[int], None],
+) -> None:
+    """Write what `answered` says of each of the rows; say how many could not be used."""
+    skipped: list[DataError] = []
+    with open_writer(target, columns=rows.columns, form=form, overwrite=overwrite) as write:
+        for row, answer in answered(rows.read(skipped.append)):
+            write(row.values, answer)
+            progress(1)
+    if skipped:
+        say(f"Skipped {len(skipped)} bad rows.")
 
 
 def shortened_note(tally: Tally, max_length: int) -> str | None:

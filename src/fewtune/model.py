@@ -34,6 +34,8 @@ from fewtune.registry import Plain
 from fewtune.tasks import kind_of
 from fewtune.tasks.task import Task
 
+WINDOW = 512
+"""So many rows are held at a time where rows stream; they are batched by length among themselves."""
 DEFAULT_LENGTH = 256
 
 
@@ -289,7 +291,7 @@ class TunedModel:
         return (_example(item, self.task.fields, f"item {number}") for number, item in enumerate(texts))
 
     def stream(
-        self, examples: Iterable[Example], *, batch_size: int = 32, window: int = 512, tally: Tally | None = None
+        self, examples: Iterable[Example], *, batch_size: int = 32, window: int = WINDOW, tally: Tally | None = None
     ) -> Iterator[Prediction]:
         """Answers in the order of the examples, `window` of which are held at a time."""
         iterator = iter(examples)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol, TextIO
 
+from fewtune import artifact, job
 from fewtune.errors import SpecError
-from fewtune.runs import on_ray
+from fewtune.job import Source
+from fewtune.model import Tally
+from fewtune.runs import labelling, on_ray
 from fewtune.train.fit import Spread, in_turn
 
 Name = Literal["local", "ray"]
@@ -24,3 +29,19 @@ def spread(engine: Name, ray_address: str | None) -> AbstractContextManager[Spre
     """What does the parts of a fit that need nothing of one another; raises as `check` does."""
     check(engine, ray_address)
     return on_ray.spread(ray_address) if engine == "ray" else nullcontext(in_turn)
+
+
+class Predict(Protocol):
+    """What `job.predict_files` does, with its model."""
+
+    def __call__(self, source: Source, target: Path | TextIO, **options: Any) -> Tally:
+        """Answer a file's rows."""
+        ...
+
+
+def predict(engine: Name, ray_address: str | None, folder: Path, device: str | None) -> Predict:
+    """What answers a file by the artifact in `folder`, which is loaded here or by each of Ray's actors; raises as `check` does."""
+    check(engine, ray_address)
+    if engine == "ray":
+        return partial(labelling.predict_files, folder, device=device, ray_address=ray_address)
+    return partial(job.predict_files, artifact.load(folder, device=device))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import pickle
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import cache, partial
 from time import monotonic
 from typing import Any
 
 from torch import Tensor
 
+from fewtune.backbone.load import default_device
 from fewtune.data.example import Example
 from fewtune.errors import FewtuneError, Interrupted, MissingExtraError
 from fewtune.runs.grid import Job, code_version
@@ -107,6 +111,82 @@ def _asked(ray: Any, slots: int, left: dict[int, Asked], say: Callable[[str], No
         if len(found) == slots and running:
             say(f"{len(running)} more, about {(monotonic() - begun) / slots * len(running):.0f} s.")
     return found
+
+
+def stream(
+    read: Callable[[], Iterator[Any]], make: Callable[[], Callable[[Any], Any]], *, device: str | None = None, address: str | None = None
+) -> Iterator[Any]:
+    """What functions that `make` gives, one in each actor of Ray Data, give for all that is `read`, in order.
+
+    Reading is done on this machine. It, the actors and whoever takes the results wait for one another, so memory does not grow with what
+    is read. An actor that dies is replaced, and what it had is done again.
+    """
+    # Ray warns of the way in which Ray Data starts its actors.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    ray, data = require(), _data()
+    with _cluster(ray, address) as slots:
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        items = data.from_items([{"from": 0}]).map_batches(
+            _Reads(read), batch_size=None, batch_format="numpy", num_cpus=0, scheduling_strategy=here
+        )
+        done = items.map(
+            _Actor,
+            fn_constructor_args=(make, code_version()),
+            compute=data.ActorPoolStrategy(size=slots),
+            num_cpus=1,
+            num_gpus=int((device or default_device()).startswith("cuda")),
+        )
+        try:
+            for row in done.iter_rows():
+                yield pickle.loads(row["item"])
+        except Exception as error:
+            if (cause := _cause(error)) is not None:
+                raise cause from None
+            raise
+
+
+def _data() -> Any:
+    """The package ray.data, which says nothing unless something fails and hands each item on as soon as it is there."""
+    try:
+        from ray import data
+    except ImportError as error:
+        fix = "Install it: pip install 'fewtune[ray]'"
+        raise MissingExtraError(expected="the packages of ray[data]", got=str(error), where="--engine ray", fix=fix) from None
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    context.target_max_block_size = 1
+    return data
+
+
+@dataclass(frozen=True)
+class _Reads:
+    """What is read, an item a row."""
+
+    read: Callable[[], Iterator[Any]]
+
+    def __call__(self, batch: Any) -> Iterator[dict[str, list[bytes]]]:
+        for item in self.read():
+            yield {"item": [pickle.dumps(item)]}
+
+
+class _Actor:
+    """Makes its function once."""
+
+    def __init__(self, make: Callable[[], Callable[[Any], Any]], version: str) -> None:
+        _check_version(version)
+        self._does = make()
+
+    def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
+        return {"item": pickle.dumps(self._does(pickle.loads(row["item"])))}
+
+
+def _cause(error: BaseException | None) -> FewtuneError | None:
+    """The error of fewtune that Ray has wrapped, perhaps several times."""
+    while error is not None and not isinstance(error, FewtuneError):
+        error = getattr(error, "cause", None) or error.__cause__
+    return error
 
 
 @cache
