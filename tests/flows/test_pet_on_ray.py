@@ -99,15 +99,15 @@ def test_a_worker_that_is_killed_loses_nothing(tmp_path, llama, workers):
         return Asked(Member(f"{number}", replace(recipe, seed=number), backbone, strategy), given, rows, session)
 
     with on_ray.spread() as spread:
-        found = spread([asked(tmp_path / "there", Killed(tmp_path / "mark"), 1), asked(tmp_path / "there", Supervised(), 2)])
+        found = spread([asked(tmp_path / "there", Killed(tmp_path / "mark"), 1), asked(tmp_path / "there", Supervised(), 2)], said.append)
         assert int((tmp_path / "mark").read_text()) != os.getpid()
         assert "Going on with fit.member-1 after step 4 of 9." in said, said
-        here = in_turn([asked(None, Supervised(), 1), asked(None, Supervised(), 2)])
+        here = in_turn([asked(None, Supervised(), 1), asked(None, Supervised(), 2)], said.append)
         assert all(torch.equal(one, other) for one, other in zip(found, here, strict=True))
-        kept = spread([asked(tmp_path / "there", Killed(tmp_path / "nobody"), 1)])
+        kept = spread([asked(tmp_path / "there", Killed(tmp_path / "nobody"), 1)], said.append)
         assert torch.equal(kept[0], found[0]) and not (tmp_path / "nobody").exists(), "what is kept is not made anew"
         with pytest.raises(DataError, match="elsewhere"):
-            spread([asked(None, Supervised(), 1, (Example({"text": "a"}, "elsewhere"),))])
+            spread([asked(None, Supervised(), 1, (Example({"text": "a"}, "elsewhere"),))], said.append)
 
 
 @pytest.mark.parametrize(
