@@ -15,7 +15,7 @@ from fewtune.job import Rows, Source
 from fewtune.model import WINDOW
 from fewtune.runs import labelling
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # of Ray Data about its own settings
+pytestmark = pytest.mark.filterwarnings("ignore:`use_.* is deprecated:DeprecationWarning")  # Ray Data warns of its own settings
 
 WORDS = ("great", "fun", "joy", "dull", "mess", "lifeless", "good", "and", "a", "from")
 ROWS = 3 * WINDOW + 17

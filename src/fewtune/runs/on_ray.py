@@ -125,10 +125,8 @@ def stream(
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ray, data = require(), _data()
     with _cluster(ray, address) as slots:
-        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        items = data.from_items([{"from": 0}]).map_batches(
-            _Reads(read), batch_size=None, batch_format="numpy", num_cpus=0, scheduling_strategy=here
-        )
+        here = {f"node:{ray.util.get_node_ip_address()}": 0.001}  # a resource that only this machine has
+        items = data.from_items([{"from": 0}]).map_batches(_Reads(read), batch_size=None, batch_format="numpy", num_cpus=0, resources=here)
         done = items.map(
             _Actor,
             fn_constructor_args=(make, code_version()),
