@@ -67,6 +67,7 @@ class Stopped(Exception):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("name", "what"), [("tapt", "fit.tapt-"), ("tapt", "fit"), ("auxiliary", "fit")])
+@pytest.mark.slow
 def test_a_run_that_goes_on_ends_with_the_same_bytes(name, what, family, tmp_path):
     said = []
 

@@ -48,6 +48,7 @@ def test_fit_predict_evaluate(work, fewtune, llama):
     assert [json.loads(line)["label"] for line in out.splitlines()] == [row["label"] for row in rows]
 
 
+@pytest.mark.slow
 def test_of_two_plms_the_rows_choose_one_and_the_artifact_names_it(work, fewtune, llama):
     first, second = "first", "second"
     shutil.copytree(llama, first)

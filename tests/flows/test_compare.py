@@ -222,6 +222,7 @@ def figures(folder):
     return {key: (one.metrics, one.right, one.failed) for key, one in Store(folder / "job.jsonl").load().items()}
 
 
+@pytest.mark.slow
 def test_a_method_of_several_plms_is_judged_on_all_of_them(work, fewtune):
     Path("job.toml").write_text(
         JOB.replace("shots = [1, 2]\nseeds = [13, 21]", "seeds = [13]").split("[methods.lora]")[0]

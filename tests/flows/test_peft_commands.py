@@ -41,6 +41,7 @@ def fitted(fewtune, plm, *more):
 @pytest.mark.parametrize(
     "delta", ["lora:rank=2", "lora:rank=2,dora=true,top=0.5", "ia3", "soft-prompt:length=3", "prefix:length=3,hidden=4"]
 )
+@pytest.mark.slow
 def test_a_head_there_and_back(fewtune, plms, delta):
     fitted(fewtune, plms["roberta"], "--delta", delta, "--readout", "head:pool=front,layer=tanh")
     wanted = answers(fewtune, "model")

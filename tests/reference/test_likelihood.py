@@ -80,6 +80,7 @@ def test_divided_by_the_words_length(family, per, length):
 
 @pytest.mark.parametrize("family", CAUSAL)
 @pytest.mark.parametrize("deltas", [(LoRA(),), (Prefix(length=3),), (SoftPrompt(length=3),), (Prefix(length=2), SoftPrompt(length=2))])
+@pytest.mark.slow
 def test_a_tree_behind_the_prompt_is_what_each_branch_would_be_with_any_delta(family, deltas):
     model = assembled(family, Likelihood())
     installed = tuple(delta.install(model.backbone, generator=torch.Generator().manual_seed(1)) for delta in deltas)

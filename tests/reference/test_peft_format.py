@@ -140,6 +140,7 @@ def slot_logits(adapted, mine, text):
 
 
 @pytest.mark.parametrize("case", list(LANGUAGE))
+@pytest.mark.slow
 def test_a_language_model_that_peft_trained_gives_its_logits_here(case, tmp_path):
     family, task, kind = LANGUAGE[case]
     model, tokenizer = tiny.model(family)

@@ -83,6 +83,7 @@ def test_how_far_is_the_length_of_the_change_relative_to_the_state():
 @pytest.mark.parametrize(
     "text", ["lora", "subset:part=all", "subset:part=norms", "adapter", "ia3", "soft-prompt:length=3", "prefix:length=3"]
 )
+@pytest.mark.slow
 def test_changed_labels_are_those_of_the_model_with_and_without_deltas(family, readout, text):
     model = made(family, text, task=replace(TASK, templates=()) if readout.reverses else TASK, readout=readout)
     model.calibrator = Calibrator(bias_C=(0.2, -0.1), temperature=1.5)

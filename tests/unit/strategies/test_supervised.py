@@ -43,6 +43,7 @@ def run(delta, cache, *, family="bert", calibration=None, steps=12):
 
 @pytest.mark.parametrize("delta", [LoRA(rank=2, top=1 / 3), Adapter(size=3, top=1 / 3), Prefix(length=2, top=1 / 3)], ids=str)
 @pytest.mark.parametrize("family", ["bert", "llama", "albert", "t5"])
+@pytest.mark.slow
 def test_the_loss_curve_is_that_of_a_run_without_it(family, delta):
     with_it, without = run(delta, StateCache(), family=family), run(delta, StateCache(most_bytes=0, most_disk=0), family=family)
     in_file = run(delta, StateCache(most_bytes=200), family=family)
