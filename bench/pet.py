@@ -1,7 +1,7 @@
 """PET and iPET: members one by one, together, and the small student that learns from what they say of unlabelled rows.
 
 For each data set and seed: every pattern on smollm2-135m and the encoder minilm-l6, tuned on K rows a class; the members together; the
-students of the first and of the last generation. With `--foreign`, also what `fit` keeps when its pool is another data set's.
+students of the first and of the last generation. With `--foreign` also what `fit` keeps when its pool is another data set's.
 Seconds are those of this process's processor time. Finished runs are not repeated.
 
     python bench/pet.py --data sst2 trec --seeds 13
@@ -267,7 +267,7 @@ def main(arguments: Sequence[str]) -> None:
     plms, known, code = [load(name) for name in PLMS], finished(RAW), code_hash()
     results: list[dict[str, Any]] = []
     foreign: list[dict[str, Any]] = []
-    for name, seed, source in itertools.product(options.data, options.seeds, options.foreign or [None]):
+    for name, seed, source in itertools.product(options.data, options.seeds, [None, *options.foreign]):
         dataset = DataSet(options.shared, name)
         task = replace(task_of(dataset, None), templates=PATTERNS[name])
         test, train = dataset.first(options.rows), dataset.shots(options.k, seed=seed)
