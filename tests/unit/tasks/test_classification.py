@@ -85,3 +85,21 @@ def test_two_rows_of_each_label_are_needed_to_judge_by() -> None:
     assert KIND.lacking(TASK, rows, 4) == "two different rows of each label" and KIND.lacking(TASK, [], 4) is not None
     assert KIND.lacking(TASK, [*rows, Example({}, "good")], 4) is None
     assert KIND.drawn(TASK, rows[3:]) == [("fair",), ("good",)]
+
+
+def soft(**shares):
+    return Example({"text": "a"}, where="teacher.csv:2", shares=shares)
+
+
+def test_soft_labels_are_targets_beside_hard_ones():
+    task, kind = Task(labels=("no", "yes")), Classification()
+    rows = [soft(yes=0.75, no=0.25), Example({"text": "b"}, "no")]
+    kind.check(task, rows, "fit")
+    assert kind.targets(task, rows) == [[0.25, 0.75], [1.0, 0.0]] and kind.targets(task, rows[1:]) == [0]
+    assert kind.groups(task, rows, 4) == ["yes", "no"]
+
+
+@pytest.mark.parametrize("shares", [{"yes": 0.6}, {"yes": 1.2, "no": -0.2}, {"maybe": 1.0}])
+def test_what_is_no_distribution_over_the_labels_is_refused(shares):
+    with pytest.raises(DataError, match="teacher.csv:2"):
+        Classification().check(Task(labels=("no", "yes")), [soft(**shares)], "fit")

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fewtune.train.losses import cross_entropy, row_losses, supervised_contrastive
+from fewtune.train.losses import cross_entropy, distillation, row_losses, supervised_contrastive
 
 
 def test_hard_targets_by_formula_and_torch():
@@ -113,3 +113,27 @@ def test_partners_have_a_label_in_common_where_rows_have_several():
         supervised_contrastive(embeddings, torch.eye(3, dtype=torch.bool)[one_label_each], temperature=0.1),
         supervised_contrastive(embeddings, one_label_each, temperature=0.1),
     )
+
+
+def test_distillation_is_the_divergence_times_the_squared_temperature():
+    scores, shares = torch.tensor([[1.0, -0.5, 0.2], [0.0, 2.0, 1.0]]), torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3]])
+    for temperature in (1.0, 2.0, 5.0):
+        teacher = shares ** (1 / temperature) / (shares ** (1 / temperature)).sum(1, keepdim=True)
+        student = (scores / temperature).softmax(1)
+        wanted = temperature**2 * (teacher * (teacher / student).log()).sum(1).mean()
+        torch.testing.assert_close(distillation(scores, shares, torch.full((2,), temperature)), wanted)
+
+
+def test_a_hard_row_at_temperature_1_is_learned_by_its_cross_entropy():
+    scores, soft = torch.tensor([[1.0, -0.5], [0.3, 0.1]]), torch.tensor([[0.0, 1.0], [0.8, 0.2]])
+    mixed = distillation(scores, soft, torch.tensor([1.0, 2.0]))
+    hard, other = cross_entropy(scores[:1], torch.tensor([1])), distillation(scores[1:], soft[1:], torch.tensor([2.0]))
+    torch.testing.assert_close(mixed, (hard + other) / 2)
+
+
+def test_a_student_that_says_what_its_teacher_says_has_nothing_to_learn():
+    shares = torch.tensor([[0.7, 0.2, 0.1]])
+    scores = shares.log().requires_grad_()
+    loss = distillation(scores, shares, torch.tensor([3.0]))
+    loss.backward()
+    assert abs(loss.item()) < 1e-6 and scores.grad.abs().max() < 1e-6
