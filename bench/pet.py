@@ -263,6 +263,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--foreign", nargs="*", default=[], help="pools of these data sets in the place of the own one")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--older", action="store_true", help="take finished runs of earlier code too; the page lists the codes")
+    parser.add_argument("--finished", action="store_true", help="run nothing; write the page of what is finished")
     parser.add_argument("--out", type=Path, default=RESULTS / "pet.md")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -277,6 +278,8 @@ def main(arguments: Sequence[str]) -> None:
         facts |= {"generations": options.generations} if source is None else {"from": source}
         key = key_of(facts, plms[0])
         result = known.get(key)
+        if options.finished and result is None:
+            continue
         if result is None or not (options.older or result["code"] == code):
             rows = DataSet(options.shared, source or name).pool(seed=seed)[: options.pool]
             run = taught if source is None else guarded_fit
