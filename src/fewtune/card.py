@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fewtune.tasks import kind_of
-from fewtune.tasks.metrics import figure, named
+from fewtune.tasks.metrics import named, with_interval
 from fewtune.tasks.task import Task
 
 Manifest = Mapping[str, Any]
@@ -72,11 +72,9 @@ def _estimate(about: Mapping[str, Any]) -> list[str]:
     if "estimate" not in about:
         return []
     found = about["estimate"]
-    metric = found.get("metric", "accuracy")
-    value, low, high = (figure(metric, found[name]) for name in ("value", "low", "high"))
-    ends = f"{low.removesuffix(' %')}–{high.removesuffix(' %')}"
-    text = f"{value} ({100 * found['level']:.0f} % interval {ends}), cross-validated on {found['rows']} labelled rows"
-    return [f"| {named(metric)}, estimated | {text} |"]
+    value, interval = with_interval(found)
+    text = f"{value} ({interval}), cross-validated on {found['rows']} labelled rows"
+    return [f"| {named(found.get('metric', 'accuracy'))}, estimated | {text} |"]
 
 
 def _taught(pet: Mapping[str, Any] | None) -> list[str]:
@@ -92,11 +90,8 @@ def _taught(pet: Mapping[str, Any] | None) -> list[str]:
     ]
     audit = pet.get("audit")
     if audit and audit["rows"]:
-        right = audit["accuracy"]
-        ends = f"{100 * right['low']:.0f}–{100 * right['high']:.0f}"
-        lines.append(
-            f"| teacher, audited | right on {100 * right['value']:.0f} % (90 % interval {ends}) of {audit['rows']} labelled rows |"
-        )
+        value, interval = with_interval(audit["accuracy"])
+        lines.append(f"| teacher, audited | right on {value} ({interval}) of {audit['rows']} labelled rows |")
     return lines
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fewtune import registry
 from fewtune.data.sampling import derive
 from fewtune.errors import DataError
-from fewtune.tasks.metrics import Ratio, figure, named
+from fewtune.tasks.metrics import Ratio, named, with_interval
 
 Array = NDArray[np.float64]
 LEVEL = 0.9
@@ -151,7 +151,6 @@ def spoken(estimate: Estimate) -> str:
     >>> spoken(Estimate(0.416, 0.3, 0.55, 16, metric="mae"))
     'mean absolute error 0.416 (90 % interval 0.3–0.55, from 16 labelled rows)'
     """
-    value, low, high = (figure(estimate.metric, end) for end in (estimate.value, estimate.low, estimate.high))
+    value, interval = with_interval(estimate.to_dict())
     name = "" if estimate.metric == "accuracy" else f"{named(estimate.metric)} "
-    ends = f"{low.removesuffix(' %')}–{high.removesuffix(' %')}"
-    return f"{name}{value} ({100 * estimate.level:.0f} % interval {ends}, from {estimate.rows} labelled rows)"
+    return f"{name}{value} ({interval}, from {estimate.rows} labelled rows)"

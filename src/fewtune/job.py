@@ -251,14 +251,13 @@ def fit_files(
     Without labelled rows, unlabelled ones and the labels' names are enough for PET, whose members can be `spread` over processes.
     """
     artifact.check_target(out, overwrite=overwrite)
-    if train is None:
-        _check_labels_are_enough(settings, unlabeled, task, labels)
-    first = read(train or unlabeled, labeled=train is not None, task=task, kind=kind, say=say)  # type: ignore[arg-type]
+    first = read(train or _enough_alone(unlabeled, settings, task, labels), labeled=train is not None, task=task, kind=kind, say=say)
     task = task or task_of(first, kind=kind, labels=labels, templates=templates, words=words or {})
     # Everything that can be wrong with the input is found before the first minute of work.
     tested = read(test, labeled=True, task=task, say=say).examples if test else ()
-    rows = first.examples if train else ()
-    pool = () if not unlabeled else read(unlabeled, labeled=False, task=task, say=say).examples if train else first.examples
+    rows, pool = (first.examples, ()) if train else ((), first.examples)
+    if train and unlabeled:
+        pool = read(unlabeled, labeled=False, task=task, say=say).examples
     taught = _taught(teacher, task) if teacher else ()
     settings = with_pool(task, settings, len(pool), say, taught=bool(taught))
     if spread is not in_turn and settings.way not in PETS:
@@ -281,11 +280,12 @@ def fit_files(
     return Fitted(model, seconds, evaluation, out)
 
 
-def _check_labels_are_enough(settings: Settings, unlabeled: Source | None, task: Task | None, labels: Sequence[str]) -> None:
-    """Raise `DataError` unless something can be learned without labelled rows."""
+def _enough_alone(unlabeled: Source | None, settings: Settings, task: Task | None, labels: Sequence[str]) -> Source:
+    """The unlabelled rows, of which alone something is to be learned; raises `DataError` where it cannot."""
     if settings.way not in PETS or unlabeled is None or not (task or labels):
         fix = "Give a file with labels; or --unlabeled, --labels and --strategy ipet, which starts from none."
         raise DataError(expected="labelled rows", got="none", where="fit", fix=fix)
+    return unlabeled
 
 
 def search_files(

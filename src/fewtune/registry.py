@@ -118,6 +118,13 @@ def spoken(value: Plain) -> str:
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
+def check_ranges(value: Any, where: str, holds: Mapping[str, bool]) -> None:
+    """Raise `SpecError` for the first field of `value` of which it does not hold that it is in its range."""
+    for name, fits in holds.items():
+        if not fits:
+            raise SpecError(expected="a value in range", got=repr(getattr(value, name)), where=f"{where}.{name}", fix="Change the value.")
+
+
 def _fields_of(kind: type) -> str:
     names = [field.name for field in dataclasses.fields(kind)]
     return f"Its fields: {', '.join(names)}." if names else "It has no fields."

@@ -29,7 +29,7 @@ from fewtune.prompt.encode import Batch, Encoder, Row, bucketed_order, collate
 from fewtune.prompt.template import Template
 from fewtune.recipe import Recipe
 from fewtune.train.adapt import ADAPTATIONS, Auxiliary, TaskAdaptive
-from fewtune.train.fit import Group, Session, fit_once
+from fewtune.train.fit import Group, Session, fit, fit_once
 from fewtune.train.language import Masking, Predictions, language_loss, next_tokens
 
 B = TypeVar("B")
@@ -155,17 +155,13 @@ def before(model: TunedModel, recipe: Recipe, pool: Sequence[Example], session: 
             f"Adapting {trained:,} weights to the language of {len(language.rows):,} unlabelled texts, {language.objective}: "
             f"{spec.steps} steps of {spec.batch_size}, about {language.seconds(spec.steps):.0f} s."
         )
+    groups = _groups(model, spec)
+
+    def fitted(own: Session) -> None:
+        fit(groups, language.at, language.loss, steps=spec.steps, options=recipe.fit, seed=seed, session=own)
+
     with model.training():
-        fit_once(
-            decided_by,
-            _groups(model, spec),
-            language.at,
-            language.loss,
-            steps=spec.steps,
-            options=recipe.fit,
-            seed=seed,
-            session=replace(session, label="fit.tapt"),
-        )
+        fit_once(decided_by, groups, fitted, session=replace(session, label="fit.tapt"))
 
 
 def _bare(model: TunedModel, pool: Sequence[Example]) -> list[Row]:

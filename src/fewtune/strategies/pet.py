@@ -7,15 +7,14 @@ Decides whether the student is kept; what is learned from whom is `school.py`. D
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from fewtune import registry
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Split
 from fewtune.data.sampling import distinct
-from fewtune.errors import SpecError
 from fewtune.model import TunedModel
 from fewtune.recipe import Recipe
 from fewtune.registry import Plain
@@ -24,6 +23,8 @@ from fewtune.strategies.ladder import Judged
 from fewtune.strategies.school import Lessons, School
 from fewtune.strategies.supervised import FOLDS
 from fewtune.strategies.verdict import Verdict
+from fewtune.tasks import kind_of
+from fewtune.tasks.metrics import with_interval
 from fewtune.train.fit import Session
 
 LEAST = 200
@@ -47,10 +48,7 @@ class Pet(Lessons):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, holds in {"judged": self.judged >= 1, "margin": self.margin >= 0}.items():
-            if not holds:
-                got, where = repr(getattr(self, name)), f"{self.name}.{name}"
-                raise SpecError(expected="a value in range", got=got, where=where, fix="Change the value.")
+        registry.check_ranges(self, self.name, {"judged": self.judged >= 1, "margin": self.margin >= 0})
 
     def run(self, recipe: Recipe, split: Split, backbone: Backbone, *, session: Session) -> TunedModel:
         """See `over`."""
@@ -71,12 +69,12 @@ class Pet(Lessons):
 
     def _made(self, school: School, contestants: Sequence[tuple[Recipe, Backbone]], split: Split, session: Session) -> TunedModel:
         judging = replace(split, train=distinct(split.train))
-        if min((Counter(one.label for one in judging.train)[label] for label in school.task.labels), default=0) < 2:
-            session.say("No estimate and no guard: they need two different rows of each label. The student is kept as it is.")
+        if lacking := kind_of(school.task).lacking(school.task, judging.train, FOLDS):
+            session.say(f"No estimate and no guard: they need {lacking}. The student is kept as it is.")
             return school.student(split.train, school.untested, session)
         if not self.guard:
             session.say("No estimate and no guard: the student is kept as it is.")
-            return school.student(split.train, school.unseen(judging, (), session).mixes, session)
+            return school.student(split.train, school.mixes(judging, session), session)
         far = school.shift(judging.train)
         if far > SHIFTED:
             session.say(f"The unlabelled rows do not look like the labelled ones (shift {far:.2f}, at most {SHIFTED}): not learned from.")
@@ -114,6 +112,5 @@ class IPet(Pet):
 def _audited(audit: Mapping[str, Plain]) -> str:
     if not audit["rows"]:
         return "The teacher has said nothing of the labelled rows, so nothing is known of how good it is."
-    found = audit["accuracy"]
-    ends = f"{100 * found['low']:.0f}–{100 * found['high']:.0f}"
-    return f"The teacher is right on {100 * found['value']:.0f} % (90 % interval {ends}) of {audit['rows']} labelled rows."
+    value, interval = with_interval(audit["accuracy"])
+    return f"The teacher is right on {value} ({interval}) of {audit['rows']} labelled rows."

@@ -14,23 +14,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewtune import estimate
+from fewtune import estimate, registry
 from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.load import load
 from fewtune.data.example import Example, Split
-from fewtune.data.sampling import derive, distinct, folds, pool
+from fewtune.data.sampling import derive, distinct, pool
 from fewtune.deltas.delta import Delta
 from fewtune.deltas.lora import LoRA
-from fewtune.errors import DataError, SpecError, TaskError
+from fewtune.errors import DataError, TaskError
 from fewtune.model import TunedModel
 from fewtune.readout.calibration import Uncalibrated
 from fewtune.readout.head import Head
 from fewtune.readout.sentences import Sentences
 from fewtune.recipe import Recipe
-from fewtune.registry import Plain
 from fewtune.strategies.ladder import Rung
 from fewtune.strategies.members import Heard, Member, Round, Words, answered, members_of
-from fewtune.strategies.supervised import FOLDS, Supervised
+from fewtune.strategies.supervised import Supervised, parts_of
 from fewtune.strategies.teachers import Merge, Mix, grown, likeliest, shift, stacked
 from fewtune.tasks import kind_of
 from fewtune.tasks.task import Task
@@ -73,7 +72,7 @@ class Lessons:
     first: int = 100
 
     def __post_init__(self) -> None:
-        for name, holds in {
+        fits = {
             "patterns": self.patterns >= 0,
             "temperature": self.temperature > 0,
             "most": self.most >= 1,
@@ -81,11 +80,8 @@ class Lessons:
             "growth": self.growth > 1,
             "share": 0 < self.share <= 1,
             "first": self.first >= 1,
-        }.items():
-            if not holds:
-                raise SpecError(
-                    expected="a value in range", got=repr(getattr(self, name)), where=f"{self.name}.{name}", fix="Change the value."
-                )
+        }
+        registry.check_ranges(self, self.name, fits)
 
 
 @dataclass(frozen=True)
@@ -157,7 +153,7 @@ class School:
         embed, looked_at = Sentences(self.learner), self.sample(_LOOKED_AT)
         return shift(*(embed([" ".join(row.fields.values()) for row in rows]).double().numpy() for rows in (known, looked_at)))
 
-    def audit(self, labeled: Sequence[Example]) -> dict[str, Plain] | None:
+    def audit(self, labeled: Sequence[Example]) -> dict[str, registry.Plain] | None:
         """How often the teacher from elsewhere is right on labelled rows, as far as it has said something of them."""
         heard = [member for member in self.members if isinstance(member, Heard)]
         if not heard:
@@ -171,16 +167,18 @@ class School:
     def unseen(self, judging: Split, sample: Sequence[Example], session: Session) -> Unseen:
         """Fold by fold: what the members of each generation say of labelled rows that they have not seen, and of `sample`.
 
-        As many generations are kept as are none worse than the one before; without a sample there is but the first, whose mix all get.
+        As many generations are kept as are none worse than the one before; without a sample there is but the first.
         """
-        parts = folds(judging.train, FOLDS, seed=derive(self.recipe.seed, "folds"))
+        parts = parts_of(self.recipe, judging.train)
         targets_N = torch.tensor(kind_of(self.task).targets(self.task, judging.train))
         trains = [tuple(judging.train[index] for index in kept) for kept, _ in parts]
+        *own_weights, weights = [self._weights(train) for train in (*trains, judging.train)]
+        generations = self.spec.generations if sample else 0
         sets: list[list[Sequence[Example]]] = [[train] * len(self.members) for train in trains]
         mixes: list[Mix] = []
         shares: list[Tensor] = []
         losses: list[Tensor] = []
-        for generation in range(self.spec.generations + 1 if sample else 1):
+        for generation in range(generations + 1):
             rounds = [
                 Round(
                     sets[number],
@@ -193,20 +191,29 @@ class School:
             log_MNC = torch.zeros(len(self.members), *targets_N.shape, len(self.task.labels), dtype=torch.float64)
             for (_, held), found_MNC in zip(parts, given, strict=True):
                 log_MNC[:, list(held)] = found_MNC[:, len(sample) :]
-            own = [self._mix(log_MNC[:, list(kept)], targets_N[list(kept)], train) for (kept, _), train in zip(parts, trains, strict=True)]
+            own = [self._mix(log_MNC[:, list(kept)], targets_N[list(kept)], one) for (kept, _), one in zip(parts, own_weights, strict=True)]
             merged = [mix(found) for mix, found in zip(own, given, strict=True)]
             losses.append(_losses(merged, [held for _, held in parts], targets_N, len(sample)))
             if generation == 0:
                 first_MNC = log_MNC
             elif not estimate.alike(torch.stack(losses[-2:], 1).numpy())[1]:
                 break
-            mixes.append(self._mix(log_MNC, targets_N, judging.train))
+            mixes.append(self._mix(log_MNC, targets_N, weights))
             shares = [shares_NC[: len(sample)] for shares_NC in merged]
-            sets = [
-                [self.grown(train, sample, found[:, : len(sample)], mix, member, generation + 1) for member in range(len(self.members))]
-                for train, found, mix in zip(trains, given, own, strict=True)
-            ]
-        return Unseen(tuple(mixes) if sample else tuple(mixes) * (self.spec.generations + 1), tuple(shares), first_MNC)
+            if generation < generations:
+                sets = [
+                    self._next_sets(train, sample, found[:, : len(sample)], mix, generation + 1)
+                    for train, found, mix in zip(trains, given, own, strict=True)
+                ]
+        return Unseen(tuple(mixes), tuple(shares), first_MNC)
+
+    def mixes(self, judging: Split, session: Session) -> tuple[Mix, ...]:
+        """The mix of all generations where nobody judges them: by folds only where these decide it."""
+        if self.spec.merge == "stacked":
+            (mix,) = self.unseen(judging, (), session).mixes
+        else:
+            mix = self._fixed(self._weights(judging.train))
+        return (mix,) * (self.spec.generations + 1)
 
     def known(self, unseen: Unseen) -> Callable[[Rung], Tensor | None]:
         """What members have said already in the place of a rung that tunes as they do."""
@@ -221,7 +228,7 @@ class School:
 
     def unseen_student(self, judging: Split, sample: Sequence[Example], unseen: Unseen, session: Session) -> Tensor:
         """log_NC of each labelled row by a student that has not seen it, nor had teachers that have."""
-        parts = folds(judging.train, FOLDS, seed=derive(self.recipe.seed, "folds"))
+        parts = parts_of(self.recipe, judging.train)
         log_NC = torch.zeros(len(judging.train), len(self.task.labels), dtype=torch.float64)
         for number, ((kept, held), shares_NC) in enumerate(zip(parts, unseen.shares, strict=True)):
             train = [judging.train[index] for index in kept]
@@ -241,8 +248,8 @@ class School:
         for generation, mix in enumerate(mixes):
             part = session.child(f"generation-{generation}", told=generation > 0)
             (log_MNC,) = answered(self.members, [Round(sets, self.pool, part)], session)
-            sets = [self.grown(train, self.pool, log_MNC, mix, number, generation + 1) for number in range(len(self.members))]
             if generation + 1 < len(mixes):
+                sets = self._next_sets(train, self.pool, log_MNC, mix, generation + 1)
                 session.say(
                     f"Generation {generation + 1} learns from {len(sets[0]) - len(train):,} of these rows beside the labelled ones."
                 )
@@ -264,15 +271,19 @@ class School:
         if missing := [label for label, count in zip(self.task.labels, counts_C, strict=True) if not count]:
             session.say(f"No row is most probably {', '.join(missing)}: that is learned from labelled rows and smaller shares only.")
 
-    def _mix(self, log_MNC: Tensor, targets_N: Tensor, train: Sequence[Example]) -> Mix:
+    def _mix(self, log_MNC: Tensor, targets_N: Tensor, weights: Sequence[float]) -> Mix:
         """The mix that `merge` wants, given what members say of rows that they have not seen."""
-        if self.spec.merge == "stacked":
-            return stacked(log_MNC, targets_N)
-        equal = Mix.equal(len(self.members), logits=self.spec.merge != "probabilities")
-        return replace(equal, weights_M=tuple(self._untuned(train))) if self.spec.merge == "weighted" else equal
+        return stacked(log_MNC, targets_N) if self.spec.merge == "stacked" else self._fixed(weights)
 
-    def _untuned(self, train: Sequence[Example]) -> list[float]:
-        """Each member's accuracy before tuning, on the rows that it is tuned on; who can say nothing then gets the mean of the others."""
+    def _fixed(self, weights: Sequence[float]) -> Mix:
+        """The mix of the papers, members as they are."""
+        return replace(Mix.equal(len(weights), logits=self.spec.merge != "probabilities"), weights_M=tuple(weights))
+
+    def _weights(self, train: Sequence[Example]) -> list[float]:
+        """What is known of each member before tuning: with `weighted` its accuracy then, on the rows that it is tuned on; who can say
+        nothing gets the mean of the others."""
+        if self.spec.merge != "weighted":
+            return [1.0] * len(self.members)
         targets_N = torch.tensor(kind_of(self.task).targets(self.task, train))
         asked = [member for member in self.members if isinstance(member, Member) and member.recipe.readout.needs_slot]
         known = {
@@ -282,6 +293,12 @@ class School:
         usual = float(np.mean(list(known.values()))) if known else 1.0
         return [known.get(member.name, usual) for member in self.members]
 
+    def _next_sets(
+        self, train: Sequence[Example], rows: Sequence[Example], log_MNC: Tensor, mix: Mix, generation: int
+    ) -> list[Sequence[Example]]:
+        """What each member of a generation learns from, by what those of the one before say of `rows`."""
+        return [self.grown(train, rows, log_MNC, mix, number, generation) for number in range(len(self.members))]
+
     def grown(
         self, train: Sequence[Example], rows: Sequence[Example], log_MNC: Tensor, mix: Mix, number: int, generation: int
     ) -> Sequence[Example]:
@@ -289,8 +306,6 @@ class School:
 
         With a single member there are no others, and it learns from itself.
         """
-        if not len(rows):
-            return train
         others = [other for other in range(len(log_MNC)) if other != number] or [number]
         random = np.random.default_rng(derive(self.recipe.seed, "others", number, generation))
         some = max(1, round(self.spec.share * len(others)))

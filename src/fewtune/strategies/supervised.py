@@ -117,6 +117,11 @@ def groups(task: Task, examples: Sequence[Example]) -> list[str]:
     return kind_of(task).groups(task, examples, max(1, len(examples) // FOLDS))
 
 
+def parts_of(recipe: Recipe, examples: Sequence[Example]) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
+    """The folds of labelled rows, the same for whoever holds rows of a job out: indices to learn from and indices held out."""
+    return folds(examples, FOLDS, seed=derive(recipe.seed, "folds"), groups=groups(recipe.task, examples))
+
+
 def out_of_fold(
     recipe: Recipe,
     split: Split,
@@ -130,8 +135,7 @@ def out_of_fold(
     found: dict[int, Tensor] = {}
     if recipe.deltas or recipe.readout.learning_rate:
         session.say(f"{FOLDS} folds, each like the first:")
-    parts = folds(split.train, FOLDS, seed=derive(recipe.seed, "folds"), groups=groups(recipe.task, split.train))
-    for number, (kept, held) in enumerate(parts):
+    for number, (kept, held) in enumerate(parts_of(recipe, split.train)):
         part = replace(split, train=tuple(split.train[index] for index in kept))
         model = (strategy or Supervised()).run(recipe, part, backbone, session=session.child(f"fold-{number + 1}", told=number > 0))
         found |= zip(held, read(model, [split.train[index] for index in held]), strict=True)

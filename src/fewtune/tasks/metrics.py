@@ -85,6 +85,16 @@ def figure(metric: str, value: float) -> str:
     return f"{100 * value:.0f} %" if metric == "accuracy" else f"{value:.3g}"
 
 
+def with_interval(found: Mapping[str, Any]) -> tuple[str, str]:
+    """The value of an estimate, given as plain data, and its interval, as a person reads them.
+
+    >>> with_interval({"metric": "accuracy", "value": 0.84, "low": 0.66, "high": 0.93, "level": 0.9})
+    ('84 %', '90 % interval 66–93')
+    """
+    value, low, high = (figure(found.get("metric", "accuracy"), found[end]) for end in ("value", "low", "high"))
+    return value, f"{100 * found['level']:.0f} % interval {low.removesuffix(' %')}–{high.removesuffix(' %')}"
+
+
 @dataclass(frozen=True)
 class ClassRow:
     """One label's precision, recall and F1 (0 where undefined) and the number of rows that carry it."""

@@ -22,8 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fewtune import registry
 from fewtune.data.sampling import derive
-from fewtune.errors import BackboneError, Interrupted, SpecError
+from fewtune.errors import BackboneError, Interrupted
 from fewtune.train.cache import StateCache
 
 B = TypeVar("B")
@@ -61,7 +62,7 @@ class FitOptions:
     average: float = 0.5
 
     def __post_init__(self) -> None:
-        for name, holds in {
+        fits = {
             "steps": self.steps is None or self.steps >= 0,
             "learning_rate": self.learning_rate is None or self.learning_rate > 0,
             "batch_size": self.batch_size >= 1,
@@ -69,9 +70,8 @@ class FitOptions:
             "weight_decay": self.weight_decay >= 0,
             "clip": self.clip > 0,
             "average": 0 <= self.average <= 1,
-        }.items():
-            if not holds:
-                raise SpecError(expected="a value in range", got=repr(getattr(self, name)), where=f"fit.{name}", fix="Change the value.")
+        }
+        registry.check_ranges(self, "fit", fits)
 
 
 @dataclass(frozen=True)
@@ -160,25 +160,15 @@ def fit(
     return state.losses
 
 
-def fit_once(
-    decided_by: Hashable,
-    groups: Sequence[Group],
-    batches: Callable[[int], B],
-    loss: Callable[[B], Tensor],
-    *,
-    steps: int,
-    options: FitOptions,
-    seed: int,
-    session: Session,
-) -> None:
-    """`fit`, but the weights of an earlier one of the session where that was `decided_by` the same.
+def fit_once(decided_by: Hashable, groups: Sequence[Group], fitted: Callable[[Session], object], *, session: Session) -> None:
+    """What `fitted` makes of the weights, given a session of its own; the weights of an earlier one where that was `decided_by` the same.
 
     `decided_by` has the same `repr` in every process: its checkpoint is called by that, so that a job that goes on finds it again.
     """
     weights = {name: weight for group in groups for name, weight in group.weights.items()}
     if decided_by not in session.shared:
         own = replace(session, label=f"{session.label}-{hashlib.sha256(repr(decided_by).encode()).hexdigest()[:8]}")
-        fit(groups, batches, loss, steps=steps, options=options, seed=seed, session=own)
+        fitted(own)
         session.shared[decided_by] = {name: weight.detach().clone() for name, weight in weights.items()}
     for name, weight in weights.items():
         with torch.no_grad():

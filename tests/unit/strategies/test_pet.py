@@ -162,6 +162,12 @@ def test_the_merge_rules_of_the_papers_are_to_be_had():
         assert weights == [1, 1] or (rule == "weighted" and all(0 < weight <= 1 for weight in weights))
 
 
+@pytest.mark.slow
+def test_no_fold_is_tuned_where_none_decides_anything(tmp_path):
+    run("pet:guard=false,merge=probabilities", folder=tmp_path)
+    assert len(list(tmp_path.glob("*.answers.safetensors"))) == 2, "two members on all rows"
+
+
 @pytest.mark.parametrize("value", ["patterns=-1", "growth=1", "share=0", "temperature=0", "generations=-1", "merge=none"])
 def test_values_out_of_range_are_refused(value):
     with pytest.raises(SpecError):
