@@ -133,11 +133,11 @@ def _batches(model: TunedModel, examples: Sequence[Example], size: int) -> Itera
 
 
 def _changed(model: TunedModel, examples: Sequence[Example], before_NC: Tensor, after_NC: Tensor) -> Iterator[Changed]:
-    before, after = _answers(model, before_NC), _answers(model, after_NC)
+    before, after = _answers(model, examples, before_NC), _answers(model, examples, after_NC)
     for row, (example, first, second) in enumerate(zip(examples, before, after, strict=True)):
         if first.label != second.label:
             yield Changed(row, " / ".join(example.fields[name] for name in model.task.fields), first, second)
 
 
-def _answers(model: TunedModel, scores_NC: Tensor) -> list[Answer]:
-    return [Answer(answer.label, answer.probability) for answer in model.answers(scores_NC / model.passes)]
+def _answers(model: TunedModel, examples: Sequence[Example], scores_NC: Tensor) -> list[Answer]:
+    return [Answer(answer.label, answer.probability) for answer in model.answers(examples, scores_NC / model.passes)]

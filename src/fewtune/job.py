@@ -33,7 +33,7 @@ from fewtune.prompt.search import Found, Search
 from fewtune.readout.calibration import Calibration
 from fewtune.readout.readout import Readout
 from fewtune.recipe import DEFAULT_BACKBONE, Recipe
-from fewtune.settings import PETS, Settings, method, recipe_of, with_pool, without_slot
+from fewtune.settings import PETS, Settings, method, recipe_of, suited, with_pool, without_slot
 from fewtune.strategies import adapting, searching
 from fewtune.strategies.strategy import Joint
 from fewtune.tasks import KINDS, kind_of
@@ -125,7 +125,7 @@ def fit(
     )
     pool = () if unlabeled is None else readers.read(unlabeled, text=task.fields, labeled=False).examples
     taught = () if teacher is None else read_teacher(teacher, text=task.fields, labels=task.labels)
-    settings = with_pool(task, settings, len(pool), _silent, taught=bool(taught))
+    settings = suited(task, with_pool(task, settings, len(pool), _silent, taught=bool(taught)))
     loaded, *beside = (load_backbone(one) if isinstance(one, str) else one for one in named or settings.judged)
     rows = () if train is None else _labeled(train, task)
     return tune(task, Split(train=rows, unlabeled=pool, taught=taught), loaded, settings, session=Session(), beside=beside)
@@ -259,7 +259,7 @@ def fit_files(
     if train and unlabeled:
         pool = read(unlabeled, labeled=False, task=task, say=say).examples
     taught = _taught(teacher, task) if teacher else ()
-    settings = with_pool(task, settings, len(pool), say, taught=bool(taught))
+    settings = suited(task, with_pool(task, settings, len(pool), say, taught=bool(taught)))
     if spread is not in_turn and settings.way not in PETS:
         fix = "Leave --engine out, or choose --strategy pet or ipet."
         raise SpecError(expected="a strategy whose parts can be spread", got=settings.way, where="--engine", fix=fix)
@@ -329,8 +329,9 @@ def _key(task: Task, split: Split, backbones: Sequence[Backbone], settings: Sett
 
 
 def plain_rows(examples: Sequence[Example]) -> list[list[registry.Plain]]:
-    """Examples as plain data, for keys: their fields and their label."""
-    return [[dict(one.fields), one.label, *([dict(one.shares)] if one.shares else [])] for one in examples]
+    """Examples as plain data, for keys: their fields and their label, and what else they have."""
+    more = ([*([dict(one.shares)] if one.shares else []), *([list(one.candidates)] if one.candidates else [])] for one in examples)
+    return [[dict(one.fields), one.label, *rest] for one, rest in zip(examples, more, strict=True)]
 
 
 def evaluate_files(

@@ -32,7 +32,7 @@ from fewtune.readout.calibration import CONTENT_FREE, Calibrator
 from fewtune.readout.readout import Reader, Readout
 from fewtune.registry import Plain
 from fewtune.tasks import kind_of
-from fewtune.tasks.task import Task
+from fewtune.tasks.task import Task, candidates_of
 
 WINDOW = 512
 """So many rows are held at a time where rows stream; they are batched by length among themselves."""
@@ -299,14 +299,15 @@ class TunedModel:
             yield from self._answer(chunk, batch_size, tally)
 
     def _answer(self, examples: Sequence[Example], batch_size: int, tally: Tally | None) -> Iterator[Prediction]:
-        yield from self.answers(self.raw_scores(examples, batch_size=batch_size, tally=tally))
+        yield from self.answers(examples, self.raw_scores(examples, batch_size=batch_size, tally=tally))
 
-    def answers(self, scores_NC: Tensor) -> list[Prediction]:
-        """What uncalibrated scores answer."""
+    def answers(self, examples: Sequence[Example], scores_NC: Tensor) -> list[Prediction]:
+        """What uncalibrated scores answer to the examples."""
         kind, rows = kind_of(self.task), self.likely(scores_NC).tolist()
+        shares = [dict(zip(candidates_of(self.task, one), row, strict=False)) for one, row in zip(examples, rows, strict=True)]
         return [
-            Prediction(answer, kind.confidence(self.task, row), dict(zip(self.task.labels, row, strict=True)), self.backbone.depth)
-            for answer, row in zip(kind.answers(self.task, rows), rows, strict=True)
+            Prediction(answer, kind.confidence(self.task, row), own, self.backbone.depth)
+            for answer, row, own in zip(kind.answers(self.task, examples, rows), rows, shares, strict=True)
         ]
 
     def calibrated(self, calibrator: Calibrator) -> TunedModel:

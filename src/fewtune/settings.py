@@ -116,11 +116,16 @@ def with_pool(task: Task, settings: Settings, pool: int, say: Callable[[str], No
         raise SpecError(expected="a strategy that learns from a teacher", got=settings.way, where="--teacher", fix=fix)
     if settings.strategy is not None or not (taught or (pool and settings.way == "ladder" and not settings.adapt)):
         return settings
-    if not taught and (pool < LEAST or kind_of(task).estimated != "accuracy"):
+    if not taught and (pool < LEAST or kind_of(task).estimated != "accuracy" or kind_of(task).offered != "task"):
         why = f"fewer than {LEAST}" if pool < LEAST else f"{task.kind} is not learned so"
         say(f"The {pool:,} unlabelled rows are not learned from ({why}); --strategy pet decides otherwise.")
         return settings
     return replace(settings, strategy="pet:margin=0")
+
+
+def suited(task: Task, settings: Settings) -> Settings:
+    """One PLM where none is named and the task has no labels: a sentence encoder, which is judged beside it, could only tell labels."""
+    return settings if settings.backbones or kind_of(task).offered == "task" else replace(settings, backbones=(settings.backbone,))
 
 
 def without_slot(recipe: Recipe) -> Recipe:

@@ -2,7 +2,7 @@
 writer and the evaluation handle it."""
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from fewtune.data.readers import read
 from fewtune.data.sampling import folds, shots
 from fewtune.data.writers import open_writer
 from fewtune.deltas.lora import LoRA
-from fewtune.errors import DataError, InputError
+from fewtune.errors import DataError, InputError, TaskError
 from fewtune.evaluation import evaluate
 from fewtune.readout import READOUTS
 from fewtune.readout.calibration import Temperature
@@ -28,7 +28,7 @@ from fewtune.readout.similarity import Similarity
 from fewtune.settings import PETS
 from fewtune.strategies import STRATEGIES
 from fewtune.tasks import KINDS, kind_of
-from fewtune.tasks.task import Task
+from fewtune.tasks.task import Task, candidates_of
 from fewtune.train.fit import FitOptions, Session
 from fewtune.train.losses import cross_entropy
 
@@ -104,6 +104,16 @@ def test_it_is_written_as_a_flag_and_as_a_table_and_a_task_file_keeps_it(name, t
 
 
 @EACH
+def test_it_says_who_offers_the_candidates(name):
+    case = CASES[name]
+    offered = kind_of(case.task).offered
+    assert bool(case.task.labels) == (offered == "task")
+    assert all(candidates_of(case.task, row) == (case.task.labels or row.candidates or ()) for row in case.rows)
+    with pytest.raises(TaskError, match="labels"):
+        replace(case.task, labels=() if offered == "task" else ("no", "yes"), words={})
+
+
+@EACH
 def test_labelled_rows_read_and_a_wrong_label_is_named(name):
     case = CASES[name]
     listed = [{"text": text, "label": label} for text, label in zip(TEXTS, case.labels, strict=True)]
@@ -134,7 +144,7 @@ def test_targets_are_a_form_that_the_loss_knows_and_certain_answers_give_them_ba
     cross_entropy(scores, targets).backward()
     assert bool(scores.grad.isfinite().all()) and bool(scores.grad.any())
     sure = torch.eye(len(case.task.labels))[targets] if targets.ndim == 1 else targets
-    answers = kind.answers(case.task, sure.tolist())
+    answers = kind.answers(case.task, case.rows, sure.tolist())
     again = kind.targets(case.task, [Example({}, answer) for answer in answers])
     torch.testing.assert_close(torch.tensor(again), targets, atol=1e-4, rtol=0)
     assert all(found is None or 0 <= found <= 1 for found in (kind.confidence(case.task, row) for row in sure.tolist()))

@@ -11,13 +11,15 @@ class Example:
     """One text, or several, with the label if it is known.
 
     `fields` maps a field's name to its text; `where` says where the row came from (`reviews.csv:17`), for messages. `shares` are a soft
-    label in the label's place: how probable each label is held to be; they add up to 1.
+    label in the label's place: how probable each label is held to be; they add up to 1. `candidates` are what this row alone is answered
+    from, where that differs from row to row.
     """
 
     fields: Mapping[str, str]
     label: str | None = None
     where: str = field(default="", compare=False)
     shares: Mapping[str, float] | None = None
+    candidates: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

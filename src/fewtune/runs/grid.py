@@ -21,7 +21,7 @@ from fewtune.data.example import Example, Split
 from fewtune.data.sampling import shots as draw
 from fewtune.job import Source
 from fewtune.runs.jobfile import DataSet, JobFile
-from fewtune.settings import Settings, recipe_of, with_pool
+from fewtune.settings import Settings, recipe_of, suited, with_pool
 from fewtune.tasks import kind_of
 from fewtune.tasks.task import Task
 
@@ -87,8 +87,8 @@ def _jobs(file: JobFile, read: dict[str, tuple[Task, Split]], backbones: Sequenc
                 drawn = whole if shots is None else replace(whole, train=_shots(task, whole.train, shots, seed))
                 for method, settings in methods.items():
                     split, seeded = _of(settings, drawn, seed)
-                    seeded = with_pool(task, seeded, len(split.unlabeled), lambda line: None)
-                    yield Job(key_of(task, split, seeded, backbones), data, method, shots, seed, task, split, seeded)
+                    seeded = suited(task, with_pool(task, seeded, len(split.unlabeled), lambda line: None))
+                    yield Job(key_of(task, split, seeded, backbones[: len(seeded.judged)]), data, method, shots, seed, task, split, seeded)
 
 
 def _shots(task: Task, train: tuple[Example, ...], shots: int, seed: int) -> tuple[Example, ...]:

@@ -112,10 +112,13 @@ class School:
         """
         recipe = contestants[0][0]
         kind = kind_of(recipe.task)
-        if kind.estimated != "accuracy":
+        if kind.estimated != "accuracy" or kind.offered != "task":
             fix = "Choose --strategy supervised."
             raise TaskError(
-                expected="a task whose answers are right or wrong", got=recipe.task.kind, where=f"strategy {spec.name}", fix=fix
+                expected="a task with labels, whose answers are right or wrong",
+                got=recipe.task.kind,
+                where=f"strategy {spec.name}",
+                fix=fix,
             )
         if split.train:
             kind.check(recipe.task, split.train, "fit")

@@ -15,7 +15,7 @@ from fewtune.data.example import Example
 from fewtune.data.readers import Written
 from fewtune.errors import DataError
 from fewtune.tasks.metrics import Measures, Ratio, measure
-from fewtune.tasks.task import Task
+from fewtune.tasks.task import Offered, Task
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Classification:
 
     metrics: tuple[str, ...] = ("accuracy", "macro_f1", "mcc", "ece")
 
+    offered: ClassVar[Offered] = "task"
     paired: ClassVar[bool] = True
     estimated: ClassVar[str] = "accuracy"
     independent: ClassVar[bool] = False
@@ -77,8 +78,9 @@ class Classification:
         index = {label: position for position, label in enumerate(task.labels)}
         return [index[_first(example)] for example in examples]
 
-    def answers(self, task: Task, probabilities: Sequence[Sequence[float]]) -> list[str]:
+    def answers(self, task: Task, examples: Sequence[Example], probabilities: Sequence[Sequence[float]]) -> list[str]:
         """The most probable label of each row; the first of equals."""
+        del examples
         return [task.labels[max(range(len(row)), key=row.__getitem__)] for row in probabilities]
 
     def confidence(self, task: Task, probabilities: Sequence[float]) -> float | None:

@@ -22,7 +22,7 @@ from fewtune.data.readers import Written
 from fewtune.errors import DataError, SpecError
 from fewtune.tasks.metrics import Measures, Ratio
 from fewtune.tasks.multilabel_metrics import METRICS, measure
-from fewtune.tasks.task import Task
+from fewtune.tasks.task import Offered, Task
 
 _SPELLED = {"comma": ",", "space": " "}
 """Separators that a flag cannot hold, by name."""
@@ -39,6 +39,7 @@ class Multilabel:
     threshold: float | None = None
 
     metrics: ClassVar[tuple[str, ...]] = tuple(METRICS)
+    offered: ClassVar[Offered] = "task"
     paired: ClassVar[bool] = True
     estimated: ClassVar[str] = "micro_f1"
     independent: ClassVar[bool] = True
@@ -109,8 +110,9 @@ class Multilabel:
         found = [set(self.parts(example)) for example in examples]
         return [[label in parts for label in task.labels] for parts in found]
 
-    def answers(self, task: Task, probabilities: Sequence[Sequence[float]]) -> list[str]:
+    def answers(self, task: Task, examples: Sequence[Example], probabilities: Sequence[Sequence[float]]) -> list[str]:
         """The labels whose probability reaches the threshold, in the task's order; an empty text where none does."""
+        del examples
         return [self._between.join(label for label, yes in zip(task.labels, self._yes(row), strict=True) if yes) for row in probabilities]
 
     def _yes(self, probabilities: Sequence[float]) -> list[bool]:

@@ -21,7 +21,7 @@ from fewtune.data.readers import Written
 from fewtune.errors import DataError, SpecError, TaskError
 from fewtune.tasks.metrics import Measures, Ratio
 from fewtune.tasks.regression_metrics import METRICS, measure
-from fewtune.tasks.task import Task
+from fewtune.tasks.task import Offered, Task
 
 POLES = ("low", "high")
 
@@ -37,6 +37,7 @@ class Regression:
     high: float | None = None
 
     metrics: ClassVar[tuple[str, ...]] = tuple(METRICS)
+    offered: ClassVar[Offered] = "task"
     paired: ClassVar[bool] = False
     estimated: ClassVar[str] = "mae"
     independent: ClassVar[bool] = False
@@ -118,12 +119,13 @@ class Regression:
         values_N: NDArray[np.float64] = low + (high - low) * np.asarray(probabilities_NC, dtype=np.float64)[:, 1]
         return values_N
 
-    def answers(self, task: Task, probabilities: Sequence[Sequence[float]]) -> list[str]:
+    def answers(self, task: Task, examples: Sequence[Example], probabilities: Sequence[Sequence[float]]) -> list[str]:
         """Each row's value, written to about a ten-thousandth of the range.
 
-        >>> Regression(0, 5).answers(Task(POLES), [[0.25, 0.75], [1.0, 0.0]])
+        >>> Regression(0, 5).answers(Task(POLES), (), [[0.25, 0.75], [1.0, 0.0]])
         ['3.7500', '0.0000']
         """
+        del examples
         low, high = self._range()
         decimals = max(0, 4 - math.floor(math.log10(high - low)))
         return [f"{value:.{decimals}f}" for value in self.values(np.reshape(probabilities, (-1, 2))).tolist()]

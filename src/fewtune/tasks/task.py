@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from numpy.typing import NDArray
 
@@ -18,6 +18,7 @@ from fewtune.errors import TaskError
 from fewtune.tasks.metrics import Measures, Ratio
 
 RESERVED = ("slot", "sep")
+Offered = Literal["task", "row", "none"]
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,10 @@ class Task:
 
     `fields` are the names that templates may use, `label_name` is the cue for the answer in default templates.
     Empty `templates` and `words` stand for the defaults of `fewtune.prompt.defaults`. `kind` is written as flags have it:
-    `regression:low=0,high=5`.
+    `regression:low=0,high=5`; it says whether there are labels (`TaskKind.offered`).
     """
 
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] = ()
     fields: tuple[str, ...] = ("text",)
     templates: tuple[str, ...] = ()
     words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -38,7 +39,7 @@ class Task:
     kind: str = "classification"
 
     def __post_init__(self) -> None:
-        _unique(self.labels, "labels")
+        _check_labels(self)
         _unique(self.fields, "fields")
         for name in self.fields:
             if name in RESERVED:
@@ -182,6 +183,22 @@ def _kind(data: Mapping[str, registry.Plain]) -> str:
     return f"{data.get('name', '')}:{fields}" if fields else str(data.get("name", ""))
 
 
+def _check_labels(task: Task) -> None:
+    """Raise `TaskError` for labels that are not named or not distinct, and for any in a task whose kind has none."""
+    from fewtune.tasks import KINDS  # the table of kinds knows tasks; here a task asks its own kind
+
+    if KINDS.member(task.kind.partition(":")[0].strip(), "task.kind").offered == "task":
+        _unique(task.labels, "labels")
+    elif task.labels:
+        fix = "Leave the labels out: rows have candidates of their own, or the answer is free."
+        raise TaskError(expected=f"no labels, for kind {task.kind}", got=", ".join(task.labels), where="task.labels", fix=fix)
+
+
+def candidates_of(task: Task, example: Example) -> tuple[str, ...]:
+    """What the row is answered from: the task's labels, or the row's own candidates; none where the answer is free text."""
+    return task.labels or example.candidates or ()
+
+
 def _unique(names: Sequence[str], what: str) -> None:
     if not names or len(set(names)) < len(names) or any(not name.strip() for name in names):
         raise TaskError(
@@ -195,9 +212,13 @@ def _unique(names: Sequence[str], what: str) -> None:
 class TaskKind(Protocol):
     """What a kind of task decides: how labels are written, whether examples fit, what the numbers to learn are, what scores mean.
 
-    A frozen dataclass; its fields are what a task says beside its labels. A task has one candidate for each label.
+    A frozen dataclass; its fields are what a task says beside its labels. Where each row has candidates of its own, scores have a column
+    for each place up to that of the most candidates, and probabilities are 0 where a row has fewer.
     """
 
+    offered: ClassVar[Offered]
+    """Who offers the candidates: the task, whose labels they are; each row its own (`Example.candidates`), and the task has no labels;
+    or nobody, for the answer is free text."""
     paired: ClassVar[bool]
     """Whether two rows either share a label or do not, so that a readout may learn from pairs of them."""
     estimated: ClassVar[str]
@@ -221,7 +242,7 @@ class TaskKind(Protocol):
         ...
 
     def labels(self, examples: Sequence[Example]) -> tuple[str, ...]:
-        """The labels of a task of which only rows are known."""
+        """The labels of a task of which only rows are known; none where the kind has none."""
         ...
 
     def settled(self, task: Task, examples: Sequence[Example]) -> tuple[Task, str | None]:
@@ -247,8 +268,8 @@ class TaskKind(Protocol):
         """
         ...
 
-    def answers(self, task: Task, probabilities: Sequence[Sequence[float]]) -> list[str]:
-        """The answer in words for each row of probabilities over the candidates."""
+    def answers(self, task: Task, examples: Sequence[Example], probabilities: Sequence[Sequence[float]]) -> list[str]:
+        """The answer in words to each of the examples, from probabilities over the candidates."""
         ...
 
     def confidence(self, task: Task, probabilities: Sequence[float]) -> float | None:

@@ -26,17 +26,17 @@ def test_targets_are_positions_among_the_labels() -> None:
 
 
 def test_answers_are_the_most_probable_labels() -> None:
-    assert KIND.answers(TASK, [[0.2, 0.5, 0.3], [0.6, 0.3, 0.1], [0.1, 0.1, 0.8]]) == ["fair", "bad", "good"]
+    assert KIND.answers(TASK, (), [[0.2, 0.5, 0.3], [0.6, 0.3, 0.1], [0.1, 0.1, 0.8]]) == ["fair", "bad", "good"]
 
 
 def test_of_equals_the_first_is_the_answer() -> None:
-    assert KIND.answers(TASK, [[0.2, 0.4, 0.4], [1 / 3, 1 / 3, 1 / 3]]) == ["fair", "bad"]
+    assert KIND.answers(TASK, (), [[0.2, 0.4, 0.4], [1 / 3, 1 / 3, 1 / 3]]) == ["fair", "bad"]
 
 
 @given(st.lists(st.sampled_from(TASK.labels), max_size=5))
 def test_certain_answers_give_the_targets_back(labels: Sequence[str]) -> None:
     certain = [[float(target == place) for place in range(3)] for target in KIND.targets(TASK, examples(*labels))]
-    assert KIND.answers(TASK, certain) == list(labels)
+    assert KIND.answers(TASK, (), certain) == list(labels)
 
 
 def test_fitting_examples_pass() -> None:

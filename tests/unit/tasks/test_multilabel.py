@@ -31,7 +31,7 @@ def test_targets_are_a_yes_or_no_for_each_label():
 
 def test_answers_are_the_labels_that_reach_the_threshold_in_the_tasks_order():
     probabilities = [[0.4, 0.9, 0.1], [0.39, 0.2, 0.0], [0.1, 0.2, 0.5]]
-    assert KIND.answers(TASK, probabilities) == ["joy|fear", "", "awe"]
+    assert KIND.answers(TASK, (), probabilities) == ["joy|fear", "", "awe"]
     assert KIND.confidence(TASK, probabilities[0]) == pytest.approx(0.4 * 0.9 * 0.9)
     assert KIND.confidence(TASK, probabilities[1]) == pytest.approx(0.61 * 0.8 * 1.0)
 
@@ -41,7 +41,7 @@ def test_labels_stand_with_a_separator_between_them(separator, label):
     kind = Multilabel(separator)
     assert kind.parts(Example({}, label)) == ("joy", "awe")
     assert kind.targets(TASK, rows(label)) == [[True, False, True]]
-    (answer,) = kind.answers(TASK, [[0.9, 0.1, 0.9]])
+    (answer,) = kind.answers(TASK, (), [[0.9, 0.1, 0.9]])
     assert kind.targets(TASK, rows(answer)) == [[True, False, True]]
 
 

@@ -36,11 +36,11 @@ def test_targets_are_the_poles_probabilities():
 
 def test_answers_are_values_written_to_a_ten_thousandth_of_the_range():
     probabilities = [[1.0, 0.0], [0.25, 0.75], [2 / 3, 1 / 3]]
-    assert KIND.answers(TASK, probabilities) == ["0.0000", "3.7500", "1.6667"]
-    assert Regression(0, 100).answers(TASK, probabilities) == ["0.00", "75.00", "33.33"]
-    assert Regression(-1e6, 1e6).answers(TASK, probabilities) == ["-1000000", "500000", "-333333"]
-    assert Regression(0, 0.01).answers(TASK, probabilities) == ["0.000000", "0.007500", "0.003333"]
-    assert KIND.answers(TASK, []) == []
+    assert KIND.answers(TASK, (), probabilities) == ["0.0000", "3.7500", "1.6667"]
+    assert Regression(0, 100).answers(TASK, (), probabilities) == ["0.00", "75.00", "33.33"]
+    assert Regression(-1e6, 1e6).answers(TASK, (), probabilities) == ["-1000000", "500000", "-333333"]
+    assert Regression(0, 0.01).answers(TASK, (), probabilities) == ["0.000000", "0.007500", "0.003333"]
+    assert KIND.answers(TASK, (), []) == []
 
 
 @given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e3), st.floats(0, 1))
@@ -48,7 +48,7 @@ def test_a_sure_answer_gives_the_value_back(low, span, share):
     kind, value = Regression(low, low + span), low + share * span
     value = min(value, low + span)
     (target,) = kind.targets(TASK, rows(repr(value)))
-    assert float(kind.answers(TASK, [target])[0]) == pytest.approx(value, abs=span * 1e-3)
+    assert float(kind.answers(TASK, (), [target])[0]) == pytest.approx(value, abs=span * 1e-3)
 
 
 @pytest.mark.parametrize("value", ["0", "0.05", "1", "2.5", "4.9", "5"])

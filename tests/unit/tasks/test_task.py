@@ -89,7 +89,7 @@ def test_the_shipped_example_reads() -> None:
     ("text", "words"),
     [
         ("labels = [", "TOML"),
-        ("", '"labels"'),
+        ("", "labels that are named"),
         ("labels = []", "task.labels"),
         ('labels = ["a", "a"]', "task.labels"),
         ('labels = ["a", " "]', "task.labels"),
