@@ -102,7 +102,7 @@ def moved(model: TunedModel, batch: Batch) -> Tensor:
 
 
 def _walk(model: TunedModel, batch: Batch, entry: int) -> list[Tensor]:
-    states = model.backbone.layers(batch.ids_BT, batch.mask_BT, batch.types_BT, route_B=_route(batch, entry), parents=batch.parents)
+    states = model.backbone.layers(batch.ids_BT, batch.mask_BT, batch.types_BT, route_B=_route(batch, entry), trees=batch.trees)
     return [hidden_BTD.float() for hidden_BTD in states]
 
 
@@ -121,7 +121,7 @@ def _scores(model: TunedModel, batch: Batch, entry: int) -> Tensor:
     """Uncalibrated scores_BC; the LM head, too, is read as the entry has it."""
     route_B = _route(batch, entry)
     with model.backbone.routing.of(route_B):
-        output = model.backbone.forward(batch.ids_BT, batch.mask_BT, batch.types_BT, route_B=route_B, parents=batch.parents)
+        output = model.backbone.forward(batch.ids_BT, batch.mask_BT, batch.types_BT, route_B=route_B, trees=batch.trees)
         scores_BC: Tensor = model.reader.scores(output, batch)
         return scores_BC
 

@@ -224,12 +224,12 @@ class TunedModel:
     def output(self, batch: Batch, below_BTD: Tensor | None = None) -> Output:
         """What the backbone makes of one batch with the deltas in it."""
         return self.backbone.forward(
-            batch.ids_BT, batch.mask_BT, batch.types_BT, start=self.first_block, below_BTD=below_BTD, parents=batch.parents
+            batch.ids_BT, batch.mask_BT, batch.types_BT, start=self.first_block, below_BTD=below_BTD, trees=batch.trees
         )
 
     def below(self, batch: Batch) -> Tensor:
         """The states hidden_BTD of one batch that `first_block` is given."""
-        return self.backbone.below(batch.ids_BT, batch.mask_BT, batch.types_BT, start=self.first_block, parents=batch.parents)
+        return self.backbone.below(batch.ids_BT, batch.mask_BT, batch.types_BT, start=self.first_block, trees=batch.trees)
 
     def raw_scores(self, examples: Sequence[Example], *, batch_size: int = 32, tally: Tally | None = None) -> Tensor:
         """Uncalibrated scores_NC, averaged over templates and draws of demonstrations, float32 on the processor."""

@@ -77,7 +77,7 @@ def batch_of(backbone, readout, listed, *, words=WORDS, pad=0):
 def scored(backbone, readout, reader, listed, *, words=WORDS):
     batch = batch_of(backbone, readout, listed, words=words, pad=backbone.tokenizer.pad_token_id or 0)
     with torch.no_grad():
-        return reader.scores(backbone.forward(batch.ids_BT, batch.mask_BT, parents=batch.parents), batch)
+        return reader.scores(backbone.forward(batch.ids_BT, batch.mask_BT, trees=batch.trees), batch)
 
 
 @pytest.mark.parametrize(("family", "readout"), CASES)
@@ -150,7 +150,7 @@ def test_any_number_of_candidates(backbones, family, readout, candidates):
 def test_only_the_readouts_own_weights_learn(backbones, family, readout):
     backbone, reader = backbones[family], reader_of(readout, backbones[family])
     batch = batch_of(backbone, readout, rows(backbone))
-    hidden_BTD = backbone.forward(batch.ids_BT, batch.mask_BT, parents=batch.parents).hidden_BTD
+    hidden_BTD = backbone.forward(batch.ids_BT, batch.mask_BT, trees=batch.trees).hidden_BTD
     assert not hidden_BTD.requires_grad
     states_BTD = hidden_BTD.clone().requires_grad_()
     reader.scores(Output(states_BTD), batch).square().sum().backward()

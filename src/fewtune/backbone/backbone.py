@@ -245,18 +245,19 @@ class Backbone:
         start: int = 0,
         below_BTD: Tensor | None = None,
         route_B: Tensor | None = None,
-        parents: Sequence[int] = (),
+        trees: Sequence[tree.Parents] = (),
     ) -> Output:
         """Run the stack without the LM head; `mask_BT` is 1 at real tokens, which stand on the left.
 
         With `below_BTD`, the states that `below` gave for step `start`, only the steps from there on are computed. Row b goes
-        through the deltas of entry `route_B[b]`: those of entry 0 where it is None, and none where it is negative. The last
-        tokens of each row, as many as there are `parents`, go on from one another as these say (see `fewtune.backbone.tree`).
+        through the deltas of entry `route_B[b]`: those of entry 0 where it is None, and none where it is negative. With
+        `trees`, one for each row or one for all, the last tokens of each row go on from one another as these say (see
+        `fewtune.backbone.tree`).
         """
         if turning := turns.of(self.stack, self.family.unrouted, route_B):
             return self._in_turn(turning, ids_BT, mask_BT, types_BT, start=start, below_BTD=below_BTD, route_B=route_B)
         with self.routing.of(route_B):
-            packed = self._pack(ids_BT, mask_BT, types_BT, parents)
+            packed = self._pack(ids_BT, mask_BT, types_BT, trees)
             if below_BTD is None:
                 with self.autocast():
                     hidden_BTD = self.stack(**self._inputs(packed)).last_hidden_state.float()
@@ -266,9 +267,9 @@ class Backbone:
                 hidden_BTD = self.norm(below_BTD)
             return Output(packed.unpack(hidden_BTD), hidden_BTD[:, 0])
 
-    def below(self, ids_BT: Tensor, mask_BT: Tensor, types_BT: Tensor | None, *, start: int, parents: Sequence[int] = ()) -> Tensor:
+    def below(self, ids_BT: Tensor, mask_BT: Tensor, types_BT: Tensor | None, *, start: int, trees: Sequence[tree.Parents] = ()) -> Tensor:
         """The states hidden_BTD that step number `start` would be given."""
-        return next(itertools.islice(self.layers(ids_BT, mask_BT, types_BT, parents=parents), start, None))
+        return next(itertools.islice(self.layers(ids_BT, mask_BT, types_BT, trees=trees), start, None))
 
     def layers(
         self,
@@ -277,7 +278,7 @@ class Backbone:
         types_BT: Tensor | None = None,
         *,
         route_B: Tensor | None = None,
-        parents: Sequence[int] = (),
+        trees: Sequence[tree.Parents] = (),
     ) -> Iterator[Tensor]:
         """Walk the stack: yields the embeddings, then each step's output `hidden_BTD`, before the final norm.
 
@@ -292,7 +293,7 @@ class Backbone:
             yield from (turns.in_order(states, turning) for states in zip(*walks, strict=True))
             return
         with self.routing.of(route_B):
-            packed = self._pack(ids_BT, mask_BT, types_BT, parents)
+            packed = self._pack(ids_BT, mask_BT, types_BT, trees)
         steps = self._walk(packed, start=0, below_BTD=None)
         while True:
             # Only while a step runs, for between two of them another batch may go through.
@@ -328,9 +329,9 @@ class Backbone:
         first = [output.first_BD for output in outputs if output.first_BD is not None]
         return Output(turns.in_order([output.hidden_BTD for output in outputs], turning), turns.in_order(first, turning))
 
-    def _pack(self, ids_BT: Tensor, mask_BT: Tensor, types_BT: Tensor | None, parents: Sequence[int]) -> Packed:
+    def _pack(self, ids_BT: Tensor, mask_BT: Tensor, types_BT: Tensor | None, trees: Sequence[tree.Parents]) -> Packed:
         packed = self.fronts.pack(ids_BT, mask_BT, types_BT, routing=self.routing, embed=self.embed)
-        return replace(packed, parents=tuple(parents))
+        return replace(packed, trees=tuple(trees))
 
     def _inputs(self, packed: Packed) -> dict[str, Any]:
         inputs: dict[str, Any] = {"attention_mask": packed.mask_BT}
@@ -342,13 +343,13 @@ class Backbone:
         positions_BT = self.prefixes.positions(packed.mask_BT, first=self._first_position)
         if positions_BT is not None:
             inputs["position_ids"] = positions_BT
-        return inputs | self._branching(packed, positions_BT) if packed.parents else inputs
+        return inputs | self._branching(packed, positions_BT) if packed.trees else inputs
 
     def _branching(self, packed: Packed, positions_BT: Tensor | None) -> dict[str, Any]:
         """Masks and positions for rows that end in a tree; a mapping by the kind of block where some have a window."""
         config = self.model.config
-        seen_B1TT = tree.seen(packed.mask_BT, packed.parents)
-        positions_BT = tree.positions(packed.mask_BT, packed.parents, positions_BT)
+        seen_B1TT = tree.seen(packed.mask_BT, packed.trees)
+        positions_BT = tree.positions(packed.mask_BT, packed.trees, positions_BT)
         mask: Any = seen_B1TT
         if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
             near_B1TT = tree.near(positions_BT, config.sliding_window)

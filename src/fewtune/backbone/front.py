@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from fewtune.backbone import surgery
 from fewtune.backbone.bank import Routing
+from fewtune.backbone.tree import Parents
 
 
 @dataclass(frozen=True)
 class Packed:
     """What the stack is given: ids, or vectors where some stand in front: `ahead` of them in every row, or `ahead_B`, row by row.
 
-    With `parents`, the last tokens of each row are a tree's.
+    With `trees`, one for each row or one for all, the last tokens of each row are a tree's.
     """
 
     ids_BT: Tensor
@@ -28,7 +29,7 @@ class Packed:
     vectors_BTD: Tensor | None = None
     ahead: int = 0
     ahead_B: Tensor | None = None
-    parents: tuple[int, ...] = ()
+    trees: tuple[Parents, ...] = ()
 
     def unpack(self, hidden_BSD: Tensor) -> Tensor:
         """The states hidden_BTD of the tokens alone."""

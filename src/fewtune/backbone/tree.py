@@ -4,7 +4,10 @@ and at which position each stands. Knows masks and positions only.
     text of n tokens ─┬─ a ── b        parents of (a, b, c): (-1, 0, -1)
                       └─ c             positions: n, n + 1, n
 
-Dimensions: B rows, S positions of what the stack is given, K tokens of the tree, in the order in which they are given.
+Every row has a tree of its own, or all have the same.
+
+Dimensions: B rows, R trees (B, or 1 for all rows), S positions of what the stack is given, K tokens of the largest tree, each tree's in the
+order in which they are given.
 """
 
 from __future__ import annotations
@@ -14,8 +17,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+Parents = Sequence[int]
+"""A tree: for each of its tokens the number of the one that it goes on from, -1 for the text."""
 
-def depths(parents: Sequence[int]) -> list[int]:
+
+def depths(parents: Parents) -> list[int]:
     """How many steps each token of the tree is behind the text: 1 for those that follow it.
 
     >>> depths((-1, 0, -1))
@@ -27,28 +33,38 @@ def depths(parents: Sequence[int]) -> list[int]:
     return found
 
 
-def positions(mask_BS: Tensor, parents: Sequence[int], plain_BS: Tensor | None) -> Tensor:
-    """positions_BS where the last K real tokens of each row are the tree; `plain_BS` are those of a plain text, 0 to S - 1 if None."""
+def positions(mask_BS: Tensor, trees: Sequence[Parents], plain_BS: Tensor | None) -> Tensor:
+    """positions_BS where the last real tokens of each row are its tree; `plain_BS` are those of a plain text, 0 to S - 1 if None."""
     if plain_BS is None:
         plain_BS = torch.arange(mask_BS.shape[1], device=mask_BS.device).expand(mask_BS.shape)
-    node_BS = _nodes(mask_BS, len(parents))
-    steps_K = torch.tensor(depths(parents), device=mask_BS.device)
-    end_B1 = plain_BS.gather(1, mask_BS.long().sum(1, keepdim=True) - len(parents) - 1)
-    return torch.where(node_BS < 0, plain_BS, end_B1 + steps_K[node_BS.clamp(min=0)])
+    sizes_R1, node_BS = _nodes(mask_BS, trees)
+    steps_RK = torch.zeros(len(trees), max(1, *map(len, trees)), dtype=torch.long)
+    for row, parents in enumerate(trees):
+        steps_RK[row, : len(parents)] = torch.tensor(depths(parents), dtype=torch.long)
+    steps_BS = steps_RK.to(mask_BS.device).expand(len(mask_BS), -1).gather(1, node_BS.clamp(min=0))
+    end_B1 = plain_BS.gather(1, mask_BS.long().sum(1, keepdim=True) - sizes_R1 - 1)
+    return torch.where(node_BS < 0, plain_BS, end_B1 + steps_BS)
 
 
-def seen(mask_BS: Tensor, parents: Sequence[int]) -> Tensor:
+def seen(mask_BS: Tensor, trees: Sequence[Parents]) -> Tensor:
     """seen_B1SS, true where the query (first S) sees the key: what comes before it, but of the tree only what it goes on from."""
-    size = len(parents)
-    line_KK = torch.eye(size, dtype=torch.bool, device=mask_BS.device)
+    _, node_BS = _nodes(mask_BS, trees)
+    lines_RKK = torch.stack([_lines(parents, max(1, *map(len, trees))) for parents in trees]).to(mask_BS.device)
+    row_B11 = torch.arange(len(mask_BS), device=mask_BS.device)[:, None, None] % len(trees)
+    place_BS = node_BS.clamp(min=0)
+    line_BSS = lines_RKK[row_B11, place_BS[:, :, None], place_BS[:, None, :]]
+    aside_BSS = (node_BS >= 0)[:, :, None] & (node_BS >= 0)[:, None, :] & ~line_BSS
+    past_SS = torch.ones(mask_BS.shape[1], mask_BS.shape[1], dtype=torch.bool, device=mask_BS.device).tril()
+    return (past_SS & mask_BS.bool()[:, None, :] & ~aside_BSS)[:, None]
+
+
+def _lines(parents: Parents, size: int) -> Tensor:
+    """lines_KK, true where the token (first K) is the other or goes on from it."""
+    line_KK = torch.eye(size, dtype=torch.bool)
     for number, parent in enumerate(parents):
         if parent >= 0:
             line_KK[number] |= line_KK[parent]
-    node_BS = _nodes(mask_BS, size)
-    place_BS = node_BS.clamp(min=0)
-    aside_BSS = (node_BS >= 0)[:, :, None] & (node_BS >= 0)[:, None, :] & ~line_KK[place_BS[:, :, None], place_BS[:, None, :]]
-    past_SS = torch.ones(mask_BS.shape[1], mask_BS.shape[1], dtype=torch.bool, device=mask_BS.device).tril()
-    return (past_SS & mask_BS.bool()[:, None, :] & ~aside_BSS)[:, None]
+    return line_KK
 
 
 def near(positions_BS: Tensor, window: int) -> Tensor:
@@ -56,8 +72,9 @@ def near(positions_BS: Tensor, window: int) -> Tensor:
     return (positions_BS[:, :, None] - positions_BS[:, None, :] < window)[:, None]
 
 
-def _nodes(mask_BS: Tensor, size: int) -> Tensor:
-    """Which token of the tree stands at each position; -1 at the text, and at the padding."""
+def _nodes(mask_BS: Tensor, trees: Sequence[Parents]) -> tuple[Tensor, Tensor]:
+    """(sizes_R1 of the trees, which token of the tree stands at each position; -1 at the text, and at the padding)."""
+    sizes_R1 = torch.tensor([[len(parents)] for parents in trees], device=mask_BS.device)
     ends_B1 = mask_BS.long().sum(1, keepdim=True)
-    node_BS = torch.arange(mask_BS.shape[1], device=mask_BS.device) - (ends_B1 - size)
-    return torch.where((node_BS >= 0) & (node_BS < size), node_BS, -1)
+    node_BS = torch.arange(mask_BS.shape[1], device=mask_BS.device) - (ends_B1 - sizes_R1)
+    return sizes_R1, torch.where((node_BS >= 0) & (node_BS < sizes_R1), node_BS, -1)

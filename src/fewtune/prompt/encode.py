@@ -70,9 +70,9 @@ class Batch:
         return len(self.slot_B)
 
     @property
-    def parents(self) -> tuple[int, ...]:
-        """How the last tokens of each row go on from one another; see `fewtune.backbone.tree`."""
-        return self.spelling.parents if self.spelling else ()
+    def trees(self) -> tuple[tuple[int, ...], ...]:
+        """How the last tokens of every row go on from one another, if they do; see `fewtune.backbone.tree`."""
+        return (self.spelling.parents,) if self.spelling and self.spelling.parents else ()
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""

@@ -374,7 +374,7 @@ def test_collate_with_words_put_in_by_hand():
     rows = [Row((5, 6, 7), (0, 0, 0), 1, own=(2,), said=1), Row((8, 9), (0, 0), 0, own=(0, 1), said=2)]
     batch = collate_filled(rows, Filling((((3,),), ((1, 2),))), pad=0)
     assert batch.ids_BT.tolist() == [[5, 3, 6, 7, 0], [5, 1, 2, 6, 7], [3, 8, 9, 0, 0], [1, 2, 8, 9, 0]]
-    assert batch.mask_BT.sum(1).tolist() == [4, 5, 3, 4] and batch.types_BT is None and batch.parents == ()
+    assert batch.mask_BT.sum(1).tolist() == [4, 5, 3, 4] and batch.types_BT is None and batch.trees == ()
     assert [own.nonzero()[:, 0].tolist() for own in batch.own_BT] == [[3], [4], [1, 2], [2, 3]]
     assert len(batch) == 2 and batch.slot_B.tolist() == [1, 0] and batch.said_B.tolist() == [1, 2]
     moved = batch.to("cpu")
