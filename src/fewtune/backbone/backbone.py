@@ -21,6 +21,7 @@ from fewtune import registry
 from fewtune.backbone import bank, fingerprints, surgery, tree, turns, walk
 from fewtune.backbone.attention import Given, KeyValues, Prefixes, Seen
 from fewtune.backbone.bank import NOBODY, Edit, Routing
+from fewtune.backbone.climb import Climb
 from fewtune.backbone.families import FAMILIES, SITES, Family
 from fewtune.backbone.front import Fronts, Packed
 from fewtune.backbone.sites import Site, sizes, weighted
@@ -302,6 +303,30 @@ class Backbone:
             if hidden_BTD is None:
                 return
             yield packed.unpack(hidden_BTD)
+
+    def climb(self, ids_BT: Tensor, mask_BT: Tensor, types_BT: Tensor | None = None, *, route_B: Tensor | None = None) -> Climb:
+        """Walk the stack step by step, so that rows may leave on the way; the same computation as `layers`.
+
+        Raises `BackboneError` for a batch that `forward` would have to run entry by entry.
+        """
+        if turns.of(self.stack, self.family.unrouted, route_B):
+            raise BackboneError(
+                expected="rows of one entry",
+                got="rows of several, one of which has a delta where this family cannot tell rows apart",
+                where="a batch with exits",
+                fix="Give the rows of each model a batch of their own.",
+            )
+        with self.routing.of(route_B):
+            packed = self._pack(ids_BT, mask_BT, types_BT, ())
+        return Climb(packed, route_B, record=self._record, run=self._run)
+
+    def _record(self, packed: Packed, route_B: Tensor | None) -> list[walk.Call]:
+        with self.routing.of(route_B), self.autocast():
+            return walk.record(self.stack, self.family, self._inputs(packed))
+
+    def _run(self, call: walk.Call, hidden_BTD: Tensor, carried: Tensor | None, route_B: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        with self.routing.of(route_B), self.autocast():
+            return walk.run(self.blocks, self.family, call, hidden_BTD, carried)
 
     def _in_turn(
         self,

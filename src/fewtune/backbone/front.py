@@ -6,7 +6,7 @@ Dimensions: B rows, T tokens, P vectors in front, S = P + T positions, D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,11 @@ class Packed:
         places_T = torch.arange(self.ids_BT.shape[1], device=hidden_BSD.device)
         rows_B1 = torch.arange(len(hidden_BSD), device=hidden_BSD.device)[:, None]
         return hidden_BSD[rows_B1, self.ahead_B[:, None] + places_T]
+
+    def rows(self, rows_N: Tensor) -> Packed:
+        """These rows alone, as wide as they are."""
+        held = ("ids_BT", "mask_BT", "types_BT", "vectors_BTD", "ahead_B")
+        return replace(self, **{name: getattr(self, name)[rows_N] for name in held if getattr(self, name) is not None})
 
 
 class Fronts:
