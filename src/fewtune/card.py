@@ -38,6 +38,7 @@ def _body(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:
     return [
         f"# {task['name']}",
         "",
+        *([task["description"], ""] if task.get("description") else []),
         kind_of(Task.from_dict(task)).described(Task.from_dict(task)),
         "",
         "| | |",

@@ -23,6 +23,7 @@ from fewtune.flags import (
     BatchSize,
     Calibration,
     Demonstrations,
+    Describe,
     Device,
     Engine,
     Kind,
@@ -82,6 +83,7 @@ def fit(
     task: TaskFile = None,
     template: Template = None,
     words: Words = None,
+    describe: Describe = None,
     backbone: BackboneNames = None,
     strategy: Annotated[
         str | None,
@@ -138,12 +140,13 @@ def fit(
         fitted = job.fit_files(
             None if train is None else _source(train, text, label, skip_bad_rows),
             out,
-            task=_task(task),
+            task=_task(task, describe),
             settings=settings,
             kind=kind,
             labels=_list(labels),
             templates=_templates(template),
             words=_words(words),
+            description=describe or "",
             unlabeled=None if unlabeled is None else _source(unlabeled, text, None, skip_bad_rows),
             teacher=None if teacher is None else _source(teacher, text, None, skip_bad_rows),
             test=None if test is None else _source(test, text, label, skip_bad_rows),
@@ -241,6 +244,7 @@ def zeroshot(
     labels: Labels = None,
     template: Template = None,
     words: Words = None,
+    describe: Describe = None,
     task: TaskFile = None,
     text: Text = None,
     label: Label = None,
@@ -278,12 +282,13 @@ def zeroshot(
     source = _source(file, text, label, skip_bad_rows)
     model, seconds = job.zeroshot_model(
         source,
-        task=_task(task),
+        task=_task(task, describe),
         settings=settings,
         kind=kind,
         labels=_list(labels),
         templates=_templates(template),
         words=_words(words),
+        description=describe or "",
         say=say,
     )
     if out or not as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -27,6 +28,10 @@ Labels = Annotated[str | None, typer.Option("--labels", help="The labels, separa
 Template = Annotated[
     list[str] | None,
     typer.Option("--template", help=r'"Review: {text}\nSentiment: {slot}"; \n is a new line. Repeat to average several.'),
+]
+Describe = Annotated[
+    str | None,
+    typer.Option("--describe", help='What is asked, in plain language; it stands before the templates: "Is the review positive?"'),
 ]
 Words = Annotated[str | None, typer.Option("--words", help="Label words: positive=great|good,negative=terrible.")]
 TaskFile = Annotated[Path | None, typer.Option("--task", help="A task file (TOML).")]
@@ -93,11 +98,14 @@ def source(path: Path, text: list[str] | None, label: str | None, skip_bad_rows:
     return Source(path, tuple(text or ()), label, skip_bad_rows)
 
 
-def task(path: Path | None) -> Task | None:
-    """What `--task` names."""
+def task(path: Path | None, describe: str | None = None) -> Task | None:
+    """What `--task` names; what `--describe` says takes the place of its description."""
     from fewtune.tasks.task import Task
 
-    return None if path is None else Task.load(path)
+    if path is None:
+        return None
+    found = Task.load(path)
+    return replace(found, description=describe) if describe else found
 
 
 def listed(text: str | None) -> tuple[str, ...]:

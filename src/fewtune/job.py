@@ -182,6 +182,7 @@ def task_of(
     labels: Sequence[str],
     templates: Sequence[str],
     words: Mapping[str, tuple[str, ...]],
+    description: str = "",
 ) -> Task:
     """A task from what the data shows: the columns' names and the labels that occur."""
     return Task(
@@ -191,6 +192,7 @@ def task_of(
         words=words,
         label_name=reading.columns.label or "label",
         kind=kind,
+        description=description,
     )
 
 
@@ -238,6 +240,7 @@ def fit_files(
     labels: Sequence[str] = (),
     templates: Sequence[str] = (),
     words: Mapping[str, tuple[str, ...]] | None = None,
+    description: str = "",
     unlabeled: Source | None = None,
     teacher: Source | None = None,
     test: Source | None = None,
@@ -252,7 +255,7 @@ def fit_files(
     """
     artifact.check_target(out, overwrite=overwrite)
     first = read(train or _enough_alone(unlabeled, settings, task, labels), labeled=train is not None, task=task, kind=kind, say=say)
-    task = task or task_of(first, kind=kind, labels=labels, templates=templates, words=words or {})
+    task = task or task_of(first, kind=kind, labels=labels, templates=templates, words=words or {}, description=description)
     # Everything that can be wrong with the input is found before the first minute of work.
     tested = read(test, labeled=True, task=task, say=say).examples if test else ()
     rows, pool = (first.examples, ()) if train else ((), first.examples)
@@ -439,13 +442,15 @@ def zeroshot_model(
     labels: Sequence[str] = (),
     templates: Sequence[str] = (),
     words: Mapping[str, tuple[str, ...]] | None = None,
+    description: str = "",
     say: Say = _silent,
 ) -> tuple[TunedModel, dict[str, float]]:
     """`fewtune zeroshot`: a calibrated model from a template alone, and seconds to load it. The data's labels are not looked at."""
     pool: tuple[Example, ...] = ()
     if task is None or (settings.calibration is not None and settings.calibration.needs == "unlabeled"):
         reading = read(source, labeled=False, task=task)
-        task, pool = task or task_of(reading, kind=kind, labels=labels, templates=templates, words=words or {}), reading.examples
+        made = task or task_of(reading, kind=kind, labels=labels, templates=templates, words=words or {}, description=description)
+        task, pool = made, reading.examples
     start = time.perf_counter()
     backbone = load_backbone(settings.backbone, device=settings.device, say=say)
     model = tune(task, Split(unlabeled=pool), backbone, settings, session=Session(say=say))

@@ -139,6 +139,31 @@ def test_zeroshot(work, fewtune, llama):
     assert code == 0 and out.splitlines()[0] == "review,label,probability,exit_layer"
 
 
+def test_a_description_is_part_of_prompts_artifact_and_card(work, fewtune, llama):
+    asked = "Is the review positive or negative?"
+    assert fit(fewtune, llama, "--describe", asked)[0] == 0
+    manifest = json.loads((work / "model/manifest.json").read_text())
+    assert manifest["task"]["description"] == asked
+    assert manifest["templates"] == [f"{asked}\nReview: {{review}}\nSentiment: {{slot}}"]
+    assert asked in (work / "model/README.md").read_text().splitlines()
+    assert fewtune("predict", "model", "train.csv")[0] == 0
+    (work / "task.toml").write_text('labels = ["negative", "positive"]\nfields = ["review"]\ndescription = "Another?"\n')
+    options = ("--task", "task.toml", "--overwrite", *WORDS)
+    assert fit(fewtune, llama, "--describe", asked, *options)[0] == 0
+    assert json.loads((work / "model/manifest.json").read_text())["task"]["description"] == asked
+    assert fit(fewtune, llama, *options)[0] == 0
+    assert json.loads((work / "model/manifest.json").read_text())["task"]["description"] == "Another?"
+
+
+def test_zeroshot_from_a_description(work, fewtune, llama):
+    options = ("--labels", "positive,negative", "--label", "sentiment", "--backbone", llama, *WORDS)
+    plain = fewtune("zeroshot", "train.csv", *options)[1]
+    code, described, err = fewtune("zeroshot", "train.csv", *options, "--describe", "Is the review positive or negative?")
+    assert code == 0, err
+    asked = r"Is the review positive or negative?\nReview: {review}\nLabel: {slot}"
+    assert described == fewtune("zeroshot", "train.csv", *options, "--template", asked)[1] != plain
+
+
 WRONG = {
     "no file": (("nofile.csv",), "nofile.csv"),
     "no column": (("train.csv", "--text", "revew"), '"review"'),

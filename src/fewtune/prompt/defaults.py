@@ -52,7 +52,8 @@ def resolve(task: Task, tokenizer: Any, *, slot: bool, whole: bool = False, reve
 def _settled(task: Task, *, slot: bool, reverses: bool = False) -> tuple[tuple[Template, ...], Verbalizer]:
     """The templates and words that a task has, or those that its names make."""
     texts = task.templates or templates_of(task, slot=slot, reverses=reverses)
-    templates = tuple(Template.parse(text, f"template {number + 1}") for number, text in enumerate(texts))
+    before = introduction(task) if slot else ""
+    templates = tuple(Template.parse(before + text, f"template {number + 1}") for number, text in enumerate(texts))
     for number, template in enumerate(templates):
         template.check(task.fields, slot=slot, reverses=reverses, where=f"template {number + 1}")
     return templates, Verbalizer({label: task.words.get(label, (spoken(label),)) for label in task.labels})
@@ -85,6 +86,16 @@ def templates_of(task: Task, *, slot: bool, reverses: bool = False) -> tuple[str
     return ("\n".join([answer, *lines] if reverses else [*lines, answer]),)
 
 
+def introduction(task: Task) -> str:
+    """What stands before every template in which a word is read: the task's description, on a line of its own.
+
+    >>> introduction(Task(("ham", "spam"), description="Is the message wanted?"))
+    'Is the message wanted?\\n'
+    """
+    described = task.description.strip()
+    return f"{literal(described)}\n" if described else ""
+
+
 def cue(name: str) -> str:
     """A column's name as a person would write it.
 
@@ -109,19 +120,19 @@ def _with_codes(task: Task, templates: tuple[Template, ...], tokenizer: Any) -> 
     leads = {template.lead for template in templates if template.slot}
     codes = _codes(len(task.labels), leads, tokenizer)
     options = "\n".join(f"{code}. {spoken(label)}" for code, label in zip(codes, task.labels, strict=True))
-    asked = tuple(_with_options(template, literal(f"Options:\n{options}\n"), given=bool(task.templates)) for template in templates)
+    listed, before = literal(f"Options:\n{options}\n"), introduction(task) if task.templates else None
+    asked = tuple(_with_options(template, listed, before) for template in templates)
     verbalizer = Verbalizer({label: (code,) for label, code in zip(task.labels, codes, strict=True)})
     note = "Some label names begin with the same token, so the labels are listed with letters and the letter is read."
     settled = _asked(asked, verbalizer, tokenizer)
     return replace(settled, notes=(note, *settled.notes))
 
 
-def _with_options(template: Template, options: str, *, given: bool) -> Template:
-    """The options stand before a template that the user gave, and before the last line of the default one."""
+def _with_options(template: Template, options: str, before: str | None) -> Template:
+    """The options stand at the beginning of a template that the user gave, behind what is `before` it, and before the last line of the
+    default one."""
     text = str(template)
-    if given:
-        return Template.parse(options + text)
-    start = text.rindex("\n") + 1
+    start = text.rindex("\n") + 1 if before is None else len(before)
     return Template.parse(text[:start] + options + text[start:])
 
 

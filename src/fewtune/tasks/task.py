@@ -25,7 +25,8 @@ Offered = Literal["task", "row", "none"]
 class Task:
     """What is asked of a text. A new task is a value of this type, a new task *kind* is a file of code.
 
-    `fields` are the names that templates may use, `label_name` is the cue for the answer in default templates.
+    `fields` are the names that templates may use, `label_name` is the cue for the answer in default templates. `description` says in
+    plain language what is asked, `descriptions` what a text of each label is like; a sentence each, and none is needed.
     Empty `templates` and `words` stand for the defaults of `fewtune.prompt.defaults`. `kind` is written as flags have it:
     `regression:low=0,high=5`; it says whether there are labels (`TaskKind.offered`).
     """
@@ -37,6 +38,8 @@ class Task:
     label_name: str = "label"
     name: str = "task"
     kind: str = "classification"
+    description: str = ""
+    descriptions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_labels(self)
@@ -49,14 +52,15 @@ class Task:
                     where="task.fields",
                     fix=f"{{{name}}} has a meaning in templates; rename the column.",
                 )
-        for label in self.words:
-            if label not in self.labels:
-                raise TaskError(
-                    expected="words for a label of the task",
-                    got=f'"{label}"',
-                    where="task.words",
-                    fix=registry.nearest(label, self.labels),
-                )
+        for what, given in (("words", self.words), ("descriptions", self.descriptions)):
+            for label in given:
+                if label not in self.labels:
+                    raise TaskError(
+                        expected=f"{what} for a label of the task",
+                        got=f'"{label}"',
+                        where=f"task.{what}",
+                        fix=registry.nearest(label, self.labels),
+                    )
 
     @classmethod
     def classification(
@@ -69,6 +73,8 @@ class Task:
         fields: Sequence[str] = ("text",),
         label_name: str = "label",
         name: str = "task",
+        description: str = "",
+        descriptions: Mapping[str, str] | None = None,
     ) -> Task:
         """A task with a closed set of labels; `template` is short for one entry of `templates`."""
         listed = {label: (given,) if isinstance(given, str) else tuple(given) for label, given in (words or {}).items()}
@@ -79,6 +85,8 @@ class Task:
             words=listed,
             label_name=label_name,
             name=name,
+            description=description,
+            descriptions=descriptions or {},
         )
 
     @classmethod
@@ -94,13 +102,21 @@ class Task:
         fields: Sequence[str] = ("text",),
         label_name: str = "score",
         name: str = "task",
+        description: str = "",
     ) -> Task:
         """A task whose answer is a number from `low` to `high`; what is not given is the least and the greatest value of the labelled rows.
 
         `poles` name the two ends, the low one first; `words` are theirs.
         """
         closed = cls.classification(
-            poles, template=template, templates=templates, words=words, fields=fields, label_name=label_name, name=name
+            poles,
+            template=template,
+            templates=templates,
+            words=words,
+            fields=fields,
+            label_name=label_name,
+            name=name,
+            description=description,
         )
         return replace(closed, kind=_kind({"name": "regression", "low": low, "high": high}))
 
@@ -159,9 +175,13 @@ class Task:
 
     def to_toml(self) -> str:
         """The text of a task file, which `load` reads back as an equal task; raises `TaskError` for half of a surrogate pair."""
-        lines = [f"{name} = {_toml(getattr(self, name))}" for name in ("name", "kind", "labels", "fields", "label_name", "templates")]
-        words = [f"{_toml(label)} = {_toml(words)}" for label, words in self.words.items()]
-        return "\n".join([*lines, *(["", "[words]", *words] if words else []), ""])
+        names = ("name", "kind", *(["description"] if self.description else []), "labels", "fields", "label_name", "templates")
+        lines = [f"{name} = {_toml(getattr(self, name))}" for name in names]
+        return "\n".join([*lines, *_table("words", self.words), *_table("descriptions", self.descriptions), ""])
+
+
+def _table(name: str, entries: Mapping[str, str | tuple[str, ...]]) -> list[str]:
+    return ["", f"[{name}]", *(f"{_toml(key)} = {_toml(value)}" for key, value in entries.items())] if entries else []
 
 
 def _toml(value: str | tuple[str, ...]) -> str:

@@ -43,6 +43,23 @@ def test_turned_around_the_label_stands_first():
     assert texts(found) == ["Entails: {slot}\nPremise: {premise}\nHypothesis: {hypothesis}"]
 
 
+def test_a_description_stands_before_every_template_in_which_a_word_is_read():
+    described = {"description": " Is {this} good? \n", "descriptions": {"yes": "It is."}}
+    assert texts(asked(["yes", "no"], **described)) == ["Is {{this}} good?\nText: {text}\nLabel: {slot}"]
+    found = asked(["yes", "no"], templates=["{text} {slot}", "{slot} {text}"], **described)
+    assert texts(found) == ["Is {{this}} good?\n{text} {slot}", "Is {{this}} good?\n{slot} {text}"]
+    assert texts(asked(["yes", "no"], slot=False, **described)) == ["{text}"]
+    turned = resolve(Task.classification(["yes", "no"], **described), BPE, slot=True, whole=True, reverses=True)
+    assert texts(turned) == ["Is {{this}} good?\nLabel: {slot}\nText: {text}"]
+
+
+def test_letters_are_explained_behind_the_description():
+    labels = ["get weather", "get news"]
+    options = "Options:\nA. get weather\nB. get news\n"
+    assert texts(asked(labels, description="What is wanted?")) == [f"What is wanted?\nText: {{text}}\n{options}Label: {{slot}}"]
+    assert texts(asked(labels, description="What is wanted?", template="{text} {slot}")) == [f"What is wanted?\n{options}{{text}} {{slot}}"]
+
+
 @pytest.mark.parametrize("template", ["{text} It was {slot}", "Text: {text}\nLabel: {slot} ."])
 def test_turned_around_a_template_must_have_a_text_behind_its_slot(template):
     task = Task.classification(["yes", "no"], templates=["{slot} {text}", template])

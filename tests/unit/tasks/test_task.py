@@ -25,6 +25,8 @@ def tasks(draw: st.DrawFn) -> Task:
         fields=draw(st.lists(names.filter(lambda name: name not in RESERVED), min_size=1, max_size=3, unique=True)),
         label_name=draw(names),
         name=draw(names),
+        description=draw(st.text(max_size=8)),
+        descriptions=draw(st.dictionaries(st.sampled_from(labels), st.text(max_size=8), max_size=2)),
     )
 
 
@@ -72,10 +74,17 @@ def test_a_file_reads_as_the_value(tmp_path: Path) -> None:
         "[words]",
         'no = "bad"',
         'yes = ["good", "fine"]',
+        "[descriptions]",
+        'yes = "Somebody liked it."',
     ]
-    path = write(tmp_path, "\n".join(lines))
+    path = write(tmp_path, "\n".join(['description = "Is it good?"', *lines]))
     assert Task.load(path) == Task.classification(
-        ["no", "yes"], template="Review: {review}\nGood? {slot}", fields=["review"], words={"no": "bad", "yes": ["good", "fine"]}
+        ["no", "yes"],
+        template="Review: {review}\nGood? {slot}",
+        fields=["review"],
+        words={"no": "bad", "yes": ["good", "fine"]},
+        description="Is it good?",
+        descriptions={"yes": "Somebody liked it."},
     )
 
 
@@ -102,6 +111,9 @@ def test_the_shipped_example_reads() -> None:
         ('labels = ["a", "b"]\ntemplate = 3', "template"),
         ('labels = ["good", "bad"]\n[words]\ngod = "x"', 'Did you mean "good"?'),
         ('labels = ["good", "bad"]\n[words]\ngood = 3', "words.good"),
+        ('labels = ["good", "bad"]\ndescription = ["Good?"]', "description"),
+        ('labels = ["good", "bad"]\n[descriptions]\ngod = "It is fine."', 'Did you mean "good"?'),
+        ('labels = ["good", "bad"]\n[descriptions]\ngood = ["It is fine."]', "descriptions.good"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path, text: str, words: str) -> None:
