@@ -41,7 +41,7 @@ def show_backbone(name: str) -> None:
         {
             "name": loaded.name,
             "family": loaded.model.config.model_type,
-            "reads": "from left to right" if loaded.causal else "both ways",
+            "reads": "from left to right" if loaded.causal else "both ways, and writes" if loaded.seq2seq else "both ways",
             "LM head": "yes" if loaded.has_lm_head else "no",
             "parameters": f"{loaded.parameters:,}",
             "blocks": f"{loaded.depth} of width {loaded.width}",

@@ -121,7 +121,9 @@ def _scores(model: TunedModel, batch: Batch, entry: int) -> Tensor:
     """Uncalibrated scores_BC; the LM head, too, is read as the entry has it."""
     route_B = _route(batch, entry)
     with model.backbone.routing.of(route_B):
-        output = model.backbone.forward(batch.ids_BT, batch.mask_BT, batch.types_BT, route_B=route_B, trees=batch.trees)
+        output = model.backbone.forward(
+            batch.ids_BT, batch.mask_BT, batch.types_BT, route_B=route_B, trees=batch.trees, written_BFJ=batch.written_BFJ
+        )
         scores_BC: Tensor = model.reader.scores(output, batch)
         return scores_BC
 

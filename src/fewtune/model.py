@@ -24,9 +24,10 @@ from fewtune.errors import DataError
 from fewtune.prompt import defaults
 from fewtune.prompt.defaults import Asked
 from fewtune.prompt.demonstrations import Demonstrated
-from fewtune.prompt.encode import Batch, Encoder, Row, buckets, collate, collate_filled, collate_spelled
+from fewtune.prompt.encode import Batch, Encoder, Row, buckets, collate, collate_filled, collate_spelled, collate_written
 from fewtune.prompt.spelling import Filling, Spelling, spell
 from fewtune.prompt.template import Prompt
+from fewtune.prompt.tokens import sentinel
 from fewtune.prompt.verbalizer import WholeWords, WordIds
 from fewtune.readout.calibration import CONTENT_FREE, Calibrator
 from fewtune.readout.readout import Reader, Readout
@@ -80,7 +81,14 @@ class TunedModel:
         """Settle templates and words for this backbone, install the readout, and calibrate nothing."""
         generator = torch.Generator().manual_seed(seed)
         reader = readout.install(backbone, candidates=len(task.labels), generator=generator)
-        asked = defaults.resolve(task, backbone.tokenizer, slot=readout.needs_slot, whole=readout.spells, reverses=readout.reverses)
+        asked = defaults.resolve(
+            task,
+            backbone.tokenizer,
+            slot=readout.needs_slot,
+            whole=readout.spells,
+            reverses=readout.reverses,
+            seq2seq=backbone.seq2seq,
+        )
         length = min(max_length, backbone.max_length)
         return cls(backbone, task, asked, readout, reader, Calibrator.identity(len(task.labels)), deltas, length)
 
@@ -114,13 +122,24 @@ class TunedModel:
     def spellings(self) -> tuple[Spelling, ...]:
         """For each template how words of several tokens are read, where the readout reads all of their tokens."""
         whole = [words for words in self.asked.words if isinstance(words, WholeWords) and not self.readout.reverses]
-        return tuple(spell(words, causal=self.backbone.causal) for words in whole)
+        return tuple(spell(words, causal=self.backbone.causal, seq2seq=self.backbone.seq2seq) for words in whole)
+
+    @property
+    def writes(self) -> bool:
+        """Whether what is read is a decoder's."""
+        return self.backbone.seq2seq and self.readout.needs_slot
 
     def encoder(self, template: int) -> Encoder:
         """From prompts to rows, within what is left of the PLM's length beside demonstrations and label words of several tokens."""
-        words = self.spellings or self.fillings
+        words = () if self.writes else self.spellings or self.fillings
         most = min(self.max_length, self.backbone.room - self.budget) - (words[template].room if words else 0)
-        return Encoder(self.backbone.tokenizer, causal=self.backbone.causal, max_length=most, reverses=self.readout.reverses)
+        return Encoder(
+            self.backbone.tokenizer,
+            causal=self.backbone.causal,
+            max_length=most,
+            reverses=self.readout.reverses,
+            seq2seq=self.backbone.seq2seq,
+        )
 
     @property
     def budget(self) -> int:
@@ -180,7 +199,7 @@ class TunedModel:
         """What decides the states of each row that `collate` makes of this one: tokens, segments, and how the last tokens go on."""
         if self.fillings:
             return [*self.fillings[template].put(row.ids, row.types, row.slot)]
-        if not self.spellings:
+        if self.writes or not self.spellings:
             return [(row.ids, row.types)]
         spelling = self.spellings[template]
         return [(*put, spelling.parents) for put in spelling.put(row.ids, row.types, row.slot, self._mask)]
@@ -197,11 +216,19 @@ class TunedModel:
         pad = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         if self.fillings:
             return collate_filled(rows, self.fillings[template], pad=pad).to(self.backbone.device)
+        if self.writes:
+            return self._collate_written(rows, template, pad).to(self.backbone.device)
         if self.spellings:
             return collate_spelled(rows, self.spellings[template], pad=pad, mask=self._mask).to(self.backbone.device)
         words = self.asked.words[template] if self.asked.words else None
         ids = words.ids if isinstance(words, WordIds) else None
         return collate(rows, pad=pad, words=ids).to(self.backbone.device)
+
+    def _collate_written(self, rows: Sequence[Row], template: int, pad: int) -> Batch:
+        words = self.asked.words[template]
+        read, spelling = (words.ids, None) if isinstance(words, WordIds) else (None, self.spellings[template])
+        begin, tokenizer = self.backbone.start, self.backbone.tokenizer
+        return collate_written(rows, pad=pad, start=begin, sentinel=sentinel(tokenizer), words=read, spelling=spelling)
 
     def buckets(self, rows: Sequence[Row], template: int, *, size: int) -> list[list[int]]:
         """Indices in batches of `size` rows of like length; of fewer where `collate` makes several of each."""
@@ -224,7 +251,13 @@ class TunedModel:
     def output(self, batch: Batch, below_BTD: Tensor | None = None) -> Output:
         """What the backbone makes of one batch with the deltas in it."""
         return self.backbone.forward(
-            batch.ids_BT, batch.mask_BT, batch.types_BT, start=self.first_block, below_BTD=below_BTD, trees=batch.trees
+            batch.ids_BT,
+            batch.mask_BT,
+            batch.types_BT,
+            start=self.first_block,
+            below_BTD=below_BTD,
+            trees=batch.trees,
+            written_BFJ=batch.written_BFJ,
         )
 
     def below(self, batch: Batch) -> Tensor:

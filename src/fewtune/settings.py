@@ -184,7 +184,7 @@ def readout_of(task: Task, backbone: Backbone) -> Readout:
         return Similarity() if kind.paired else Head()
     if kind.independent:
         return Head()
-    return Cloze() if single_tokens(task, backbone.tokenizer) else Likelihood(per="token")
+    return Cloze() if single_tokens(task, backbone.tokenizer, seq2seq=backbone.seq2seq) else Likelihood(per="token")
 
 
 def _named(delta: Delta, task: Task) -> Delta:

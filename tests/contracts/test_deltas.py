@@ -103,7 +103,8 @@ def batch():
 def outputs(backbone):
     """The LM head's logits everywhere (the states where there is no head), so that every weight of the model has a say in them."""
     ids_BT, mask_BT = batch()
-    hidden_ND = backbone.forward(ids_BT, mask_BT).hidden_BTD[mask_BT.bool()]
+    written_BFJ = ids_BT.flip(1)[:, None] if backbone.seq2seq else None
+    hidden_ND = backbone.forward(ids_BT, mask_BT, written_BFJ=written_BFJ).hidden_BTD[mask_BT.bool()]
     return backbone.lm_logits(hidden_ND, torch.arange(120)) if backbone.has_lm_head else hidden_ND
 
 

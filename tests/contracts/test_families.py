@@ -21,7 +21,7 @@ UNEVEN_KEYS = {
     **dict.fromkeys(("gemma3_text", "qwen3"), f"{ROTARY}, after a norm"),
     "deberta-v2": "keys are multiplied with relative positions, too, which are made by the same projection",
 }
-NO_HEAD = {"t5": "its words are written by a decoder"}
+WRITES = {"t5": "its words are written by a decoder"}
 SEGMENTED = {"albert": 2, "bert": 2, "electra": 2}
 OWN_ATTENTION = ("deberta-v2", "mpnet")
 
@@ -47,6 +47,11 @@ def batch(backbone, lengths=LENGTHS, *, seed=0):
     return ids_BT, mask_BT
 
 
+def stack(plain):
+    """transformers' own model without its LM head; of an encoder-decoder model the encoder."""
+    return getattr(plain, "encoder", None) if plain.config.model_type in WRITES else plain.base_model
+
+
 def close(actual, expected):
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
@@ -58,8 +63,8 @@ def test_forward_equals_transformers_whole_batches_and_single_rows(family):
     ids_BT, mask_BT = batch(backbone)
     with torch.no_grad():
         hidden_BTD = backbone.forward(ids_BT, mask_BT).hidden_BTD
-        whole_BTD = plain.base_model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
-        alone = [plain.base_model(input_ids=ids[:length][None]).last_hidden_state[0] for ids, length in zip(ids_BT, LENGTHS, strict=True)]
+        whole_BTD = stack(plain)(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
+        alone = [stack(plain)(input_ids=ids[:length][None]).last_hidden_state[0] for ids, length in zip(ids_BT, LENGTHS, strict=True)]
     assert hidden_BTD.dtype == torch.float32
     real = mask_BT.bool()
     close(hidden_BTD[real], whole_BTD[real])
@@ -73,7 +78,7 @@ def test_the_walk_equals_transformers_block_by_block(family):
     ids_BT, mask_BT = batch(backbone)
     with torch.no_grad():
         walked = list(backbone.layers(ids_BT, mask_BT))
-        expected = plain.base_model(input_ids=ids_BT, attention_mask=mask_BT, output_hidden_states=True).hidden_states
+        expected = stack(plain)(input_ids=ids_BT, attention_mask=mask_BT, output_hidden_states=True).hidden_states
     assert len(walked) == len(expected) == backbone.depth + 1
     real = mask_BT.bool()
     # transformers gives the last states after the final norm.
@@ -93,7 +98,7 @@ def test_segment_numbers_reach_the_embeddings(family):
     plain, _ = tiny.model(family)
     real = mask_BT.bool()
     with torch.no_grad():
-        expected_BTD = plain.base_model(input_ids=ids_BT, attention_mask=mask_BT, token_type_ids=types_BT).last_hidden_state
+        expected_BTD = stack(plain)(input_ids=ids_BT, attention_mask=mask_BT, token_type_ids=types_BT).last_hidden_state
         hidden_BTD = backbone.forward(ids_BT, mask_BT, types_BT).hidden_BTD
         below_BTD = backbone.below(ids_BT, mask_BT, types_BT, start=1)
         gone_on_BTD = backbone.forward(ids_BT, mask_BT, types_BT, start=1, below_BTD=below_BTD).hidden_BTD
@@ -124,7 +129,7 @@ def test_going_on_from_the_states_below_any_block_gives_the_whole(family):
             close(backbone.forward(ids_BT, mask_BT, start=start, below_BTD=below_BTD).hidden_BTD[mask_BT.bool()], whole_BTD[mask_BT.bool()])
 
 
-@pytest.mark.parametrize("family", [family for family in SEEN if family not in NO_HEAD])
+@pytest.mark.parametrize("family", [family for family in SEEN if family not in WRITES])
 def test_lm_logits_equal_the_whole_heads_at_chosen_rows_and_tokens(family):
     backbone = made(family)
     plain, _ = tiny.model(family)
@@ -136,13 +141,30 @@ def test_lm_logits_equal_the_whole_heads_at_chosen_rows_and_tokens(family):
         close(backbone.lm_logits(chosen_ND, tokens), expected_NK)
 
 
-@pytest.mark.parametrize("family", NO_HEAD)
-def test_a_family_without_an_lm_head_says_why(family):
-    with pytest.raises(BackboneError, match="a language-modelling head, got tiny t5, its encoder alone.*--readout head"):
-        made(family).lm_logits(torch.zeros(1, 32), torch.tensor([1]))
+@pytest.mark.parametrize("family", WRITES)
+def test_a_decoders_lm_logits_equal_the_whole_models_behind_each_beginning(family):
+    backbone, tokens = made(family), torch.tensor([20, 7, 7, 0])
+    plain, _ = tiny.model(family)
+    ids_BT, mask_BT = batch(backbone)
+    written_BFJ = torch.randint(10, len(backbone.tokenizer), (4, 2, 3), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        hidden_BTD = backbone.forward(ids_BT, mask_BT, written_BFJ=written_BFJ).hidden_BTD
+        whole = [plain(input_ids=ids_BT, attention_mask=mask_BT, decoder_input_ids=written_BFJ[:, fill]).logits for fill in range(2)]
+        below_BTD = backbone.below(ids_BT, mask_BT, None, start=1)
+        gone_on_BTD = backbone.forward(ids_BT, mask_BT, start=1, below_BTD=below_BTD, written_BFJ=written_BFJ).hidden_BTD
+    close(backbone.lm_logits(hidden_BTD, tokens), torch.cat(whole, 1)[..., tokens])
+    close(gone_on_BTD, hidden_BTD)
 
 
-@pytest.mark.parametrize("family", [family for family in SEEN if FAMILIES[family].objective == "masked" and family not in NO_HEAD])
+@pytest.mark.parametrize("family", WRITES)
+def test_without_its_decoder_it_says_why_it_has_no_lm_head(family):
+    model, tokenizer = tiny.model(family, head=False)
+    backbone = Backbone(model, tokenizer, name=f"tiny {family}")
+    with pytest.raises(BackboneError, match="a language-modelling head, got tiny t5, an encoder alone.*--readout head"):
+        backbone.lm_logits(torch.zeros(1, 32), torch.tensor([1]))
+
+
+@pytest.mark.parametrize("family", [family for family in SEEN if FAMILIES[family].objective == "masked"])
 def test_a_bias_of_the_lm_head_is_read_at_the_tokens_asked_for(family):
     backbone = made(family)
     decoder = backbone.model.get_submodule(backbone.family.decoder)
@@ -299,7 +321,7 @@ def test_save_then_load_gives_the_same_backbone(family, tmp_path):
     expected, loaded = made(family, seed=3), load(str(tiny.save(family, tmp_path / family, seed=3)))
     assert loaded.fingerprint == expected.fingerprint != made(family, seed=4).fingerprint
     assert loaded.tokenizer_fingerprint == expected.tokenizer_fingerprint
-    assert (loaded.has_lm_head, loaded.causal) == (family not in NO_HEAD, FAMILIES[family].objective == "causal")
+    assert (loaded.has_lm_head, loaded.causal) == (True, FAMILIES[family].objective == "causal")
     assert (loaded.depth, loaded.width, loaded.max_length) == (3, 32, 512)
     ids_BT, mask_BT = batch(expected)
     with torch.no_grad():
@@ -319,7 +341,7 @@ def expected_behind(plain, vectors, ids):
     """transformers' own states of one row's tokens behind the vectors."""
     tokens_1TD = plain.get_input_embeddings()(ids[None])
     whole_1SD = torch.cat([vectors[None], tokens_1TD], 1)
-    return plain.base_model(inputs_embeds=whole_1SD).last_hidden_state[0, len(vectors) :]
+    return stack(plain)(inputs_embeds=whole_1SD).last_hidden_state[0, len(vectors) :]
 
 
 @pytest.mark.parametrize("family", SEEN)
@@ -335,7 +357,7 @@ def test_vectors_in_front_equal_transformers_with_embeddings_given(family):
         alone = [expected_behind(plain, vectors, ids[:length]) for ids, length in zip(ids_BT, LENGTHS, strict=True)]
         whole_BSD = torch.cat([vectors.expand(len(ids_BT), -1, -1), plain.get_input_embeddings()(ids_BT)], 1)
         seen_BS = torch.cat([mask_BT.new_ones(len(ids_BT), 3), mask_BT], 1)
-        first_BD = plain.base_model(inputs_embeds=whole_BSD, attention_mask=seen_BS).last_hidden_state[:, 0]
+        first_BD = stack(plain)(inputs_embeds=whole_BSD, attention_mask=seen_BS).last_hidden_state[:, 0]
     real = mask_BT.bool()
     close(output.hidden_BTD[real], torch.cat(alone))
     close(backbone.norm(walked[-1])[real], torch.cat(alone))

@@ -8,7 +8,7 @@ import torch
 from fewtune.backbone import tiny
 from fewtune.backbone.backbone import Backbone, Output
 from fewtune.backbone.families import FAMILIES
-from fewtune.prompt.encode import Row, collate, collate_filled, collate_spelled
+from fewtune.prompt.encode import Row, collate, collate_filled, collate_spelled, collate_written
 from fewtune.prompt.spelling import Filling, spell
 from fewtune.prompt.verbalizer import WholeWords
 from fewtune.readout import READOUTS
@@ -28,8 +28,7 @@ CASES = [
     pytest.param(family, readout, id=f"{family}-{readout}")
     for family in FAMILIES
     for readout in SETTINGS
-    if not (family == "t5" and readout.needs_slot)  # of T5 the encoder alone is there
-    and not (readout.reverses and FAMILIES[family].objective != "causal")  # which gives a text no probability
+    if not (readout.reverses and FAMILIES[family].objective != "causal")  # which gives a text no probability
 ]
 
 
@@ -62,22 +61,37 @@ def rows(backbone, lengths=(7, 3, 5, 1)):
 
 def batch_of(backbone, readout, listed, *, words=WORDS, pad=0):
     """The rows with these words to read; where all tokens of a word are read, some of the words have two."""
+    if backbone.seq2seq and readout.needs_slot:
+        return written(backbone, readout, listed, words)
     if not readout.spells:
         return collate(listed, pad=pad, words=words)
     if readout.reverses:
         filling = Filling(tuple(tuple((token, token + 1)[: 1 + token % 2] for token in tokens) for tokens in words))
         behind = [replace(row, slot=len(row.ids) // 2, own=tuple(range(len(row.ids) // 2, len(row.ids))), said=1) for row in listed]
         return collate_filled(behind, filling, pad=pad)
-    whole = tuple(tuple((token, token + 1)[: 1 + token % 2] for token in tokens) for tokens in words)
-    sizes = tuple(tuple(3 * len(word) for word in candidate) for candidate in whole)
     mask = None if backbone.causal else backbone.tokenizer.mask_token_id
-    return collate_spelled(listed, spell(WholeWords(whole, sizes), causal=backbone.causal), pad=pad, mask=mask)
+    return collate_spelled(listed, spell(whole(words), causal=backbone.causal), pad=pad, mask=mask)
+
+
+def written(backbone, readout, listed, words):
+    """What a decoder is given, which has a sentinel behind its start here."""
+    behind = [replace(row, slot=1) for row in listed]
+    given = {"pad": backbone.tokenizer.pad_token_id, "start": backbone.start, "sentinel": backbone.tokenizer.get_vocab()["<extra_id_0>"]}
+    if not readout.spells:
+        return collate_written(behind, words=words, **given)
+    return collate_written(behind, spelling=spell(whole(words), causal=False, seq2seq=True), **given)
+
+
+def whole(words):
+    """Some of them with two tokens."""
+    ids = tuple(tuple((token, token + 1)[: 1 + token % 2] for token in tokens) for tokens in words)
+    return WholeWords(ids, tuple(tuple(3 * len(word) for word in candidate) for candidate in ids))
 
 
 def scored(backbone, readout, reader, listed, *, words=WORDS):
     batch = batch_of(backbone, readout, listed, words=words, pad=backbone.tokenizer.pad_token_id or 0)
     with torch.no_grad():
-        return reader.scores(backbone.forward(batch.ids_BT, batch.mask_BT, trees=batch.trees), batch)
+        return reader.scores(backbone.forward(batch.ids_BT, batch.mask_BT, trees=batch.trees, written_BFJ=batch.written_BFJ), batch)
 
 
 @pytest.mark.parametrize(("family", "readout"), CASES)
@@ -100,13 +114,20 @@ def test_a_rows_scores_do_not_depend_on_its_neighbours(backbones, family, readou
     torch.testing.assert_close(together_BC, turned_BC, atol=1e-5, rtol=1e-5)
 
 
+def states(backbone, batch):
+    """Random ones of the shape that the batch gets, and which of them are no padding's."""
+    shape = batch.ids_BT.shape if batch.written_BFJ is None else batch.written_BFJ.flatten(1).shape
+    there_BT = batch.mask_BT.bool() if batch.written_BFJ is None else batch.written_BFJ.flatten(1) != backbone.tokenizer.pad_token_id
+    return torch.randn(*shape, backbone.width, generator=torch.Generator().manual_seed(4)), there_BT | (torch.arange(shape[1]) == 0)
+
+
 @pytest.mark.parametrize(("family", "readout"), CASES)
 def test_what_stands_in_the_padding_is_not_read(backbones, family, readout):
     backbone = backbones[family]
     reader = reader_of(readout, backbone)
     batch = batch_of(backbone, readout, rows(backbone))
-    hidden_BTD = torch.randn(*batch.ids_BT.shape, backbone.width, generator=torch.Generator().manual_seed(4))
-    spoilt_BTD = torch.where(batch.mask_BT.bool()[:, :, None], hidden_BTD, torch.tensor(1e6))
+    hidden_BTD, there_BT = states(backbone, batch)
+    spoilt_BTD = torch.where(there_BT[:, :, None], hidden_BTD, torch.tensor(1e6))
     with torch.no_grad():
         assert torch.equal(reader.scores(Output(spoilt_BTD), batch), reader.scores(Output(hidden_BTD), batch))
 
@@ -129,7 +150,7 @@ def test_the_order_of_the_candidates_is_carried(backbones, family, readout):
 def test_scores_are_finite_at_extremes(backbones, family, readout, size):
     backbone = backbones[family]
     batch = batch_of(backbone, readout, rows(backbone))
-    hidden_BTD = torch.randn(*batch.ids_BT.shape, backbone.width, generator=torch.Generator().manual_seed(4)) * size
+    hidden_BTD = states(backbone, batch)[0] * size
     reader = reader_of(readout, backbone)
     for precision in ("float32", "bfloat16"):
         with torch.no_grad(), backbone.as_precision(precision):
@@ -150,7 +171,7 @@ def test_any_number_of_candidates(backbones, family, readout, candidates):
 def test_only_the_readouts_own_weights_learn(backbones, family, readout):
     backbone, reader = backbones[family], reader_of(readout, backbones[family])
     batch = batch_of(backbone, readout, rows(backbone))
-    hidden_BTD = backbone.forward(batch.ids_BT, batch.mask_BT, trees=batch.trees).hidden_BTD
+    hidden_BTD = backbone.forward(batch.ids_BT, batch.mask_BT, trees=batch.trees, written_BFJ=batch.written_BFJ).hidden_BTD
     assert not hidden_BTD.requires_grad
     states_BTD = hidden_BTD.clone().requires_grad_()
     reader.scores(Output(states_BTD), batch).square().sum().backward()

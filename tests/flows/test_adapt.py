@@ -61,6 +61,6 @@ def test_refused_in_one_line(fewtune, work, llama, flags, message):
 
 
 def test_a_plm_without_a_language_modelling_head_is_refused(fewtune, pool, work):
-    encoder = tiny.save("t5", work / "t5")
+    encoder = tiny.save("t5", work / "t5", head=False)
     code, _, err = fewtune("fit", "train.csv", *pool, "--backbone", encoder, "--adapt", "tapt", "--out", "model")
     assert code == 2 and "--adapt: expected a PLM with a language-modelling head, got" in err.splitlines()[-1]

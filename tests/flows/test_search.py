@@ -85,6 +85,6 @@ def test_refused_in_one_line(fewtune, train, llama, tmp_path, flags, message):
 
 
 def test_a_plm_without_a_language_modelling_head_is_refused(fewtune, train, tmp_path):
-    encoder = tiny.save("t5", tmp_path / "t5")
+    encoder = tiny.save("t5", tmp_path / "t5", head=False)
     code, _, err = fewtune("search", train, *COLUMNS, "--backbone", encoder)
     assert code == 2 and err.count("\n") == 1 and "a language-modelling head" in err

@@ -29,8 +29,8 @@ def test_other_texts_and_deltas_stay_as_they_are():
     assert deltas() == ()
 
 
-def readout(words, *, family="llama", kept=None):
-    backbone = Backbone(*tiny.model(family), name="tiny")
+def readout(words, *, family="llama", kept=None, head=True):
+    backbone = Backbone(*tiny.model(family, head=head), name="tiny")
     task = ft.Task.classification(["no", "yes"], words=words)
     return recipe_of(task, backbone, Settings(readout=kept)).readout
 
@@ -43,4 +43,9 @@ def test_whole_words_are_read_where_one_token_does_not_hold_them():
 
 
 def test_an_encoder_without_an_lm_head_reads_no_words():
-    assert readout({"no": "dull", "yes": "great"}, family="t5") == Similarity()
+    assert readout({"no": "dull", "yes": "great"}, family="t5", head=False) == Similarity()
+
+
+def test_a_decoder_reads_words_as_others_do():
+    assert readout({"no": "sports", "yes": "great"}, family="t5") == Cloze()
+    assert readout({"no": "dull", "yes": "great"}, family="t5") == Likelihood(per="token")

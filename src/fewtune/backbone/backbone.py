@@ -1,7 +1,8 @@
 """One pre-trained language model and its tokenizer: load, forward, layer by layer. The one place that talks to transformers'
 models; knows no task, no label and no delta.
 
-Dimensions: B rows, T tokens, P positions in front of them, D width, V vocabulary, N vectors, K chosen rows of the vocabulary.
+Dimensions: B rows, T tokens, P positions in front of them, D width, V vocabulary, N vectors, K chosen rows of the vocabulary, F
+beginnings of an answer, J tokens of one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fewtune import registry
-from fewtune.backbone import bank, fingerprints, surgery, tree, turns, walk
+from fewtune.backbone import bank, fingerprints, seq2seq, surgery, tree, turns, walk
 from fewtune.backbone.attention import Given, KeyValues, Prefixes, Seen
 from fewtune.backbone.bank import NOBODY, Edit, Routing
 from fewtune.backbone.climb import Climb
@@ -34,7 +35,8 @@ _BY_LENGTH = ("dynamic", "longrope")  # and for positions that are scaled by the
 
 @dataclass(frozen=True)
 class Output:
-    """What a forward gives: the stack's last states, after the final norm, float32; `hidden_BTD`.
+    """What a forward gives: the stack's last states, after the final norm, float32; `hidden_BTD`. Where answers' beginnings were written
+    they are the decoder's, of all of a row's beginnings one behind the other.
 
     `first_BD` are those of the very first position, which is a trained vector's where there are such in front of the tokens.
     """
@@ -54,7 +56,7 @@ class Backbone:
         self.family = family_of(model.config, name)
         self.fingerprint = fingerprint or fingerprints.model(model)
         self.tokenizer_fingerprint = fingerprints.tokenizer(tokenizer)
-        self.stack: nn.Module = model.base_model
+        self.stack: nn.Module = model.get_submodule(self.family.stack) if self.family.stack else model.base_model
         self.entry = 0
         self.routing, self.fronts = Routing(), Fronts()
         self.prefixes = Prefixes(model, self.routing)
@@ -71,7 +73,17 @@ class Backbone:
     @property
     def has_lm_head(self) -> bool:
         """Whether the model has a language-modelling head of its own."""
-        return self.stack is not self.model
+        return hasattr(self.model, self.family.writer) if self.family.writer else self.stack is not self.model
+
+    @property
+    def seq2seq(self) -> bool:
+        """Whether a decoder of its own writes what is predicted; the encoder alone is one more PLM without an LM head."""
+        return bool(self.family.writer) and self.has_lm_head
+
+    @property
+    def start(self) -> int:
+        """The token that the decoder's answers start from."""
+        return seq2seq.start(self.model)
 
     @cached_property
     def blocks(self) -> nn.ModuleList:
@@ -147,6 +159,8 @@ class Backbone:
 
     @cached_property
     def _stack_path(self) -> str:
+        if self.family.stack:
+            return f"{self.family.stack}."
         return f"{self.model.base_model_prefix}." if self.has_lm_head else ""
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -185,10 +199,15 @@ class Backbone:
     def goes_on(self) -> bool:
         """Whether `after` gives what whole rows would: attention looks back only and at everything, from positions that do not depend
         on the length, and no trained vectors stand in front of the tokens, which would have to be there once."""
-        config = self.model.config
-        scaled = str((getattr(config, "rope_parameters", None) or {}).get("rope_type", "default"))
-        looks_back = self.causal and self.family.attention is not None and scaled not in _BY_LENGTH
-        return looks_back and _WINDOW not in (getattr(config, "layer_types", None) or ()) and not self.fronts.length(self.entry)
+        looks_back = self.causal and self.family.attention is not None and not self.scales_by_length
+        windowed = _WINDOW in (getattr(self.model.config, "layer_types", None) or ())
+        return looks_back and not windowed and not self.fronts.length(self.entry)
+
+    @property
+    def scales_by_length(self) -> bool:
+        """Whether positions depend on how long the longest row is."""
+        rope = getattr(self.model.config, "rope_parameters", None) or {}
+        return str(rope.get("rope_type", "default")) in _BY_LENGTH
 
     @contextmanager
     def after(self, ids_T: Sequence[int]) -> Iterator[None]:
@@ -247,6 +266,7 @@ class Backbone:
         below_BTD: Tensor | None = None,
         route_B: Tensor | None = None,
         trees: Sequence[tree.Parents] = (),
+        written_BFJ: Tensor | None = None,
     ) -> Output:
         """Run the stack without the LM head; `mask_BT` is 1 at real tokens, which stand on the left.
 
@@ -254,9 +274,10 @@ class Backbone:
         through the deltas of entry `route_B[b]`: those of entry 0 where it is None, and none where it is negative. With
         `trees`, one for each row or one for all, the last tokens of each row go on from one another as these say (see
         `fewtune.backbone.tree`).
+        Of each row's answer the beginnings `written_BFJ` are read by the decoder, whose states are given then.
         """
-        if turning := turns.of(self.stack, self.family.unrouted, route_B):
-            return self._in_turn(turning, ids_BT, mask_BT, types_BT, start=start, below_BTD=below_BTD, route_B=route_B)
+        if turning := turns.of(self.model, self.family.unrouted, route_B):
+            return self._in_turn(turning, ids_BT, mask_BT, types_BT, start, below_BTD, route_B, written_BFJ)
         with self.routing.of(route_B):
             packed = self._pack(ids_BT, mask_BT, types_BT, trees)
             if below_BTD is None:
@@ -266,7 +287,21 @@ class Backbone:
                 for hidden_BTD in self._walk(packed, start=start, below_BTD=below_BTD):
                     below_BTD = hidden_BTD
                 hidden_BTD = self.norm(below_BTD)
+            if written_BFJ is not None:
+                return Output(self._written(hidden_BTD, packed.mask_BT, written_BFJ, route_B))
             return Output(packed.unpack(hidden_BTD), hidden_BTD[:, 0])
+
+    def read(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """(states_BSD, mask_BS) of all positions, those of the trained vectors in front of the tokens included."""
+        packed = self._pack(ids_BT, mask_BT, None, ())
+        with self.autocast():
+            return self.stack(**self._inputs(packed)).last_hidden_state.float(), packed.mask_BT
+
+    def _written(self, hidden_BSD: Tensor, mask_BS: Tensor, written_BFJ: Tensor, route_B: Tensor | None) -> Tensor:
+        """What the decoder makes of beginnings; it sees the trained vectors in front of the prompt, too (Lester et al. 2021)."""
+        routes = None if route_B is None else route_B.repeat_interleave(written_BFJ.shape[1])
+        with self.routing.of(routes), self.autocast():
+            return seq2seq.decode(self.model, self.family, hidden_BSD, mask_BS, written_BFJ)
 
     def below(self, ids_BT: Tensor, mask_BT: Tensor, types_BT: Tensor | None, *, start: int, trees: Sequence[tree.Parents] = ()) -> Tensor:
         """The states hidden_BTD that step number `start` would be given."""
@@ -334,10 +369,10 @@ class Backbone:
         ids_BT: Tensor,
         mask_BT: Tensor,
         types_BT: Tensor | None,
-        *,
         start: int,
         below_BTD: Tensor | None,
         route_B: Tensor | None,
+        written_BFJ: Tensor | None,
     ) -> Output:
         """`forward` for the rows of one entry after another."""
         outputs = [
@@ -348,11 +383,13 @@ class Backbone:
                 start=start,
                 below_BTD=turns.rows(below_BTD, rows_N),
                 route_B=turns.rows(route_B, rows_N),
+                written_BFJ=turns.rows(written_BFJ, rows_N),
             )
             for rows_N in turning
         ]
         first = [output.first_BD for output in outputs if output.first_BD is not None]
-        return Output(turns.in_order([output.hidden_BTD for output in outputs], turning), turns.in_order(first, turning))
+        hidden_BTD = turns.in_order([output.hidden_BTD for output in outputs], turning)
+        return Output(hidden_BTD, turns.in_order(first, turning) if first else None)
 
     def _pack(self, ids_BT: Tensor, mask_BT: Tensor, types_BT: Tensor | None, trees: Sequence[tree.Parents]) -> Packed:
         packed = self.fronts.pack(ids_BT, mask_BT, types_BT, routing=self.routing, embed=self.embed)

@@ -23,8 +23,11 @@ class Place:
 @dataclass(frozen=True)
 class Family:
     """One architecture. Paths of `blocks`, `embeddings` and `final_norm` start at the stack (without the LM head), those of
-    `sites` at a block, those of `transform` and `decoder` at the whole model. A place that a model does not have (T5 with and
-    without a gate) or that has no weight there is left out.
+    `sites` at a block, those of `stack`, `writer`, `transform` and `decoder` at the whole model. A place that a model does not have
+    (T5 with and without a gate) or that has no weight there is left out.
+
+    The `stack` is transformers' base model where nothing is said. Where `writer` names a second stack, it reads an answer's beginning
+    and the first one's states, and the LM head reads it (seq2seq).
 
     `transform` is what the LM head does before its last projection `decoder`: module paths, or `act:NAME` for an activation.
     `heads` are the endings of the names of transformers' classes that have this LM head, as long as the configuration says what
@@ -38,7 +41,7 @@ class Family:
     refused, and why.
     """
 
-    objective: Literal["masked", "causal"]
+    objective: Literal["masked", "causal", "seq2seq"]
     blocks: str
     embeddings: str
     final_norm: str | None
@@ -48,6 +51,8 @@ class Family:
     heads: tuple[str, ...] = ("ForMaskedLM", "ForCausalLM", "LMHeadModel", "ForPreTraining")
     head_if: Mapping[str, object] = field(default_factory=dict)
     without_head: str = "AutoModel"
+    stack: str = ""
+    writer: str = ""
     attention: str | None = None
     shared: bool = False
     outputs: int = 0
@@ -216,10 +221,12 @@ _GPT2 = Family(
 )
 
 _T5 = Family(
-    objective="masked",
-    blocks="encoder.block",
-    embeddings="encoder.embed_tokens",
-    final_norm="encoder.final_layer_norm",
+    objective="seq2seq",
+    stack="encoder",
+    writer="decoder",
+    blocks="block",
+    embeddings="embed_tokens",
+    final_norm="final_layer_norm",
     sites=_sites(
         "layer.0.SelfAttention.q layer.0.SelfAttention.k layer.0.SelfAttention.v",
         "layer.0.SelfAttention.o",
@@ -228,15 +235,15 @@ _T5 = Family(
         norms="layer.0.layer_norm layer.1.layer_norm",
     ),
     transform=(),
-    decoder="",
-    heads=(),
+    decoder="lm_head",
+    heads=("ForConditionalGeneration",),
     without_head="AutoModelForTextEncoding",
     attention="layer.0.SelfAttention",
     outputs=3,
     carries=2,
     # The model reads the type of this projection's weight before it calls it.
     unrouted=("relative_attention_bias", "DenseReluDense.wo"),
-    lacks={"lm_head": "its encoder alone, for its words are written by a decoder"},
+    lacks={"lm_head": "an encoder alone, for its words are written by a decoder"},
 )
 
 FAMILIES: Mapping[str, Family] = {

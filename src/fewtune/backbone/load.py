@@ -14,6 +14,9 @@ from fewtune.backbone.families import Family
 from fewtune.backbone.quiet import quiet
 from fewtune.errors import BackboneError
 
+WITH_HEAD = {"masked": "AutoModelForMaskedLM", "causal": "AutoModelForCausalLM", "seq2seq": "AutoModelForSeq2SeqLM"}
+"""transformers' class of models with an LM head, by what they predict."""
+
 
 def load(name: str, *, device: str | None = None, say: Callable[[str], None] = lambda line: None) -> Backbone:
     """The PLM called `name`: an entry of the catalogue (fetched once), a local folder, or a hub id.
@@ -40,8 +43,7 @@ def _load(source: str, name: str) -> tuple[Any, Any]:
     try:
         config = AutoConfig.from_pretrained(source)
         family = family_of(config, name)
-        by_objective = {"masked": "AutoModelForMaskedLM", "causal": "AutoModelForCausalLM"}
-        kind = getattr(transformers, by_objective[family.objective] if _has_lm_head(config, family) else family.without_head)
+        kind = getattr(transformers, WITH_HEAD[family.objective] if _has_lm_head(config, family) else family.without_head)
         # Weights of another shape are ignored here to be named below.
         model, report = kind.from_pretrained(source, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True)
         tokenizer = AutoTokenizer.from_pretrained(source)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fewtune.backbone.families import FAMILIES as FAMILY_TABLE
+from fewtune.backbone.load import WITH_HEAD
 
 TEXT = (
     "Review: a dull, lifeless mess.\nSentiment: negative",
@@ -87,7 +88,12 @@ def _unigram(mask: bool = True) -> Any:
         ending = processors.TemplateProcessing(single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", special.index("</s>"))])
         backend.post_processor = ending
         return PreTrainedTokenizerFast(
-            tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
+            tokenizer_object=backend,
+            pad_token="<pad>",
+            eos_token="</s>",
+            unk_token="<unk>",
+            extra_special_tokens=["<extra_id_0>", "<extra_id_1>"],
+            model_max_length=512,
         )
     cls, sep = backend.token_to_id("[CLS]"), backend.token_to_id("[SEP]")
     backend.post_processor = processors.TemplateProcessing(
@@ -135,7 +141,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "qwen3": {**_GROUPED, "head_dim": 16},
     # As the real ones, they have a single segment.
     "roberta": {"type_vocab_size": 1},
-    "t5": {"d_kv": 16, "feed_forward_proj": "gated-gelu"},
+    "t5": {"d_kv": 16, "feed_forward_proj": "gated-gelu", "decoder_start_token_id": 0},
     "xlm-roberta": {"type_vocab_size": 1},
 }
 """What is not as the configurations have it by default, so that each family shows what it has of its own."""
@@ -165,10 +171,10 @@ _LEAST_TOKENS = 128
 """A model may have more tokens than its tokenizer, as DeBERTa and T5 do."""
 
 
-def model(family: str, *, seed: int = 0, blocks: int = 3, width: int = 32) -> tuple[Any, Any]:
+def model(family: str, *, seed: int = 0, blocks: int = 3, width: int = 32, head: bool = True) -> tuple[Any, Any]:
     """A random language model of the family and a tokenizer that fits it; (model in float32 and eval mode, tokenizer).
 
-    Of T5 it is the encoder.
+    Without its LM `head` it is the stack alone: of T5 the encoder.
     """
     import transformers
 
@@ -176,7 +182,7 @@ def model(family: str, *, seed: int = 0, blocks: int = 3, width: int = 32) -> tu
     settings = _settings(family, fast, blocks=blocks, width=width)
     config = transformers.AutoConfig.for_model(family, vocab_size=max(len(fast), _LEAST_TOKENS), **settings)
     known = FAMILY_TABLE[family]
-    kind = {"masked": "AutoModelForMaskedLM", "causal": "AutoModelForCausalLM"}[known.objective] if known.heads else known.without_head
+    kind = WITH_HEAD[known.objective] if head else known.without_head
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made = getattr(transformers, kind).from_config(config)
@@ -202,9 +208,9 @@ def _spread(made: Any) -> None:
             torch.nn.init.normal_(parameter, std=0.02)
 
 
-def save(family: str, folder: str | Path, *, seed: int = 0, blocks: int = 3, width: int = 32) -> Path:
+def save(family: str, folder: str | Path, *, seed: int = 0, blocks: int = 3, width: int = 32, head: bool = True) -> Path:
     """Write `model` as a Hugging Face model folder."""
-    made, fast = model(family, seed=seed, blocks=blocks, width=width)
+    made, fast = model(family, seed=seed, blocks=blocks, width=width, head=head)
     made.save_pretrained(folder)
     fast.save_pretrained(folder)
     return Path(folder)

@@ -132,8 +132,8 @@ class Names:
 
     @property
     def prefix(self) -> str:
-        """What stands before the stack's own paths in a whole model."""
-        return f"{self.backbone.model.base_model_prefix}."
+        """What stands before the stack's own paths in a whole model, where that is not so without an LM head, too."""
+        return "" if self.backbone.family.stack else f"{self.backbone.model.base_model_prefix}."
 
     def ours(self, name: str) -> str:
         """The path here of what PEFT calls `name`."""

@@ -101,7 +101,7 @@ class Subset:
     def _train_mode(self, backbone: Backbone) -> list[nn.Module]:
         """Dropout belongs to fine-tuning whole blocks; beside a few trained vectors it would only change the frozen rest."""
         if self.part == "all":
-            return [backbone.stack]
+            return [backbone.model]
         return self._last(backbone) if self.part == "last" else []
 
 

@@ -29,9 +29,9 @@ class Asked:
     fills: tuple[str, ...] = ()
 
 
-def resolve(task: Task, tokenizer: Any, *, slot: bool, whole: bool = False, reverses: bool = False) -> Asked:
+def resolve(task: Task, tokenizer: Any, *, slot: bool, whole: bool = False, reverses: bool = False, seq2seq: bool = False) -> Asked:
     """Settle templates and words for one tokenizer; `slot` says whether there is a word, `whole` whether all of its tokens count,
-    `reverses` whether the texts come after it.
+    `reverses` whether the texts come after it, `seq2seq` whether a decoder writes it.
 
     Raises `TaskError` for a template that does not fit the task and for given words that cannot be told apart.
     """
@@ -39,14 +39,19 @@ def resolve(task: Task, tokenizer: Any, *, slot: bool, whole: bool = False, reve
     if not slot:
         return Asked(templates)
     if whole:
-        words = tuple(verbalizer.whole(tokenizer, lead=template.lead) for template in templates)
+        words = tuple(verbalizer.whole(tokenizer, lead=lead(template, seq2seq=seq2seq)) for template in templates)
         return Asked(templates, words, fills=verbalizer.firsts)
     try:
-        return _asked(templates, verbalizer, tokenizer)
+        return _asked(templates, verbalizer, tokenizer, seq2seq=seq2seq)
     except TaskError:
         if task.words:
             raise
-    return _with_codes(task, templates, tokenizer)
+    return _with_codes(task, templates, tokenizer, seq2seq=seq2seq)
+
+
+def lead(template: Template, *, seq2seq: bool) -> str | None:
+    """What stands before a word in the slot: the template's spaces, or None where a decoder begins with the word."""
+    return None if seq2seq and template.open else template.lead
 
 
 def _settled(task: Task, *, slot: bool, reverses: bool = False) -> tuple[tuple[Template, ...], Verbalizer]:
@@ -59,18 +64,18 @@ def _settled(task: Task, *, slot: bool, reverses: bool = False) -> tuple[tuple[T
     return templates, Verbalizer({label: task.words.get(label, (spoken(label),)) for label in task.labels})
 
 
-def single_tokens(task: Task, tokenizer: Any) -> bool:
+def single_tokens(task: Task, tokenizer: Any, *, seq2seq: bool = False) -> bool:
     """Whether each label word is one token of its own behind every template, so that one token tells the labels apart."""
     templates, verbalizer = _settled(task, slot=True)
     try:
-        words = [verbalizer.whole(tokenizer, lead=template.lead) for template in templates]
+        words = [verbalizer.whole(tokenizer, lead=lead(template, seq2seq=seq2seq)) for template in templates]
     except TaskError:
         return True  # whatever is wrong is said when the words are read
     return all(len(word) == 1 for found in words for candidate in found.ids for word in candidate)
 
 
-def _asked(templates: tuple[Template, ...], verbalizer: Verbalizer, tokenizer: Any) -> Asked:
-    words = tuple(verbalizer.ids(tokenizer, lead=template.lead) for template in templates)
+def _asked(templates: tuple[Template, ...], verbalizer: Verbalizer, tokenizer: Any, *, seq2seq: bool) -> Asked:
+    words = tuple(verbalizer.ids(tokenizer, lead=lead(template, seq2seq=seq2seq)) for template in templates)
     return Asked(templates, words, tuple(dict.fromkeys(note for ids in words for note in ids.notes)), verbalizer.firsts)
 
 
@@ -115,16 +120,16 @@ def spoken(label: str) -> str:
     return " ".join(re.split(r"[\s_\-.]+", label.strip())).strip() or label
 
 
-def _with_codes(task: Task, templates: tuple[Template, ...], tokenizer: Any) -> Asked:
+def _with_codes(task: Task, templates: tuple[Template, ...], tokenizer: Any, *, seq2seq: bool) -> Asked:
     """List the labels with letters and read the letter."""
-    leads = {template.lead for template in templates if template.slot}
+    leads = {lead(template, seq2seq=seq2seq) for template in templates if template.slot}
     codes = _codes(len(task.labels), leads, tokenizer)
     options = "\n".join(f"{code}. {spoken(label)}" for code, label in zip(codes, task.labels, strict=True))
     listed, before = literal(f"Options:\n{options}\n"), introduction(task) if task.templates else None
     asked = tuple(_with_options(template, listed, before) for template in templates)
     verbalizer = Verbalizer({label: (code,) for label, code in zip(task.labels, codes, strict=True)})
     note = "Some label names begin with the same token, so the labels are listed with letters and the letter is read."
-    settled = _asked(asked, verbalizer, tokenizer)
+    settled = _asked(asked, verbalizer, tokenizer, seq2seq=seq2seq)
     return replace(settled, notes=(note, *settled.notes))
 
 
@@ -136,7 +141,7 @@ def _with_options(template: Template, options: str, before: str | None) -> Templ
     return Template.parse(text[:start] + options + text[start:])
 
 
-def _codes(count: int, leads: set[str], tokenizer: Any) -> tuple[str, ...]:
+def _codes(count: int, leads: set[str | None], tokenizer: Any) -> tuple[str, ...]:
     codes = tuple(itertools.islice(_single_tokens(leads, tokenizer), count))
     if len(codes) < count:
         raise TaskError(
@@ -148,13 +153,13 @@ def _codes(count: int, leads: set[str], tokenizer: Any) -> tuple[str, ...]:
     return codes
 
 
-def _single_tokens(leads: set[str], tokenizer: Any) -> Iterator[str]:
+def _single_tokens(leads: set[str | None], tokenizer: Any) -> Iterator[str]:
     """A to Z, then AA, AB …: those that are one token of their own after every lead."""
     letters = string.ascii_uppercase
     seen: set[tuple[int, ...]] = set()
     for code in itertools.chain(letters, map("".join, itertools.product(letters, letters))):
         try:
-            words = [Verbalizer({"label": (code,)}).ids(tokenizer, lead=lead) for lead in sorted(leads)]
+            words = [Verbalizer({"label": (code,)}).ids(tokenizer, lead=lead) for lead in sorted(leads, key=repr)]
         except TaskError:
             continue
         tokens = tuple(ids.ids[0][0] for ids in words)

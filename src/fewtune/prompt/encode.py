@@ -19,14 +19,15 @@ from torch import Tensor
 from fewtune.errors import TaskError
 from fewtune.prompt.spelling import Filling, Spelling
 from fewtune.prompt.template import Piece, Prompt, Sep, Slot
-from fewtune.prompt.tokens import Specials, blank_line, ends, plain_batch, specials
+from fewtune.prompt.tokens import SENTINEL, Specials, blank_line, ends, plain_batch, specials
 
 _CHUNK = 8  # training batches are formed inside chunks of so many batches, so that lengths are alike and order stays random
 
 
 @dataclass(frozen=True)
 class Row:
-    """One encoded prompt; `slot` is the token whose output is read: the mask, or the last token of an autoregressive model.
+    """One encoded prompt; `slot` is the token whose output is read: the mask, the last token of an autoregressive model, or, where a
+    decoder writes, that of the answer's beginning: the start alone (0), or the sentinel behind it (1).
 
     The first `front` tokens are demonstrations and what stands before any text. Where the prompt is turned around, `slot` is the place
     where words are put in, `own` are the tokens of the fields behind it, and `said` is the number of words in these.
@@ -53,6 +54,7 @@ class Batch:
     Where words of several tokens are read, `spelling` says how, ids and masks have a row for each of its fills, prompt after prompt, and
     `places_BP` are the states that are read, rows and tokens being laid flat. Where words are put in and the texts are read, `filling` says
     which, rows stand there in the same way, `own_BT` is true at the tokens of the texts, and `said_B` is the number of words in these.
+    Where a decoder writes, `written_BFJ` are the answer's beginnings, and slot and places are those of its states.
     """
 
     ids_BT: Tensor
@@ -65,6 +67,7 @@ class Batch:
     filling: Filling | None = None
     own_BT: Tensor | None = None
     said_B: Tensor | None = None
+    written_BFJ: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.slot_B)
@@ -80,22 +83,28 @@ class Batch:
         return replace(self, **moved)
 
 
-_TENSORS = ("ids_BT", "mask_BT", "types_BT", "slot_B", "places_BP", "own_BT", "said_B")
+_TENSORS = ("ids_BT", "mask_BT", "types_BT", "slot_B", "places_BP", "own_BT", "said_B", "written_BFJ")
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """For one tokenizer and a greatest length in tokens, special ones included; `reverses` where texts are read behind the slot."""
+    """For one tokenizer and a greatest length in tokens, special ones included; `reverses` where texts are read behind the slot, `seq2seq`
+    where a decoder writes what belongs there.
+
+    A slot at the end of the prompt has no token for a decoder, which begins its answer then (T0: Sanh et al. 2022); one with text behind
+    it is a sentinel, after which the decoder writes the span that is left out (Raffel et al. 2020, section 3.1.4).
+    """
 
     tokenizer: Any
     causal: bool
     max_length: int
     reverses: bool = False
+    seq2seq: bool = False
 
     @cached_property
     def specials(self) -> Specials:
         """What this tokenizer puts around texts."""
-        return specials(self.tokenizer, causal=self.causal)
+        return specials(self.tokenizer, causal=self.causal, seq2seq=self.seq2seq)
 
     def encode(self, prompts: Sequence[Prompt]) -> list[Row]:
         """A row for each prompt; raises `TaskError` where the template alone is too long or text follows an autoregressive slot."""
@@ -154,7 +163,8 @@ class Encoder:
         for run in runs:
             if isinstance(run, Slot):
                 slot = len(ids)
-                added, own = [] if self.causal else [self._mask()], []
+                added, own = [] if self.causal or (self.seq2seq and run is runs[-1]) else [self._mask()], []
+                slot = len(added) if self.seq2seq else slot
             elif isinstance(run, Sep):
                 added = list(self.specials.sep)
             else:
@@ -180,9 +190,10 @@ class Encoder:
 
     def _mask(self) -> int:
         if self.specials.mask is None:
-            raise TaskError(
-                expected="a tokenizer with a mask token", got="one without", where="template", fix="Use --readout head with this PLM."
-            )
+            what, fix = "a mask token", "Use --readout head with this PLM."
+            if self.seq2seq:
+                what, fix = f"the sentinel {SENTINEL}", "Put {slot} last: the answer is written there then."
+            raise TaskError(expected=f"a tokenizer with {what}", got="one without", where="template", fix=fix)
         return self.specials.mask
 
     def _shorten(self, prompt: Prompt) -> Row:
@@ -278,6 +289,32 @@ def collate_spelled(rows: Sequence[Row], spelling: Spelling, *, pad: int, mask: 
     fill_P, steps_P = torch.tensor(spelling.places).T
     places_BP = (torch.arange(len(rows))[:, None] * fills + fill_P) * width + slot_B[:, None] + steps_P
     return Batch(ids_BT, mask_BT, types_BT, slot_B, spelling=spelling, places_BP=places_BP)
+
+
+def collate_written(
+    rows: Sequence[Row],
+    *,
+    pad: int,
+    start: int,
+    sentinel: int | None,
+    words: tuple[tuple[int, ...], ...] | None = None,
+    spelling: Spelling | None = None,
+) -> Batch:
+    """Pad rows on the right into one batch, with what a decoder is given: `start`, the sentinel where the slot is one, and the beginning of
+    each fill of the spelling, if there is one."""
+    ids_BT, mask_BT, types_BT = _padded([(row.ids, row.types) for row in rows], pad)
+    slot = rows[0].slot  # of one template
+    begin = (start,) if sentinel is None or not slot else (start, sentinel)
+    fills = ((),) if spelling is None else spelling.fills
+    length = len(begin) + max(map(len, fills))
+    written_FJ = torch.tensor([[*begin, *fill, *[pad] * (length - len(begin) - len(fill))] for fill in fills])
+    written_BFJ = written_FJ.expand(len(rows), -1, -1)
+    slot_B = torch.full((len(rows),), slot)
+    if spelling is None:
+        return Batch(ids_BT, mask_BT, types_BT, slot_B, words, written_BFJ=written_BFJ)
+    fill_P, steps_P = torch.tensor(spelling.places).T
+    places_BP = (torch.arange(len(rows))[:, None] * len(fills) + fill_P) * length + slot + steps_P
+    return Batch(ids_BT, mask_BT, types_BT, slot_B, spelling=spelling, places_BP=places_BP, written_BFJ=written_BFJ)
 
 
 def collate_filled(rows: Sequence[Row], filling: Filling, *, pad: int) -> Batch:

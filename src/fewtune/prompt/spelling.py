@@ -12,6 +12,10 @@ beginning share a row.
 
     … Intent: [M]  ·  … Intent: [M] [M]  ·  … Intent: card [M]
 
+Written by a decoder (seq2seq): beginnings of the answer, of which one that goes on in another has no row of its own.
+
+    <start> card   (card lost, card stolen, cash)
+
 Turned around (`Filling`): the words stand in the slot and what comes after them is read, so each word has a row of its own.
 
     … Intent: card lost ⏎ Text: …  ·  … Intent: cash ⏎ Text: …
@@ -40,8 +44,9 @@ class Token:
 class Spelling:
     """How the words of one template are read.
 
-    `fills` are what is put at the slot, one after another, each in a row of its own; None stands for a mask. `parents` are the branches
-    of an autoregressive model's tree (see `fewtune.backbone.tree`), empty for masked models. `places` are (fill, steps behind the slot).
+    `fills` are what is put at the slot, or written by a decoder, one after another, each in a row of its own; None stands for a mask.
+    `parents` are the branches of an autoregressive model's tree (see `fewtune.backbone.tree`), empty for others. `places` are (fill, steps
+    behind the slot).
     `words` has, for each candidate, its words as tokens with their places, and `sizes` the number of bytes of each word.
     """
 
@@ -98,9 +103,9 @@ class Filling:
         return [(one, types[:1] * len(one)) for one in filled]
 
 
-def spell(words: WholeWords, *, causal: bool) -> Spelling:
+def spell(words: WholeWords, *, causal: bool, seq2seq: bool = False) -> Spelling:
     """How these words are read."""
-    return _branching(words) if causal else _masked(words)
+    return _written(words) if seq2seq else _branching(words) if causal else _masked(words)
 
 
 def _branching(words: WholeWords) -> Spelling:
@@ -118,6 +123,22 @@ def _branching(words: WholeWords) -> Spelling:
         tuple(tuple(Token(places[word[:at]], token) for at, token in enumerate(word)) for word in candidate) for candidate in words.ids
     )
     return Spelling((tuple(tokens),), tuple(parents), tuple((0, place) for place in range(len(places))), read, words.sizes)
+
+
+def _written(words: WholeWords) -> Spelling:
+    """Every word without its last token is the beginning of a decoder's row, unless a longer one begins so."""
+    fills: list[Word] = []
+    for beginning in sorted({word[:-1] for word in _all(words.ids)}, key=lambda word: (-len(word), word)):
+        if not any(fill[: len(beginning)] == beginning for fill in fills):
+            fills.append(beginning)
+    places: dict[tuple[int, int], int] = {}
+
+    def read(word: Word, at: int) -> Token:
+        fill = next(number for number, fill in enumerate(fills) if fill[:at] == word[:at])
+        return Token(places.setdefault((fill, at), len(places)), word[at])
+
+    found = tuple(tuple(tuple(read(word, at) for at in range(len(word))) for word in candidate) for candidate in words.ids)
+    return Spelling(tuple(fills), (), tuple(places), found, words.sizes)
 
 
 def _masked(words: WholeWords) -> Spelling:

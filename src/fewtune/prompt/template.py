@@ -107,6 +107,11 @@ class Template:
         return self.slot.lead if self.slot else ""
 
     @property
+    def open(self) -> bool:
+        """Whether nothing stands behind the slot."""
+        return bool(self.parts) and isinstance(self.parts[-1], Slot)
+
+    @property
     def behind(self) -> tuple[str, ...]:
         """The fields that stand behind the slot."""
         start = next((number for number, part in enumerate(self.parts) if isinstance(part, Slot)), len(self.parts))

@@ -52,7 +52,8 @@ def ends(tokenizer: Any, text: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Specials:
-    """Token ids that a tokenizer puts in front of a text, between two and behind; `types` says whether segments are numbered."""
+    """Token ids that a tokenizer puts in front of a text, between two and behind; `types` says whether segments are numbered, `mask` is
+    what stands where something is left out."""
 
     prefix: tuple[int, ...]
     sep: tuple[int, ...]
@@ -61,7 +62,11 @@ class Specials:
     types: bool
 
 
-def specials(tokenizer: Any, *, causal: bool) -> Specials:
+SENTINEL = "<extra_id_0>"
+"""What stands where T5 is to write the first span that is left out (Raffel et al. 2020, section 3.1.4)."""
+
+
+def specials(tokenizer: Any, *, causal: bool, seq2seq: bool = False) -> Specials:
     """Found by looking at what the tokenizer makes of one text and of a pair.
 
     Autoregressive models get no end-of-text token, because the text goes on at the slot; segments are new lines for them.
@@ -75,7 +80,13 @@ def specials(tokenizer: Any, *, causal: bool) -> Specials:
     pair = tokenizer("a", "a")["input_ids"]
     between = pair[len(prefix) + len(letter_ids) : len(pair) - len(suffix) - len(letter_ids)]
     types = "token_type_ids" in tokenizer.model_input_names
-    return Specials(prefix, tuple(between), suffix, tokenizer.mask_token_id, types)
+    return Specials(prefix, tuple(between), suffix, sentinel(tokenizer) if seq2seq else tokenizer.mask_token_id, types)
+
+
+def sentinel(tokenizer: Any) -> int | None:
+    """The id of `SENTINEL`, if the tokenizer has it."""
+    found: int | None = tokenizer.get_vocab().get(SENTINEL)
+    return found
 
 
 def blank_line(tokenizer: Any) -> tuple[int, ...]:

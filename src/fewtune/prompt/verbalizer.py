@@ -51,8 +51,9 @@ class Verbalizer:
                 raise TaskError(expected=f'words for "{label}"', got="none", where=where, fix="Name one with --words.")
             yield label, words
 
-    def ids(self, tokenizer: Any, *, lead: str, where: str = "words") -> WordIds:
-        """Each word's first token as it stands in running text, after a space if the slot has a `lead`.
+    def ids(self, tokenizer: Any, *, lead: str | None, where: str = "words") -> WordIds:
+        """Each word's first token as it stands in running text, after a space if the slot has a `lead`; where that is None as it begins a
+        text of its own.
 
         Raises `TaskError` for a word that the tokenizer does not know and for two labels whose words begin with the same token.
         """
@@ -71,8 +72,9 @@ class Verbalizer:
         notes = (f"Read at their first token: {', '.join(split)}.",) if split else ()
         return WordIds(tuple(ids), notes)
 
-    def whole(self, tokenizer: Any, *, lead: str, where: str = "words") -> WholeWords:
-        """All tokens of each word as it stands in running text, after a space if the slot has a `lead`.
+    def whole(self, tokenizer: Any, *, lead: str | None, where: str = "words") -> WholeWords:
+        """All tokens of each word as it stands in running text, after a space if the slot has a `lead`; where that is None as a text of its
+        own.
 
         Raises `TaskError` for a word with a piece that the tokenizer does not know and for two labels with the same word.
         """
@@ -96,16 +98,17 @@ class Verbalizer:
 
 
 @lru_cache(maxsize=4)  # a second for a large vocabulary, and every fold asks again
-def vocabulary_words(tokenizer: Any, lead: str) -> Mapping[str, int]:
+def vocabulary_words(tokenizer: Any, lead: str | None) -> Mapping[str, int]:
     """Every word of letters that is one token of its own after a space, and its token after `lead`; no pieces of words, no special tokens.
 
-    A single letter is a word in scripts that write words so, not in Latin. Without a `lead` the word must be one token there, too.
+    A single letter is a word in scripts that write words so, not in Latin. Without a `lead` the word must be one token there, too. Where
+    it is None the word begins a text, as SentencePiece has it: after a space.
     """
     tokens = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids))
     texts = (text.strip() for text in tokenizer.batch_decode([[token] for token in tokens]))
     words = dict.fromkeys(text for text in texts if text.isalpha() and (len(text) > 1 or not text.isascii()))
     spaced = _alone(tokenizer, words, " ")
-    return spaced if lead else _alone(tokenizer, spaced, "")
+    return spaced if lead is None or lead else _alone(tokenizer, spaced, "")
 
 
 def _alone(tokenizer: Any, words: Iterable[str], space: str) -> dict[str, int]:
@@ -129,7 +132,7 @@ def _claim(token: int, owner: tuple[str, str], owners: dict[int, tuple[str, str]
     )
 
 
-def _shown_tokens(tokenizer: Any, word: str, lead: str, where: str) -> list[int]:
+def _shown_tokens(tokenizer: Any, word: str, lead: str | None, where: str) -> list[int]:
     """The ids of `word` in running text, without a token at its beginning that is only white space."""
     ids = _tokens(tokenizer, word, lead, where)
     while len(ids) > 1 and not tokenizer.decode([ids[0]]).strip():
@@ -139,12 +142,12 @@ def _shown_tokens(tokenizer: Any, word: str, lead: str, where: str) -> list[int]
     return ids
 
 
-def _tokens(tokenizer: Any, word: str, lead: str, where: str) -> list[int]:
-    """The ids of `word` in running text."""
+def _tokens(tokenizer: Any, word: str, lead: str | None, where: str) -> list[int]:
+    """The ids of `word` in running text, or as a text of its own."""
     if not word.strip():
         raise TaskError(expected="a word", got=repr(word), where=where, fix="Name one with --words.")
     text = (" " if lead else "") + word.strip()
-    sentinel, before = _sentinel(tokenizer)
+    sentinel, before = ("", []) if lead is None else _sentinel(tokenizer)
     whole = plain_ids(tokenizer, sentinel + text)
     ids = whole[len(before) :] if whole[: len(before)] == before else plain_ids(tokenizer, text)
     if not ids:

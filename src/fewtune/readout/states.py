@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fewtune.backbone.backbone import Backbone, Output
-from fewtune.prompt.encode import Batch, Encoder, buckets, collate
+from fewtune.prompt.encode import Batch, Encoder, buckets, collate, collate_written
 from fewtune.prompt.template import Prompt
 
 
@@ -21,13 +21,25 @@ def at_slot(output: Output, batch: Batch) -> Tensor:
     return output.hidden_BTD[rows, batch.slot_B]
 
 
-def states(backbone: Backbone, prompts: Sequence[Prompt], read: Callable[[Output, Batch], Tensor], *, most: int) -> Tensor:
-    """states_ND that `read` takes from each batch, float32 on the processor; prompts have at most `most` tokens."""
-    encoder = Encoder(backbone.tokenizer, causal=backbone.causal, max_length=min(most, backbone.room))
+def states(
+    backbone: Backbone, prompts: Sequence[Prompt], read: Callable[[Output, Batch], Tensor], *, most: int, slot: bool = False
+) -> Tensor:
+    """states_ND that `read` takes from each batch, float32 on the processor; prompts have at most `most` tokens.
+
+    They are those in the `slot` where it says so, which a decoder writes if there is one.
+    """
+    pad, writes = backbone.tokenizer.pad_token_id or 0, slot and backbone.seq2seq
+    encoder = Encoder(backbone.tokenizer, causal=backbone.causal, max_length=min(most, backbone.room), seq2seq=writes)
     rows = encoder.encode(prompts)
     states_ND = torch.zeros(len(rows), backbone.width)
     for indices in buckets([len(row.ids) for row in rows], size=32):
-        batch = collate([rows[index] for index in indices], pad=backbone.tokenizer.pad_token_id or 0).to(backbone.device)
+        chosen = [rows[index] for index in indices]
+        if writes:
+            batch = collate_written(chosen, pad=pad, start=backbone.start, sentinel=encoder.specials.mask)
+        else:
+            batch = collate(chosen, pad=pad)
+        batch = batch.to(backbone.device)
         with torch.inference_mode():
-            states_ND[indices] = read(backbone.forward(batch.ids_BT, batch.mask_BT, batch.types_BT), batch).cpu()
+            output = backbone.forward(batch.ids_BT, batch.mask_BT, batch.types_BT, written_BFJ=batch.written_BFJ)
+            states_ND[indices] = read(output, batch).cpu()
     return states_ND

@@ -23,6 +23,7 @@ from fewtune.data.sampling import capped, derive, distinct, folds
 from fewtune.errors import DataError, SpecError, TaskError
 from fewtune.model import TunedModel
 from fewtune.precision import settle_precision
+from fewtune.prompt.defaults import lead as lead_of
 from fewtune.prompt.defaults import spoken, templates_of
 from fewtune.prompt.encode import Batch
 from fewtune.prompt.label_words import Array, Indices
@@ -174,15 +175,18 @@ class PLMJudge:
 
     def _first_tokens(self, words: Mapping[str, tuple[str, ...]], template: Template) -> set[int]:
         """Raises `TaskError` where the readout cannot tell the labels apart by their words."""
-        verbalizer, tokenizer, lead = Verbalizer(words), self.backbone.tokenizer, template.lead
+        verbalizer, tokenizer, lead = Verbalizer(words), self.backbone.tokenizer, self._lead(template)
         if self.recipe.readout.spells:
             return {word[0] for own in verbalizer.whole(tokenizer, lead=lead).ids for word in own}
         return {token for own in verbalizer.ids(tokenizer, lead=lead).ids for token in own}
 
+    def _lead(self, template: Template) -> str | None:
+        return lead_of(template, seq2seq=self.backbone.seq2seq)
+
     def vocabulary(self, task: Task, *, without: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Scores]:
         """Every whole word that can be read in each of the templates, and its log-probabilities, the mean over them."""
         templates = _templates(task)
-        tokens = [vocabulary_words(self.backbone.tokenizer, template.lead) for template in templates]
+        tokens = [vocabulary_words(self.backbone.tokenizer, self._lead(template)) for template in templates]
         taken = [self._first_tokens(without, template) for template in templates]
         words = tuple(
             word for word in tokens[0] if all(word in one and one[word] not in out for one, out in zip(tokens, taken, strict=True))
@@ -199,7 +203,7 @@ class PLMJudge:
         length = min(self.recipe.max_length, self.backbone.room)
 
         def compute(examples: Sequence[Example]) -> Tensor:
-            return states(self.backbone, [template.render(example.fields) for example in examples], at_slot, most=length)
+            return states(self.backbone, [template.render(example.fields) for example in examples], at_slot, most=length, slot=True)
 
         return self._kept(("states", length, str(template)), compute)
 

@@ -45,7 +45,7 @@ def test_sizes(family):
     backbone = made(family, blocks=5, width=16)
     assert (backbone.depth, backbone.width, backbone.causal, backbone.max_length) == (5, 16, family in CAUSAL, 512)
     assert backbone.parameters == sum(weight.numel() for weight in set(backbone.model.parameters()))
-    assert backbone.device == torch.device("cpu") and backbone.has_lm_head == (family != "t5")
+    assert backbone.device == torch.device("cpu") and backbone.has_lm_head and backbone.seq2seq == (family == "t5")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -232,7 +232,17 @@ def test_a_config_that_makes_no_model_is_refused(tmp_path, field, value, match):
     refused(tmp_path, match)
 
 
-def test_of_t5_the_encoder_alone_is_loaded(tmp_path):
+def test_an_encoder_of_t5_alone_has_no_lm_head(tmp_path):
+    tiny.save("t5", tmp_path, head=False)
+    backbone, whole = load(str(tmp_path)), made("t5")
+    assert (backbone.has_lm_head, backbone.seq2seq, whole.has_lm_head, whole.seq2seq) == (False, False, True, True)
+    assert not any("decoder" in name for name, _ in backbone.model.named_parameters())
+    backbone.model.load_state_dict(whole.model.state_dict(), strict=False)
+    with torch.no_grad():
+        assert torch.equal(backbone.forward(*ids()).hidden_BTD, whole.forward(*ids()).hidden_BTD)
+
+
+def test_t5_is_loaded_with_its_decoder(tmp_path):
     _, tokenizer = tiny.model("t5")
     config = T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0)
     whole = T5ForConditionalGeneration(config).eval()
@@ -243,7 +253,7 @@ def test_of_t5_the_encoder_alone_is_loaded(tmp_path):
     with torch.no_grad():
         expected_BTD = whole.get_encoder()(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
         torch.testing.assert_close(backbone.forward(ids_BT, mask_BT).hidden_BTD, expected_BTD, atol=1e-5, rtol=1e-5)
-    assert not backbone.has_lm_head and not any("decoder" in name for name, _ in backbone.model.named_parameters())
+    assert backbone.has_lm_head and backbone.seq2seq and backbone.start == 0
     # The first T5 has no gate.
     assert [site.path for site in backbone.sites("ffn_in")] == [f"encoder.block.{block}.layer.1.DenseReluDense.wi" for block in range(2)]
     assert {(site.inputs, site.outputs) for site in backbone.sites("ffn_in")} == {(16, 32)}

@@ -200,7 +200,7 @@ def test_the_ladder_judges_it_as_the_tuned_rung_and_only_there():
 
 
 def test_of_several_plms_one_without_an_lm_head_learns_from_labels_alone():
-    said, backbones = [], [Backbone(*tiny.model(family), name=family) for family in ("llama", "t5")]
+    said, backbones = [], [Backbone(*tiny.model(family, head=family != "t5"), name=family) for family in ("llama", "t5")]
     recipes = [(recipe(TAPT, BESIDE), one) for one in backbones]
     split = Split(train=TRAIN, unlabeled=POOL)
     assert [own.adapt for own, _ in adapting.able(recipes, split, Session(say=said.append))] == [(TAPT, BESIDE), ()]
@@ -257,9 +257,13 @@ def without_a_mask():
         ({"strategy": "zeroshot", "deltas": None}, TaskError, "Name a --delta and no --strategy zeroshot"),
         ({"adapt": (TAPT, BESIDE, TAPT)}, SpecError, "--adapt: expected each adaptation once, got tapt twice."),
         (
-            {"family": "t5", "readout": ft.Head(), "task": replace(TASK, templates=("{text}",))},
+            {
+                "backbone": Backbone(*tiny.model("t5", head=False), name="t5"),
+                "readout": ft.Head(),
+                "task": replace(TASK, templates=("{text}",)),
+            },
             BackboneError,
-            "--adapt: expected a PLM with a language-modelling head, got t5, its encoder alone",
+            "--adapt: expected a PLM with a language-modelling head, got t5, an encoder alone",
         ),
         ({"backbone": without_a_mask(), "readout": ft.Head(), "task": replace(TASK, templates=())}, BackboneError, "a mask token"),
     ],

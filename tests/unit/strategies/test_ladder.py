@@ -83,7 +83,7 @@ def test_it_is_what_is_done_unless_something_of_the_method_is_chosen():
 
 def among(*families, **given):
     notes = []
-    first, *others = (Backbone(*tiny.model(family), name=family) for family in families)
+    first, *others = (Backbone(*tiny.model(family, head=family != "t5"), name=family) for family in families)
     settings = job.Settings(backbones=families, seed=3, **given)
     model = job.tune(TASK, Split(train=TRAIN), first, settings, session=Session(say=notes.append), beside=others)
     return model, (first, *others), notes
