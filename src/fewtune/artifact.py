@@ -28,6 +28,9 @@ from fewtune.data.example import Example
 from fewtune.deltas import DELTAS
 from fewtune.deltas.delta import install_saved, load_strictly
 from fewtune.errors import ArtifactError, FewtuneError
+from fewtune.exits import CRITERIA
+from fewtune.exits.criteria import NEVER
+from fewtune.exits.exits import Exits
 from fewtune.model import TunedModel
 from fewtune.precision import has_bfloat16
 from fewtune.prompt.demonstrations import Demonstrated, Demonstrations
@@ -69,6 +72,8 @@ def tensors(model: TunedModel) -> dict[str, dict[str, torch.Tensor]]:
     """What was learned, by file and by name; a part that learns nothing has no file."""
     states = {f"delta-{number}.safetensors": delta.state_dict() for number, delta in enumerate(model.deltas)}
     states["readout.safetensors"] = {name: weight.detach().clone() for name, weight in model.reader.weights.items()}
+    if model.exits is not None:
+        states["exits.safetensors"] = {name: weight.detach().clone() for name, weight in model.exits.weights.items()}
     return {name: state for name, state in states.items() if state}
 
 
@@ -104,6 +109,7 @@ def _manifest(model: TunedModel, files: Mapping[str, bytes]) -> dict[str, regist
         "precision": backbone.precision,
         "trained_parameters": model.trained_parameters,
         "backbone_parameters": backbone.parameters,
+        **({} if model.exits is None else {"exits": _way_out(model.exits)}),
         "about": dict(model.about),
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())},
     }
@@ -127,6 +133,35 @@ def _demonstrated(data: Mapping[str, registry.Plain], model: TunedModel, where: 
     examples = [Example(fields, label) for fields, label in data["examples"]]
     embed = sentences.lazily(spec.encoder, data["encoder_fingerprint"])
     return spec.of(examples, model.task, seed=data["seed"], in_front=model.backbone.causal, embed=embed)
+
+
+def _way_out(exits: Exits) -> dict[str, registry.Plain]:
+    """How rows may leave early; a threshold that no row reaches is written as none."""
+    return {
+        "criterion": CRITERIA.to_dict(exits.criterion),
+        "layers": list(exits.layers),
+        "ensemble": exits.ensemble,
+        "tolerance": exits.tolerance,
+        "threshold": exits.threshold if exits.on else None,
+        "about": dict(exits.about),
+    }
+
+
+def _exits(data: Mapping[str, registry.Plain], model: TunedModel, state: Mapping[str, torch.Tensor], where: str, file: str) -> Exits:
+    """What `_way_out` wrote, with its weights."""
+    exits = Exits.install(
+        CRITERIA.from_dict(data["criterion"], f"{where}.criterion"),
+        data["layers"],
+        backbone=model.backbone,
+        reader=model.reader,
+        candidates=len(model.task.labels),
+        ensemble=data["ensemble"],
+        tolerance=data["tolerance"],
+        threshold=NEVER if data["threshold"] is None else data["threshold"],
+        about=data["about"],
+    )
+    load_strictly(exits.weights, state, file)
+    return exits
 
 
 def _fingerprint(body: Mapping[str, registry.Plain]) -> str:
@@ -272,5 +307,8 @@ def _assemble(
     model.calibrator = Calibrator.from_dict(manifest["calibrator"], f"{where}: calibrator")
     if manifest.get("demonstrations") is not None:
         model.demonstrations = _demonstrated(manifest["demonstrations"], model, f"{where}: demonstrations")
+    if manifest.get("exits") is not None:
+        state = states.get("exits.safetensors", {})
+        model.exits = _exits(manifest["exits"], model, state, f"{where}: exits", f"{folder}/exits.safetensors")
     model.about = manifest["about"]
     return model

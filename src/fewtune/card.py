@@ -48,6 +48,7 @@ def _body(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:
         f"| labelled rows | {about.get('rows', '')} |",
         *_estimate(about),
         *_taught(about.get("pet")),
+        *_early(manifest.get("exits")),
         *(_found(name, found) for name, found in about.get("search", {}).items()),
         f"| trained parameters | {manifest['trained_parameters']:,} ({share:.3%} of {manifest['backbone_parameters']:,}) |",
         f"| bytes | {sum(sizes.values()):,}; a hundred such tasks beside one backbone {_beside(manifest, sizes)} |",
@@ -94,6 +95,19 @@ def _taught(pet: Mapping[str, Any] | None) -> list[str]:
         value, interval = with_interval(audit["accuracy"])
         lines.append(f"| teacher, audited | right on {value} ({interval}) of {audit['rows']} labelled rows |")
     return lines
+
+
+def _early(exits: Mapping[str, Any] | None) -> list[str]:
+    """Which layers have exits, what was promised of them, and what the rows that tested it showed."""
+    if exits is None:
+        return []
+    about = exits["about"]
+    lines = [f"| early exits | after layers {', '.join(map(str, exits['layers']))}; {_cell(about['method'])} |"]
+    if exits["threshold"] is None:
+        return [*lines, f"| promised | nothing: {_cell(about['reason'])} The exits are off |"]
+    value, interval = with_interval(about["agreement"])
+    measured = f"there {value} ({interval}) agreed, {about['mean_layer']:.1f} of {about['depth']} layers in the mean"
+    return [*lines, f"| promised | {_cell(about['promised'])}, tested on {about['rows']['tested']} rows: {measured} |"]
 
 
 def _found(name: str, found: Mapping[str, Any]) -> str:

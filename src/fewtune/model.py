@@ -21,6 +21,8 @@ from fewtune.backbone.backbone import Backbone, Output
 from fewtune.data.example import Example, Prediction
 from fewtune.deltas.delta import Installed, remove_all
 from fewtune.errors import DataError
+from fewtune.exits.cascade import Through, leave
+from fewtune.exits.exits import Exits
 from fewtune.prompt import defaults
 from fewtune.prompt.defaults import Asked
 from fewtune.prompt.demonstrations import Demonstrated
@@ -53,7 +55,8 @@ class TunedModel:
     """Everything that turns texts into answers.
 
     `asked` holds the templates and label words as they were settled for this tokenizer; `demonstrations` are the labelled examples
-    that are shown beside a prompt, if any; `about` holds plain facts for the artifact (how it was made).
+    that are shown beside a prompt, if any; `exits` let rows leave the stack early; `about` holds plain facts for the artifact (how it was
+    made).
     """
 
     backbone: Backbone
@@ -65,6 +68,7 @@ class TunedModel:
     deltas: tuple[Installed, ...] = ()
     max_length: int = DEFAULT_LENGTH
     demonstrations: Demonstrated | None = None
+    exits: Exits | None = None
     about: Mapping[str, Plain] = field(default_factory=dict)
 
     @classmethod
@@ -264,24 +268,42 @@ class TunedModel:
         """The states hidden_BTD of one batch that `first_block` is given."""
         return self.backbone.below(batch.ids_BT, batch.mask_BT, batch.types_BT, start=self.first_block, trees=batch.trees)
 
-    def raw_scores(self, examples: Sequence[Example], *, batch_size: int = 32, tally: Tally | None = None) -> Tensor:
-        """Uncalibrated scores_NC, averaged over templates and draws of demonstrations, float32 on the processor."""
+    def scored(self, examples: Sequence[Example], *, batch_size: int = 32, tally: Tally | None = None) -> tuple[Tensor, Tensor]:
+        """(uncalibrated scores_NC, after how many steps of the stack each row left): at an exit as soon as one is sure enough."""
+        layers_N = torch.full((len(examples),), self.backbone.depth)
+        return self.raw_scores(examples, batch_size=batch_size, tally=tally, layers_N=layers_N), layers_N
+
+    def raw_scores(
+        self, examples: Sequence[Example], *, batch_size: int = 32, tally: Tally | None = None, layers_N: Tensor | None = None
+    ) -> Tensor:
+        """Uncalibrated scores_NC of the whole stack, averaged over templates and draws of demonstrations, float32 on the processor.
+
+        Where `layers_N` is given, rows may leave early, and it takes after how many steps each did.
+        """
         total_NC = torch.zeros(len(examples), len(self.task.labels))
         for number, (template, rows) in enumerate(self.encoded(examples)):
             for front, members in self._fronts(rows).items():
                 rest = [rows[index].rest if front else rows[index] for index in members]
                 with torch.inference_mode(), self.backbone.after(front):
-                    total_NC[members] += self._row_scores(rest, template, batch_size)
+                    scores_NC, left_N = self._row_scores(rest, template, batch_size, early=layers_N is not None)
+                total_NC[members] += scores_NC
+                if layers_N is not None:
+                    layers_N[members] = left_N
             if tally and number == 0:
                 tally.rows += len(examples)
                 tally.shortened += sum(row.shortened for row in rows)
         return total_NC / self.passes
 
-    def _row_scores(self, rows: Sequence[Row], template: int, batch_size: int) -> Tensor:
-        scores_NC = torch.zeros(len(rows), len(self.task.labels))
+    def _row_scores(self, rows: Sequence[Row], template: int, batch_size: int, *, early: bool) -> tuple[Tensor, Tensor]:
+        scores_NC, layers_N = torch.zeros(len(rows), len(self.task.labels)), torch.full((len(rows),), self.backbone.depth)
         for indices in self.buckets(rows, template, size=batch_size):
-            scores_NC[indices] = self.batch_scores(self.collate([rows[index] for index in indices], template)).cpu()
-        return scores_NC
+            batch = self.collate([rows[index] for index in indices], template)
+            if early and self.exits is not None and self.exits.on:
+                left = leave(self.backbone, batch, Through(self.reader, self.calibrator, self.exits))
+                scores_NC[indices], layers_N[indices] = left.scores_BC.cpu(), left.layers_B.cpu()
+            else:
+                scores_NC[indices] = self.batch_scores(batch).cpu()
+        return scores_NC, layers_N
 
     def _fronts(self, rows: Sequence[Row]) -> dict[tuple[int, ...], list[int]]:
         """The rows that begin with the same demonstrations, by these tokens, which are then computed once; by none those that are
@@ -332,15 +354,16 @@ class TunedModel:
             yield from self._answer(chunk, batch_size, tally)
 
     def _answer(self, examples: Sequence[Example], batch_size: int, tally: Tally | None) -> Iterator[Prediction]:
-        yield from self.answers(examples, self.raw_scores(examples, batch_size=batch_size, tally=tally))
+        yield from self.answers(examples, *self.scored(examples, batch_size=batch_size, tally=tally))
 
-    def answers(self, examples: Sequence[Example], scores_NC: Tensor) -> list[Prediction]:
-        """What uncalibrated scores answer to the examples."""
+    def answers(self, examples: Sequence[Example], scores_NC: Tensor, layers_N: Tensor | None = None) -> list[Prediction]:
+        """What uncalibrated scores answer to the examples, which left after `layers_N` steps of the stack, or at the end."""
+        layers = [self.backbone.depth] * len(examples) if layers_N is None else layers_N.tolist()
         kind, rows = kind_of(self.task), self.likely(scores_NC).tolist()
         shares = [dict(zip(candidates_of(self.task, one), row, strict=False)) for one, row in zip(examples, rows, strict=True)]
         return [
-            Prediction(answer, kind.confidence(self.task, row), own, self.backbone.depth)
-            for answer, row, own in zip(kind.answers(self.task, examples, rows), rows, shares, strict=True)
+            Prediction(answer, kind.confidence(self.task, row), own, layer)
+            for answer, row, own, layer in zip(kind.answers(self.task, examples, rows), rows, shares, layers, strict=True)
         ]
 
     def calibrated(self, calibrator: Calibrator) -> TunedModel:
