@@ -42,7 +42,8 @@ def positions(mask_BS: Tensor, trees: Sequence[Parents], plain_BS: Tensor | None
     for row, parents in enumerate(trees):
         steps_RK[row, : len(parents)] = torch.tensor(depths(parents), dtype=torch.long)
     steps_BS = steps_RK.to(mask_BS.device).expand(len(mask_BS), -1).gather(1, node_BS.clamp(min=0))
-    end_B1 = plain_BS.gather(1, mask_BS.long().sum(1, keepdim=True) - sizes_R1 - 1)
+    text_B1 = mask_BS.long().sum(1, keepdim=True) - sizes_R1
+    end_B1 = plain_BS.gather(1, (text_B1 - 1).clamp(min=0)) - (text_B1 == 0).long()  # without a text the tree begins where one would
     return torch.where(node_BS < 0, plain_BS, end_B1 + steps_BS)
 
 
