@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from fewtune import cli_backbones, cli_compare, cli_peft, cli_search, cli_templates, terminal
+from fewtune import cli_backbones, cli_compare, cli_peft, cli_pretrain, cli_search, cli_templates, terminal
 from fewtune.errors import FewtuneError, InputError
 from fewtune.flags import (
     Adapt,
@@ -44,6 +44,7 @@ from fewtune.flags import (
     Words,
 )
 from fewtune.flags import adaptations as _adaptations
+from fewtune.flags import deltas as _deltas
 from fewtune.flags import listed as _list
 from fewtune.flags import searches as _searches
 from fewtune.flags import source as _source
@@ -53,7 +54,6 @@ from fewtune.flags import words as _words
 from fewtune.terminal import print_json, print_lines, say
 
 if TYPE_CHECKING:
-    from fewtune.deltas.delta import Delta
     from fewtune.readout.readout import Readout as ReadoutSpec
 
 app = typer.Typer(
@@ -363,6 +363,7 @@ cli_peft.register(app)
 cli_templates.register(app)
 cli_compare.register(app)
 cli_search.register(app)
+cli_pretrain.register(app)
 
 
 def main() -> None:
@@ -385,12 +386,6 @@ def main() -> None:
 def _fail(message: str, code: int) -> NoReturn:
     print(message, file=sys.stderr)
     sys.exit(code)
-
-
-def _deltas(given: list[str]) -> tuple[Delta, ...]:
-    from fewtune.deltas import presets
-
-    return tuple(one for item in given for one in presets.read(item))
 
 
 def _readout(text: str | None) -> ReadoutSpec | None:

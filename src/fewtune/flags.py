@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,6 +12,7 @@ import typer
 from fewtune.errors import SpecError
 
 if TYPE_CHECKING:
+    from fewtune.deltas.delta import Delta
     from fewtune.job import Source
     from fewtune.prompt.search import Search as SearchSpec
     from fewtune.tasks.task import Task
@@ -120,6 +122,13 @@ def listed(text: str | None) -> tuple[str, ...]:
 def templates(given: list[str] | None) -> tuple[str, ...]:
     """A shell hands over a backslash and an n where a new line is meant."""
     return tuple(text.replace("\\n", "\n").replace("\\t", "\t") for text in given or ())
+
+
+def deltas(given: Sequence[str]) -> tuple[Delta, ...]:
+    """What `--delta` names, presets among them."""
+    from fewtune.deltas import presets
+
+    return tuple(one for item in given for one in presets.read(item))
 
 
 def searches(given: list[str] | None) -> tuple[SearchSpec, ...]:

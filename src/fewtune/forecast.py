@@ -64,16 +64,20 @@ def seconds(model: TunedModel, batch: Batch, *, cached: bool = True, most: int =
     if not weights:
         return Seconds(0.0, 0.0)
     with _traceless(model):
-        states = _timed(lambda: _below(model, batch), model, most) if cached and model.first_block else 0.0
+        states = _timed(lambda: _below(model, batch), model.backbone.device, most) if cached and model.first_block else 0.0
         below_BTD = _below(model, batch) if cached else None
-        return Seconds(_timed(lambda: _gradients(model, batch, below_BTD), model, most) + _update_seconds(weights), states)
+        return Seconds(_timed(lambda: _gradients(model, batch, below_BTD), model.backbone.device, most) + _update_seconds(weights), states)
 
 
 def step_seconds(model: TunedModel, loss: Callable[[], Tensor], *, most: int = _MOST) -> float:
     """Take the passes of a step that minimises what `loss` gives, forward and backward, and time them; then the optimizer."""
-    weights = trained(model)
     with _traceless(model):
-        passes = _timed(lambda: torch.autograd.grad(loss(), weights, allow_unused=True), model, most)
+        return seconds_of(trained(model), loss, most=most)
+
+
+def seconds_of(weights: Sequence[nn.Parameter], loss: Callable[[], Tensor], *, most: int = _MOST) -> float:
+    """`step_seconds` for weights that no tuned model holds."""
+    passes = _timed(lambda: torch.autograd.grad(loss(), weights, allow_unused=True), weights[0].device, most)
     return passes + _update_seconds(weights)
 
 
@@ -118,14 +122,14 @@ def _below(model: TunedModel, batch: Batch) -> Tensor | None:
         return model.below(batch)
 
 
-def _timed(run: Callable[[], object], model: TunedModel, most: int) -> float:
+def _timed(run: Callable[[], object], device: torch.device, most: int) -> float:
     """The median of a few runs; the one before them pays for buffers and is not counted."""
     taken: list[float] = []
     while len(taken) < 1 + most and sum(taken[1:]) < _ENOUGH:
         start = time.perf_counter()
         run()
-        if model.backbone.device.type == "cuda":
-            torch.cuda.synchronize(model.backbone.device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         taken.append(time.perf_counter() - start)
     return statistics.median(taken[1:])
 

@@ -5,12 +5,13 @@ Nothing is timed: the same job on the same machine must take the same way, howev
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fewtune.backbone.backbone import Precision
+from fewtune.backbone.backbone import Backbone, Precision
 from fewtune.data.example import Example, Split
 from fewtune.model import TunedModel
 from fewtune.tasks import kind_of
@@ -18,21 +19,40 @@ from fewtune.tasks import kind_of
 Wanted = Literal["auto", "float32", "bfloat16"]
 _PROBES = 16
 _TOLERANCE = 0.1  # the most by which a log-probability may differ
+_LOSS_TOLERANCE = 0.02
 _LEAST_WIDTH = 256  # in narrower matrices the casts cost more than the products gain
 
 
 def settle_precision(model: TunedModel, wanted: Wanted, split: Split) -> None:
     """Set the backbone's precision; `auto` takes bfloat16 only where the hardware has it, the PLM gains by it and scores agree."""
-    if wanted != "auto":
-        model.backbone.precision = wanted
-        return
-    model.backbone.precision = "float32"
     probes = (split.train or split.unlabeled or split.test)[:_PROBES]
-    wide = model.backbone.width >= _LEAST_WIDTH
-    if probes and wide and has_bfloat16(model.backbone.device):
+
+    def same() -> bool:
         full_NC, half_NC = _probe(model, probes, "float32"), _probe(model, probes, "bfloat16")
-        same = agree(full_NC, half_NC, independent=kind_of(model.task).independent)
-        model.backbone.precision = "bfloat16" if same else "float32"
+        return agree(full_NC, half_NC, independent=kind_of(model.task).independent)
+
+    settle(model.backbone, wanted, same if probes else None)
+
+
+def settle_for_language(backbone: Backbone, wanted: Wanted, loss: Callable[[], Tensor]) -> None:
+    """The same where a language is learned: what must agree is the `loss` of some text, in nats a token."""
+
+    def measured(precision: Precision) -> float:
+        with torch.no_grad(), backbone.as_precision(precision):
+            return loss().item()
+
+    settle(backbone, wanted, lambda: abs(measured("float32") - measured("bfloat16")) <= _LOSS_TOLERANCE)
+
+
+def settle(backbone: Backbone, wanted: Wanted, same: Callable[[], bool] | None) -> None:
+    """Set the precision; `auto` asks whether what is computed in both is the `same` only where bfloat16 would be taken."""
+    if wanted != "auto":
+        backbone.precision = wanted
+        return
+    backbone.precision = "float32"
+    gains = backbone.width >= _LEAST_WIDTH and has_bfloat16(backbone.device)
+    if gains and same is not None and same():
+        backbone.precision = "bfloat16"
 
 
 def has_bfloat16(device: torch.device) -> bool:

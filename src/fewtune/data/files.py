@@ -136,7 +136,7 @@ def show(text: str) -> str:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, compressed: bool) -> Iterator[IO[bytes]]:
+def opened(path: Path, compressed: bool) -> Iterator[IO[bytes]]:
     """The bytes of a file; what the system, gzip or an encoding says against them becomes a `DataError`."""
     try:
         with gzip.open(path, "rb") if compressed else path.open("rb") as stream:
@@ -162,7 +162,7 @@ def _lines(path: Path, compressed: bool, *, split_returns: bool = False) -> Iter
     `split_returns` ends a line at a lone carriage return too, as old files do.
     """
     number = 0
-    with _opened(path, compressed) as stream:
+    with opened(path, compressed) as stream:
         is_utf16 = cast(io.BufferedReader, stream).peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
         whole = io.TextIOWrapper(stream, "utf-16", newline="\n") if is_utf16 else None
         for text, flaw in ((text, None) for text in whole) if whole else _utf8(stream, str(path)):
@@ -331,7 +331,7 @@ def _parquet_file(path: Path, compressed: bool) -> Iterator[Any]:
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
     with contextlib.ExitStack() as stack:
-        stream = stack.enter_context(_opened(path, compressed))
+        stream = stack.enter_context(opened(path, compressed))
         if compressed:  # parquet is read from its end, gzip from its start
             seekable = stack.enter_context(tempfile.TemporaryFile())
             shutil.copyfileobj(stream, seekable)

@@ -96,5 +96,18 @@ def blank_line(tokenizer: Any) -> tuple[int, ...]:
     return tuple(inside if [*letter_ids, *inside, *letter_ids] == between else plain_ids(tokenizer, "\n\n"))
 
 
+_MARKS = {"##": False, "Ġ": True, "▁": True}
+"""What a vocabulary marks: pieces that go on in a word (WordPiece), or that begin one (byte-level pieces, SentencePiece)."""
+
+
+def word_starts(tokenizer: Any, size: int) -> tuple[bool, ...]:
+    """For each of `size` token ids, whether a word begins with it; in byte-level vocabularies what follows a word without a space, such
+    as a comma, belongs to it (as in RoBERTa's own whole-word masking)."""
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    mark, begins = max(_MARKS.items(), key=lambda marked: sum(piece.startswith(marked[0]) for piece in vocabulary))
+    pieces = {number: piece for piece, number in vocabulary.items()}
+    return tuple(pieces.get(number, "").startswith((mark, "Ċ") if mark == "Ġ" else mark) == begins for number in range(size))
+
+
 def _find(ids: list[int], part: list[int]) -> int:
     return next(start for start in range(len(ids)) if ids[start : start + len(part)] == part)

@@ -10,7 +10,8 @@ Dimensions: B rows, T tokens, N predictions, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -56,13 +57,16 @@ class Masking:
     """Tokens are chosen, and hidden behind `mask` in 80 % of the cases, behind a random token in 10 %, not at all in the others, so
     that a state cannot know whether it stands for what it shows (Devlin et al. 2019, section 3.1 and appendix A.1).
 
-    `special` ids are never chosen and never shown in the place of others; random tokens come from the first `vocabulary` ids.
+    `special` ids are never chosen and never shown in the place of others; random tokens come from the first `vocabulary` ids. With
+    `starts`, which says of each id whether a word begins with it, words are chosen instead of tokens, and each token of a chosen one is
+    hidden for itself (BERT's own code of May 2019).
     """
 
     mask: int
     special: frozenset[int]
     vocabulary: int
     share: float = MASKED
+    starts: tuple[bool, ...] = field(default=(), repr=False)
 
     def hide(self, ids_BT: Tensor, mask_BT: Tensor, *, seed: int) -> Predictions:
         """In each row the `share` of its tokens, one at least, to be predicted where it stood: a pure function of the arguments.
@@ -71,18 +75,42 @@ class Masking:
         """
         random = np.random.default_rng(seed)
         special_BT = np.isin(ids_BT.numpy(), list(self.special)) | (mask_BT.numpy() == 0)
-        places_N = np.concatenate([self._chosen(~special_T, random) + row * special_T.size for row, special_T in enumerate(special_BT)])
+        rows = enumerate(zip(ids_BT.numpy(), ~special_BT, strict=True))
+        places_N = np.concatenate([self._chosen(ids_T, free_T, random) + row * free_T.size for row, (ids_T, free_T) in rows])
         given = ids_BT.numpy().flatten()
         targets_N, fate_N = given[places_N], random.random(len(places_N))
-        others_N = random.choice(np.setdiff1d(np.arange(self.vocabulary), list(self.special)), len(places_N))
+        others_N = random.choice(self._ordinary, len(places_N))
         random_N = np.where(fate_N < _SHOWN + _REPLACED, others_N, targets_N)
         given[places_N] = np.where(fate_N < _SHOWN, self.mask, random_N)
         return Predictions(torch.from_numpy(given).view_as(ids_BT), torch.from_numpy(places_N), torch.from_numpy(targets_N))
 
-    def _chosen(self, free_T: NDArray[np.bool_], random: np.random.Generator) -> NDArray[np.int64]:
+    @cached_property
+    def _ordinary(self) -> NDArray[np.int64]:
+        return np.setdiff1d(np.arange(self.vocabulary), list(self.special))
+
+    @cached_property
+    def _starts(self) -> NDArray[np.bool_]:
+        return np.array(self.starts)
+
+    def _chosen(self, ids_T: NDArray[np.int64], free_T: NDArray[np.bool_], random: np.random.Generator) -> NDArray[np.int64]:
         places = free_T.nonzero()[0]
         count = min(len(places), max(1, round(self.share * len(places))))
-        return np.sort(random.choice(places, count, replace=False))
+        if not self.starts or not count:
+            return np.sort(random.choice(places, count, replace=False))
+        apart = np.diff(places, prepend=-2) > 1  # behind a special token a word begins, too
+        word_N = np.cumsum(self._starts[ids_T[places]] | apart) - 1
+        return places[np.isin(word_N, _words(np.bincount(word_N), count, random))]
+
+
+def _words(sizes_W: NDArray[np.int64], count: int, random: np.random.Generator) -> list[int]:
+    """Words in a random order, as many as have `count` tokens together; one that is too long is passed over, as in BERT's code.
+    Where all are too long, the shortest is chosen."""
+    chosen: list[int] = []
+    for word in random.permutation(len(sizes_W)):
+        if sizes_W[word] <= count:
+            chosen.append(int(word))
+            count -= sizes_W[word]
+    return chosen or [int(sizes_W.argmin())]
 
 
 def language_loss(hidden_ND: Tensor, targets_N: Tensor, logits: Callable[[Tensor], Tensor], *, most: int = _MOST) -> Tensor:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from fewtune.backbone import tiny
 from fewtune.errors import DataError
-from fewtune.prompt.tokens import Specials, blank_line, ends, plain_batch, plain_ids, specials
+from fewtune.prompt.tokens import Specials, blank_line, ends, plain_batch, plain_ids, specials, word_starts
 
 KINDS = ("wordpiece", "bpe", "unigram")
 TOKENIZERS = {kind: tiny.tokenizer(kind) for kind in KINDS}
@@ -107,3 +107,20 @@ def test_a_blank_line_is_what_stands_between_two_texts():
     line = plain_ids(TOKENIZERS["bpe"], "\n")
     assert blank_line(TOKENIZERS["bpe"]) == tuple(plain_ids(TOKENIZERS["bpe"], "a\n\na"))[1:-1] == (*line, *line)
     assert blank_line(TOKENIZERS["unigram"]) == tuple(plain_ids(TOKENIZERS["unigram"], "\n\n"))  # its letters differ at a beginning
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "roberta"])
+def test_a_word_begins_where_a_space_was(kind):
+    tokenizer = TOKENIZERS[kind]
+    ids = plain_ids(tokenizer, " great greatest good")
+    starts = word_starts(tokenizer, len(tokenizer) + 5)
+    words, found = "".join(tokenizer.convert_ids_to_tokens(ids)).replace("##", ""), [starts[token] for token in ids]
+    assert found[0] and sum(found) == 3 and len(ids) > 3, words
+    assert len(starts) == len(tokenizer) + 5
+
+
+def test_a_comma_begins_a_word_where_pieces_that_go_on_are_marked_and_none_where_beginnings_are():
+    for kind, expected in {"wordpiece": True, "bpe": False}.items():
+        tokenizer = TOKENIZERS[kind]
+        comma = tokenizer.convert_tokens_to_ids(",")
+        assert comma != tokenizer.unk_token_id and word_starts(tokenizer, len(tokenizer))[comma] is expected

@@ -70,6 +70,50 @@ def test_most_are_hidden_a_tenth_becomes_another_token_and_a_tenth_stays():
     assert len(set(replaced)) == VOCABULARY - len(SPECIAL) - 1, "every ordinary token comes up"
 
 
+STARTS = tuple(number % 3 == 0 for number in range(VOCABULARY))
+WORDS = Masking(MASK, SPECIAL, VOCABULARY, starts=STARTS)
+
+
+def words_of(row):
+    """Places of the tokens of each word; one begins behind a special token, too."""
+    found = []
+    for place, token in enumerate(row):
+        if token in SPECIAL:
+            continue
+        if not found or STARTS[token] or row[place - 1] in SPECIAL:
+            found.append([])
+        found[-1].append(place)
+    return found
+
+
+@given(texts, st.integers(0, 2**63 - 1))
+def test_words_are_masked_whole_and_together_no_more_than_the_share(rows, seed):
+    ids_BT, mask_BT = padded(rows)
+    asked = WORDS.hide(ids_BT, mask_BT, seed=seed)
+    width = ids_BT.shape[1]
+    for number, row in enumerate(rows):
+        chosen = {place % width for place in asked.places_N.tolist() if place // width == number}
+        words = words_of(row)
+        assert all(chosen.issuperset(word) or chosen.isdisjoint(word) for word in words)
+        assert bool(chosen) == bool(words)
+        count = max(1, round(MASKED * sum(map(len, words))))
+        shortest = min(map(len, words), default=0)
+        assert len(chosen) <= max(count, shortest)
+        missed = [word for word in words if chosen.isdisjoint(word)]
+        assert all(len(word) > count - len(chosen) for word in missed), "another word would have fitted"
+
+
+def test_of_whole_words_each_token_has_its_own_fate():
+    row = [6, 7, 8, 9, 10, 11] * 40
+    ids_BT = torch.tensor([row] * 100)
+    asked = WORDS.hide(ids_BT, torch.ones_like(ids_BT), seed=0)
+    shown = asked.ids_BT.flatten()[asked.places_N]
+    assert len(shown) == 100 * 36
+    assert (shown == MASK).double().mean().item() == pytest.approx(0.8, abs=0.03)
+    kept = (shown == asked.targets_N).double().mean().item()
+    assert kept == pytest.approx(0.1 + 0.1 / 35, abs=0.025)
+
+
 @given(st.integers(1, 12), st.integers(1, 13))
 def test_the_loss_and_its_gradients_are_those_of_all_logits_at_once(count, most):
     generator = torch.Generator().manual_seed(count)

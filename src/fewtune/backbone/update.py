@@ -1,0 +1,76 @@
+"""A change of a model folder's weights in a small file: low-rank updates of some, others whole. Knows tensors and names; no delta, no
+training.
+
+    tensors   NAME.low_rank_A (R × I), NAME.low_rank_B (O × R), float16: the weight NAME becomes NAME + scale · B A
+              any other name, float16: the whole weight of a part that the model did not have, such as an LM head
+    metadata  "update": JSON with "architecture" (transformers' class), "prefix" (of the stack's names in it), "scales" (NAME → scale),
+              "base" and "fingerprint" (the PLM whose update it is)
+
+Dimensions: I inputs, O outputs, R rank.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fewtune.errors import BackboneError
+
+FILE = "update.safetensors"
+
+
+@dataclass(frozen=True)
+class About:
+    """What an update says of itself."""
+
+    architecture: str
+    prefix: str
+    scales: Mapping[str, float]
+    base: str
+    fingerprint: str
+
+
+def half(weight: Tensor) -> Tensor:
+    """The value as it is stored, in the weight's own type."""
+    return weight.detach().to(torch.float16).to(weight.dtype)
+
+
+def write(path: Path, about: About, factors: Mapping[str, tuple[Tensor, Tensor]], whole: Mapping[str, Tensor]) -> None:
+    """Write the update; `factors` are (A_RI, B_OR) by the name of the weight."""
+    tensors = {f"{name}.low_rank_{letter}": part for name, pair in factors.items() for letter, part in zip("AB", pair, strict=True)}
+    stored = {name: part.detach().cpu().to(torch.float16).contiguous() for name, part in {**tensors, **whole}.items()}
+    save_file(stored, path, metadata={"update": json.dumps(asdict(about), sort_keys=True)})
+
+
+def apply(folder: Path, path: Path) -> None:
+    """Change the Hugging Face model folder of the base, in place, to what was trained.
+
+    Raises `BackboneError` for a weight that the folder does not have.
+    """
+    with safe_open(path, "pt") as file:
+        about = About(**json.loads(file.metadata()["update"]))
+    update, weights = load_file(path), _named(load_file(folder / "model.safetensors"), about.prefix)
+    for name, scale in about.scales.items():
+        if name not in weights:
+            fix = f"The update belongs to {about.base}."
+            raise BackboneError(expected=f"the weight {name}", got="none", where=str(folder), fix=fix)
+        A_RI, B_OR = (update.pop(f"{name}.low_rank_{letter}").float() for letter in "AB")
+        weights[name] = (weights[name].float() + scale * B_OR @ A_RI).contiguous()
+    weights |= {name: part.float() for name, part in update.items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    named = {**config, "architectures": [about.architecture]}
+    (folder / "config.json").write_text(json.dumps(named, indent=2), encoding="utf-8")
+
+
+def _named(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The stack's weights as the whole model calls them; a pooler is no part of a masked LM."""
+    full = {name if name.startswith(prefix) else prefix + name: weight for name, weight in weights.items()}
+    return {name: weight for name, weight in full.items() if not name.startswith(f"{prefix}pooler.")}

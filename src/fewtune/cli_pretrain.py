@@ -1,0 +1,86 @@
+"""The commands `pretrain`, `score` and `complete`: arguments → one call each. Holds no logic; nothing heavy is imported before one runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from fewtune import terminal
+from fewtune.flags import AsJson, BatchSize, Device, Overwrite, Precision, Seed, deltas
+from fewtune.terminal import print_json, print_lines, say
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command()(pretrain)
+
+
+def pretrain(
+    corpus: Annotated[list[Path], typer.Argument(help="Plain text files (UTF-8), of any size, also .gz.")],
+    out: Annotated[Path, typer.Option("--out", help="The model folder to write; --backbone takes it.")],
+    objective: Annotated[
+        Literal["mlm", "clm"] | None, typer.Option("--objective", help="mlm: masked tokens (BERT); clm: each next token (Llama).")
+    ] = None,
+    backbone: Annotated[str | None, typer.Option("--backbone", help="The PLM to go on with; without it a new one is made.")] = None,
+    size: Annotated[str, typer.Option("--size", help="Of a new model: tiny, mini or small.")] = "tiny",
+    vocabulary: Annotated[
+        int, typer.Option("--vocabulary", min=300, help="Of a new model: the most pieces its tokenizer learns.")
+    ] = 16_384,
+    delta: Annotated[
+        list[str] | None, typer.Option("--delta", help="Train low-rank updates (lora:rank=16 …) instead of all weights; may repeat.")
+    ] = None,
+    whole_words: Annotated[bool, typer.Option("--whole-words", help="Mask words instead of tokens.")] = False,
+    documents: Annotated[
+        Literal["blank", "lines"], typer.Option("--documents", help="A document ends at an empty line, or with each line.")
+    ] = "blank",
+    length: Annotated[int, typer.Option("--length", help="Tokens in a block.")] = 128,
+    held_out: Annotated[float, typer.Option("--held-out", help="The share of the blocks that only measures, 1024 at most.")] = 0.01,
+    points: Annotated[int, typer.Option("--points", help="How often the held-out blocks are judged.")] = 10,
+    epochs: Annotated[float, typer.Option("--epochs", help="Times over the corpus, unless --steps are given.")] = 1.0,
+    steps: Annotated[int | None, typer.Option("--steps", min=0)] = None,
+    batch_size: BatchSize = 32,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="1e-3 for random weights, 1e-4 for trained ones.")] = None,
+    precision: Precision = "auto",
+    device: Device = None,
+    seed: Seed = 42,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Learn the language of text files: a new model and its tokenizer, or a PLM that goes on. Writes a Hugging Face model folder."""
+    from fewtune.pretraining import Corpus, Start, pretrain_files
+    from fewtune.strategies.pretrain import Pretraining
+    from fewtune.train.fit import FitOptions
+
+    with terminal.progress_bar() as progress:
+        made = pretrain_files(
+            Corpus(tuple(corpus), documents, length, held_out),
+            out,
+            start=Start(backbone, objective, size, vocabulary, device),
+            spec=Pretraining(
+                deltas=deltas(delta or ()),
+                whole_words=whole_words,
+                epochs=epochs,
+                points=points,
+                precision=precision,
+                fit=FitOptions(steps=steps, learning_rate=learning_rate, batch_size=batch_size, average=0.0),
+                seed=seed,
+            ),
+            overwrite=overwrite,
+            say=say,
+            progress=progress,
+        )
+    result = made.to_dict()
+    if as_json:
+        print_json(result)
+        return
+    last, rate = result["curve"][-1], result["tokens_per_second"]
+    print_lines(
+        {
+            "loss, held out": f"{last['held_out']:.3f} (perplexity {last['perplexity']:.1f})",
+            "trained parameters": f"{result['trained_parameters']:,} of {result['parameters']:,}",
+            **({"tokens a second": f"{rate:,.0f}"} if rate else {}),
+            "model": f"{out} ({result['bytes']['model']:,} bytes; its card is {out}/README.md)",
+        }
+    )

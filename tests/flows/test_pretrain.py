@@ -1,0 +1,153 @@
+"""`fewtune pretrain` as a user types it: a new model, a PLM that goes on, a head put on, and a small update that makes the folder again."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fewtune.backbone import tiny, update
+from fewtune.backbone.load import load
+
+SMALL = ("--length", "16", "--batch-size", "4", "--steps", "6", "--points", "2")
+TEXT = "\n".join(tiny.TEXT) + "\n\nanother document, great fun and terrible\n"
+
+
+@pytest.fixture
+def corpus(work):
+    (work / "corpus.txt").write_text(TEXT * 4)
+    return work
+
+
+def weights(folder):
+    return (Path(folder) / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("objective", ["mlm", "clm"])
+def test_a_new_model(corpus, fewtune, objective):
+    more = ("--whole-words",) if objective == "mlm" else ("--documents", "lines")
+    command = ("pretrain", "corpus.txt", "--objective", objective, "--vocabulary", "350", *SMALL, *more)
+    code, out, err = fewtune(*command, "--out", "model", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert "about" in err and "blocks are held out" in err
+    assert [point["step"] for point in found["curve"]] == [0, 3, 6]
+    assert found["curve"][-1]["held_out"] < found["curve"][0]["held_out"] and found["tokens_per_second"] > 0
+    assert found["trained_parameters"] == found["parameters"] and found["model"] == "model"
+    backbone = load("model")
+    assert backbone.has_lm_head and backbone.causal == (objective == "clm") and backbone.width == 128
+    card = Path("model/README.md").read_text()
+    assert f"{found['curve'][-1]['held_out']:.3f}" in card and "corpus.txt" in card
+    assert json.loads(Path("model/pretraining.json").read_text())["curve"] == found["curve"]
+    assert not Path(".model.work").exists()
+    code, _, err = fewtune(*command, "--out", "model")
+    assert code == 2 and "--overwrite" in err
+    code, out, _ = fewtune(*command, "--out", "model", "--overwrite")
+    assert code == 0 and "perplexity" in out
+
+
+def test_a_plm_goes_on_with_all_its_weights(corpus, fewtune, llama):
+    code, out, err = fewtune("pretrain", "corpus.txt", "--backbone", llama, *SMALL, "--out", "model", "--json", "--learning-rate", "1e-3")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["objective"] == "clm" and found["curve"][-1]["held_out"] < found["curve"][0]["held_out"]
+    assert weights("model") != weights(llama) and not Path("model/update.safetensors").exists()
+    assert load("model").tokenizer_fingerprint == load(llama).tokenizer_fingerprint
+
+
+def test_an_update_of_a_bare_encoder_makes_the_whole_folder_again(corpus, fewtune):
+    model, tokenizer = tiny.model("bert")
+    model.base_model.save_pretrained("plm")
+    tokenizer.save_pretrained("plm")
+    code, out, err = fewtune(
+        *("pretrain", "corpus.txt", "--backbone", "plm", *SMALL, "--out", "model", "--json"),
+        *("--delta", "lora:rank=2,alpha=3,sites=query+ffn_out", "--learning-rate", "1e-2"),
+    )
+    assert code == 0 and "no LM head" in err, err
+    found = json.loads(out)
+    assert found["bytes"]["update"] < found["bytes"]["model"] / 2 and found["trained_parameters"] < found["parameters"]
+    before, made = load_file("plm/model.safetensors"), load_file("model/model.safetensors")
+    names = [name for name in before if not torch.equal(before[name], made.get(f"bert.{name}", before[name]))]
+    assert sorted(names) == sorted(
+        f"encoder.layer.{block}.{place}.weight" for block in range(3) for place in ("attention.self.query", "output.dense")
+    )
+    shutil.copytree("plm", "again")
+    update.apply(Path("again"), Path("model/update.safetensors"))
+    assert load("again").fingerprint == load("model").fingerprint
+    assert load("again").has_lm_head and load("again").model.config.model_type == "bert"
+
+
+@pytest.mark.parametrize(("more", "said"), [
+    ((), "--objective: expected an objective"),
+    (("--objective", "mlm", "--size", "huge"), "Known: tiny, mini, small"),
+    (("--objective", "mlm", "--delta", "lora"), "Name a --backbone"),
+    (("--objective", "mlm", "--length", "4"), "--length: expected at least 8"),
+    (("--objective", "mlm", "--epochs", "0"), "--epochs: expected a number above 0"),
+    (("--objective", "mlm", "--held-out", "1.5"), "--held-out: expected a share"),
+    (("--objective", "mlm", "--length", "512", "--vocabulary", "350"), "at least two blocks"),
+    (("--backbone", "PLM", "--objective", "mlm"), "which learns clm"),
+    (("--backbone", "PLM", "--length", "2000"), "--length: expected at most 512"),
+    (("--backbone", "PLM", "--delta", "ia3"), "Take lora"),
+])  # fmt: skip
+def test_what_does_not_go_together_is_refused(corpus, fewtune, llama, more, said):
+    (corpus / "corpus.txt").write_text(TEXT)
+    code, out, err = fewtune("pretrain", "corpus.txt", "--out", "model", *(llama if one == "PLM" else one for one in more))
+    assert code == 2 and said in err and "Traceback" not in err and not out
+    assert not Path("model").exists()
+
+
+def test_a_file_that_is_not_there_is_refused(work, fewtune):
+    code, _, err = fewtune("pretrain", "none.txt", "--objective", "mlm", "--out", "model")
+    assert code == 2 and "none.txt: expected a text file" in err
+
+
+SCRIPT = """
+import sys, time
+from fewtune import cli, pretraining
+from fewtune.train import fit
+make, step, slow = pretraining.pretrain_files.__kwdefaults__, fit._step, float(sys.argv[1])
+make["every_seconds"] = 0.0
+def slowly(*arguments, **options):
+    time.sleep(slow)
+    return step(*arguments, **options)
+fit._step = slowly
+sys.argv = ["fewtune", *sys.argv[2:]]
+cli.main()
+"""
+
+
+def start(work, out, slow):
+    command = ["pretrain", "corpus.txt", "--objective", "mlm", "--vocabulary", "350", "--out", out]
+    settings = ["--length", "16", "--batch-size", "4", "--steps", "30", "--points", "10"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(slow), *command, *settings], cwd=work, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_it_ends_with_the_same_bytes(corpus):
+    alone = start(corpus, "alone", 0.0)
+    _, err = alone.communicate(timeout=300)
+    assert alone.returncode == 0, err
+    process = start(corpus, "killed", 0.1)
+    until = time.monotonic() + 120
+    while not (corpus / ".killed.work" / "pretrain.safetensors").exists():
+        assert time.monotonic() < until, "no checkpoint came"
+        time.sleep(0.01)
+    time.sleep(0.7)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and not (corpus / "killed").exists()
+    again = start(corpus, "killed", 0.0)
+    _, err = again.communicate(timeout=300)
+    assert again.returncode == 0 and "Going on with pretrain after step" in err and "Reading" not in err
+    for file in (corpus / "alone").iterdir():
+        assert file.read_bytes() == (corpus / "killed" / file.name).read_bytes(), file.name
