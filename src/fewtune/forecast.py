@@ -110,7 +110,7 @@ def _traceless(model: TunedModel) -> Iterator[None]:
 
 def _gradients(model: TunedModel, batch: Batch, below_BTD: Tensor | None) -> Sequence[Tensor | None]:
     """The gradients of a loss, handed over instead of being left in the weights."""
-    targets_B = torch.arange(len(batch), device=model.backbone.device) % len(model.task.labels)
+    targets_B = torch.arange(len(batch), device=model.backbone.device) % (len(model.task.labels) or 1)
     loss = model.reader.loss(model.output(batch, below_BTD), batch, targets_B, torch.zeros((), device=targets_B.device))
     return torch.autograd.grad(loss, trained(model), allow_unused=True)
 

@@ -18,6 +18,7 @@ from fewtune.backbone.bank import NOBODY
 from fewtune.data.example import Example
 from fewtune.model import TunedModel
 from fewtune.prompt.encode import Batch
+from fewtune.readout.readout import widened
 
 SHOWN = 20
 _TINY = 1e-12  # below every norm of a state that is not zero
@@ -83,11 +84,14 @@ def inspect(model: TunedModel, examples: Sequence[Example], *, batch_size: int =
     """
     note = "The readout was trained, too, so there is no answer from before tuning." if model.reader.weights else None
     moved_NL = torch.zeros(len(examples), 1 + model.backbone.depth)
-    before_NC, after_NC = torch.zeros(2, len(examples), len(model.task.labels))
+    before_NC, after_NC = torch.zeros(2, len(examples), model.most(examples))
     for indices, batch in _batches(model, examples, batch_size):
         moved_NL[indices] += moved(model, batch).cpu()
-        after_NC[indices] += _scores(model, batch, 0).cpu()
-        before_NC[indices] += _scores(model, batch, NOBODY).cpu()
+        after_NC[indices] += widened(_scores(model, batch, 0).cpu(), after_NC.shape[1])
+        before_NC[indices] += widened(_scores(model, batch, NOBODY).cpu(), before_NC.shape[1])
+    if model.calibrator.premise:
+        premise_NC = model.passes * model.premise(examples, batch_size=batch_size)
+        after_NC, before_NC = after_NC - premise_NC, before_NC - premise_NC
     embeddings, *steps = (moved_NL / model.passes).mean(0).tolist()
     changed = () if note else tuple(_changed(model, examples, before_NC, after_NC))
     return Inspection(len(examples), embeddings, tuple(steps), changed, note)
@@ -98,7 +102,7 @@ def moved(model: TunedModel, batch: Batch) -> Tensor:
     tuned, bare = _walk(model, batch, 0), _walk(model, batch, NOBODY)
     pairs = zip(tuned, bare, strict=True)
     moved_RL = torch.stack([_relative(after_BTD, before_BTD, batch.mask_BT) for after_BTD, before_BTD in pairs], 1)
-    return moved_RL.reshape(len(batch), -1, moved_RL.shape[1]).mean(1)  # a row may stand there with several fills of its slot
+    return torch.stack([moved_FL.mean(0) for moved_FL in torch.split(moved_RL, batch.fills)])
 
 
 def _walk(model: TunedModel, batch: Batch, entry: int) -> list[Tensor]:

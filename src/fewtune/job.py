@@ -123,7 +123,7 @@ def fit(
         max_length=max_length,
         seed=seed,
     )
-    pool = () if unlabeled is None else readers.read(unlabeled, text=task.fields, labeled=False).examples
+    pool = () if unlabeled is None else readers.read(unlabeled, text=task.fields, labeled=False, written=kind_of(task).written).examples
     taught = () if teacher is None else read_teacher(teacher, text=task.fields, labels=task.labels)
     settings = suited(task, with_pool(task, settings, len(pool), _silent, taught=bool(taught)))
     loaded, *beside = (load_backbone(one) if isinstance(one, str) else one for one in named or settings.judged)
@@ -132,7 +132,7 @@ def fit(
 
 
 def _labeled(train: object, task: Task) -> tuple[Example, ...]:
-    return readers.read(train, text=task.fields, labeled=True, known=task.labels, written=kind_of(task).written).examples
+    return readers.read(train, text=task.fields, labeled=True, known=task.labels or None, written=kind_of(task).written).examples
 
 
 def zeroshot(
@@ -185,12 +185,13 @@ def task_of(
     description: str = "",
 ) -> Task:
     """A task from what the data shows: the columns' names and the labels that occur."""
+    spec = KINDS.from_text(kind, "--kind")
     return Task(
-        labels=tuple(labels) or KINDS.from_text(kind, "--kind").labels(reading.examples),
+        labels=tuple(labels) or spec.labels(reading.examples),
         fields=reading.columns.text,
         templates=tuple(templates),
         words=words,
-        label_name=reading.columns.label or "label",
+        label_name=(reading.columns.label or "label") if spec.offered == "task" else "answer",
         kind=kind,
         description=description,
     )
@@ -204,7 +205,7 @@ def read(source: Source, *, labeled: bool, task: Task | None, kind: str = KIND, 
         text=text,
         label=source.label,
         labeled=labeled,
-        known=task.labels if task and labeled else None,
+        known=(task.labels or None) if task and labeled else None,
         written=KINDS.from_text(task.kind if task else kind, "--kind").written,
         skip_bad_rows=source.skip_bad_rows,
     )
@@ -367,16 +368,19 @@ class Rows:
         columns = readers.columns_of(path)
         head = list(itertools.islice(readers.rows(path, skip_bad_rows=True), 50))
         wanted = source.text or (task.fields if set(task.fields) <= set(columns) else ())
-        chosen, notes = readers.guess(columns, head, text=wanted, label=None, labeled=False, where=str(path))
+        apart = kind_of(task).written.candidates
+        chosen, notes = readers.guess(columns, head, text=wanted, label=None, labeled=False, where=str(path), apart=apart)
         for note in notes:
             say(note)
         return cls(path, tuple(columns), chosen, task, source.skip_bad_rows)
 
     def read(self, on_skip: Callable[[DataError], None] = lambda error: None) -> Iterator[tuple[readers.Row, Example]]:
         """Each row as it stands there and as an example; raises `DataError` for one that cannot be used, unless these are skipped."""
+        written = kind_of(self.task).written
         for row in readers.rows(self.path, skip_bad_rows=self.skip_bad_rows, on_skip=on_skip):
             try:
-                yield row, _renamed(readers.example_of(row, self.chosen, labeled=False), self.chosen.text, self.task.fields)
+                example = readers.example_of(row, self.chosen, labeled=False, written=written)
+                yield row, _renamed(example, self.chosen.text, self.task.fields)
             except DataError as error:
                 if not self.skip_bad_rows:
                     raise
@@ -467,6 +471,10 @@ def measured(
         if source.label is not None or "label" in readers.columns_of(Path(str(source.data))):
             raise
     else:
+        if kind_of(model.task).offered == "row":
+            task, note = kind_of(model.task).settled(model.task, reading.examples)
+            model = replace(model, task=task)
+            say(note or "A label names its candidate by its text.")
         found = evaluate(model, reading.examples, batch_size=batch_size)
         return {"method": model.about["method"], "seconds": {**seconds, "predict": found.seconds}, **found.to_dict()}
     examples, start = read(source, labeled=False, task=model.task, say=say).examples, time.perf_counter()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fewtune.backbone.backbone import Backbone, Output
+from fewtune.data import choices
 from fewtune.data.example import Example, Prediction
 from fewtune.deltas.delta import Installed, remove_all
 from fewtune.errors import DataError
@@ -30,9 +31,9 @@ from fewtune.prompt.encode import Batch, Encoder, Row, buckets, collate, collate
 from fewtune.prompt.spelling import Filling, Spelling, spell
 from fewtune.prompt.template import Prompt
 from fewtune.prompt.tokens import sentinel
-from fewtune.prompt.verbalizer import WholeWords, WordIds
+from fewtune.prompt.verbalizer import WholeWords, WordIds, spelled
 from fewtune.readout.calibration import CONTENT_FREE, Calibrator
-from fewtune.readout.readout import Reader, Readout
+from fewtune.readout.readout import Reader, Readout, widened
 from fewtune.registry import Plain
 from fewtune.tasks import kind_of
 from fewtune.tasks.task import Task, candidates_of
@@ -124,7 +125,7 @@ class TunedModel:
 
     @cached_property
     def spellings(self) -> tuple[Spelling, ...]:
-        """For each template how words of several tokens are read, where the readout reads all of their tokens."""
+        """For each template how the labels' words of several tokens are read, where the readout reads all of their tokens."""
         whole = [words for words in self.asked.words if isinstance(words, WholeWords) and not self.readout.reverses]
         return tuple(spell(words, causal=self.backbone.causal, seq2seq=self.backbone.seq2seq) for words in whole)
 
@@ -153,7 +154,17 @@ class TunedModel:
     def rows(self, examples: Sequence[Example], template: int) -> list[Row]:
         """Each example rendered through template number `template` and encoded, without demonstrations."""
         chosen = self.asked.templates[template]
-        return self.encoder(template).encode([chosen.render(example.fields) for example in examples])
+        prompts = [chosen.render(example.fields) for example in examples]
+        own = self._own(examples, defaults.lead(chosen, seq2seq=self.backbone.seq2seq))
+        rows = self.encoder(template).encode(prompts, rooms=[0 if self.writes else spelling.reach for spelling in own])
+        return [replace(row, spelling=spelling) for row, spelling in zip(rows, own, strict=True)] if own else rows
+
+    def _own(self, examples: Sequence[Example], lead: str | None) -> list[Spelling]:
+        """How each row's own candidates are read, where rows have some; `lead` is what stands before the slot."""
+        if kind_of(self.task).offered != "row":
+            return []
+        words = (spelled(self.backbone.tokenizer, one.candidates or (), lead=lead, where=one.where or "candidates") for one in examples)
+        return [spell(one, causal=self.backbone.causal, seq2seq=self.backbone.seq2seq) for one in words]
 
     def showing(self, rows: Sequence[Row], template: int, chosen: Sequence[tuple[int, ...]]) -> list[Row]:
         """`rows` of one template, each with the examples that were chosen for it; raises `TaskError` where these cannot be cut to fit."""
@@ -203,9 +214,9 @@ class TunedModel:
         """What decides the states of each row that `collate` makes of this one: tokens, segments, and how the last tokens go on."""
         if self.fillings:
             return [*self.fillings[template].put(row.ids, row.types, row.slot)]
-        if self.writes or not self.spellings:
+        spelling = row.spelling or (self.spellings[template] if self.spellings else None)
+        if self.writes or spelling is None:
             return [(row.ids, row.types)]
-        spelling = self.spellings[template]
         return [(*put, spelling.parents) for put in spelling.put(row.ids, row.types, row.slot, self._mask)]
 
     @property
@@ -222,23 +233,29 @@ class TunedModel:
             return collate_filled(rows, self.fillings[template], pad=pad).to(self.backbone.device)
         if self.writes:
             return self._collate_written(rows, template, pad).to(self.backbone.device)
-        if self.spellings:
-            return collate_spelled(rows, self.spellings[template], pad=pad, mask=self._mask).to(self.backbone.device)
+        if spellings := self._spelled(rows, template):
+            return collate_spelled(rows, spellings, pad=pad, mask=self._mask).to(self.backbone.device)
         words = self.asked.words[template] if self.asked.words else None
         ids = words.ids if isinstance(words, WordIds) else None
         return collate(rows, pad=pad, words=ids).to(self.backbone.device)
 
+    def _spelled(self, rows: Sequence[Row], template: int) -> tuple[Spelling, ...]:
+        """How words of several tokens are read: one way for all rows, or each row's own candidates."""
+        return self.spellings[template : template + 1] or tuple(row.spelling for row in rows if row.spelling)
+
     def _collate_written(self, rows: Sequence[Row], template: int, pad: int) -> Batch:
-        words = self.asked.words[template]
-        read, spelling = (words.ids, None) if isinstance(words, WordIds) else (None, self.spellings[template])
+        words = self.asked.words[template] if self.asked.words else None
+        read = words.ids if isinstance(words, WordIds) else None
         begin, tokenizer = self.backbone.start, self.backbone.tokenizer
-        return collate_written(rows, pad=pad, start=begin, sentinel=sentinel(tokenizer), words=read, spelling=spelling)
+        return collate_written(
+            rows, pad=pad, start=begin, sentinel=sentinel(tokenizer), words=read, spellings=self._spelled(rows, template)
+        )
 
     def buckets(self, rows: Sequence[Row], template: int, *, size: int) -> list[list[int]]:
         """Indices in batches of `size` rows of like length; of fewer where `collate` makes several of each."""
         words = self.spellings or self.fillings
-        fills = len(words[template].fills) if words else 1
-        return buckets([len(row.ids) for row in rows], size=max(1, size // fills))
+        fills = len(words[template].fills) if words else max((len(row.spelling.fills) for row in rows if row.spelling), default=1)
+        return buckets([row.length for row in rows], size=max(1, size // fills))
 
     @property
     def first_block(self) -> int:
@@ -269,23 +286,25 @@ class TunedModel:
         return self.backbone.below(batch.ids_BT, batch.mask_BT, batch.types_BT, start=self.first_block, trees=batch.trees)
 
     def scored(self, examples: Sequence[Example], *, batch_size: int = 32, tally: Tally | None = None) -> tuple[Tensor, Tensor]:
-        """(uncalibrated scores_NC, after how many steps of the stack each row left): at an exit as soon as one is sure enough."""
+        """(scores_NC as `scores` has them, after how many steps of the stack each row left): at an exit as soon as one is sure enough."""
         layers_N = torch.full((len(examples),), self.backbone.depth)
-        return self.raw_scores(examples, batch_size=batch_size, tally=tally, layers_N=layers_N), layers_N
+        raw_NC = self.raw_scores(examples, batch_size=batch_size, tally=tally, layers_N=layers_N)
+        return self._against(raw_NC, examples, batch_size), layers_N
 
     def raw_scores(
         self, examples: Sequence[Example], *, batch_size: int = 32, tally: Tally | None = None, layers_N: Tensor | None = None
     ) -> Tensor:
         """Uncalibrated scores_NC of the whole stack, averaged over templates and draws of demonstrations, float32 on the processor.
 
+        Where rows have candidates of their own, C is the number of the most of them, and a row that has fewer scores -inf behind them.
         Where `layers_N` is given, rows may leave early, and it takes after how many steps each did.
         """
-        total_NC = torch.zeros(len(examples), len(self.task.labels))
+        total_NC = torch.zeros(len(examples), self.most(examples))
         for number, (template, rows) in enumerate(self.encoded(examples)):
             for front, members in self._fronts(rows).items():
                 rest = [rows[index].rest if front else rows[index] for index in members]
                 with torch.inference_mode(), self.backbone.after(front):
-                    scores_NC, left_N = self._row_scores(rest, template, batch_size, early=layers_N is not None)
+                    scores_NC, left_N = self._row_scores(rest, template, batch_size, total_NC.shape[1], early=layers_N is not None)
                 total_NC[members] += scores_NC
                 if layers_N is not None:
                     layers_N[members] = left_N
@@ -294,16 +313,20 @@ class TunedModel:
                 tally.shortened += sum(row.shortened for row in rows)
         return total_NC / self.passes
 
-    def _row_scores(self, rows: Sequence[Row], template: int, batch_size: int, *, early: bool) -> tuple[Tensor, Tensor]:
-        scores_NC, layers_N = torch.zeros(len(rows), len(self.task.labels)), torch.full((len(rows),), self.backbone.depth)
+    def _row_scores(self, rows: Sequence[Row], template: int, batch_size: int, candidates: int, *, early: bool) -> tuple[Tensor, Tensor]:
+        scores_NC, layers_N = torch.zeros(len(rows), candidates), torch.full((len(rows),), self.backbone.depth)
         for indices in self.buckets(rows, template, size=batch_size):
             batch = self.collate([rows[index] for index in indices], template)
             if early and self.exits is not None and self.exits.on:
                 left = leave(self.backbone, batch, Through(self.reader, self.calibrator, self.exits))
                 scores_NC[indices], layers_N[indices] = left.scores_BC.cpu(), left.layers_B.cpu()
             else:
-                scores_NC[indices] = self.batch_scores(batch).cpu()
+                scores_NC[indices] = widened(self.batch_scores(batch).cpu(), candidates)
         return scores_NC, layers_N
+
+    def most(self, examples: Sequence[Example]) -> int:
+        """How many candidates a row has at most."""
+        return len(self.task.labels) or max((len(candidates_of(self.task, one)) for one in examples), default=0)
 
     def _fronts(self, rows: Sequence[Row]) -> dict[tuple[int, ...], list[int]]:
         """The rows that begin with the same demonstrations, by these tokens, which are then computed once; by none those that are
@@ -316,23 +339,37 @@ class TunedModel:
             groups[front if times[front] > 1 else ()].append(index)
         return groups
 
+    def scores(self, examples: Sequence[Example], *, batch_size: int = 32, tally: Tally | None = None) -> Tensor:
+        """scores_NC for the calibrator: uncalibrated, without what each candidate gets in the template alone where that is the bias."""
+        return self._against(self.raw_scores(examples, batch_size=batch_size, tally=tally), examples, batch_size)
+
+    def _against(self, raw_NC: Tensor, examples: Sequence[Example], batch_size: int) -> Tensor:
+        return raw_NC - self.premise(examples, batch_size=batch_size) if self.calibrator.premise else raw_NC
+
+    def premise(self, examples: Sequence[Example], *, batch_size: int = 32) -> Tensor:
+        """What the PLM without deltas makes of each row's candidates in the template alone, its fields being empty; 0 behind them."""
+        empty = dict.fromkeys(self.task.fields, "")
+        with self.backbone.bare():
+            found_NC = self.raw_scores([replace(one, fields=empty) for one in examples], batch_size=batch_size)
+        return found_NC.masked_fill(found_NC.isneginf(), 0.0)
+
     def content_free_scores(self) -> Tensor:
         """Uncalibrated scores of inputs that say nothing (`CONTENT_FREE` in every field)."""
         return self.raw_scores([Example({name: text for name in self.task.fields}) for text in CONTENT_FREE])
 
     def probabilities(self, examples: Sequence[Example], *, batch_size: int = 32, tally: Tally | None = None) -> Tensor:
         """Calibrated probabilities_NC, float64."""
-        return self.likely(self.raw_scores(examples, batch_size=batch_size, tally=tally))
+        return self.likely(self.scores(examples, batch_size=batch_size, tally=tally))
 
     def likely(self, scores_NC: Tensor) -> Tensor:
-        """Calibrated probabilities_NC, float64, of uncalibrated scores; the kind of task says whether they add up to 1."""
+        """Calibrated probabilities_NC, float64, of what `scores` gives; the kind of task says whether they add up to 1."""
         if kind_of(self.task).independent:
             return self.calibrator.each(scores_NC).sigmoid()
         return self.calibrator(scores_NC).softmax(-1)
 
     def log_probabilities(self, examples: Sequence[Example]) -> Tensor:
         """Calibrated log-probabilities_NC, float64; log-odds where each candidate is judged for itself."""
-        scores_NC = self.raw_scores(examples)
+        scores_NC = self.scores(examples)
         return self.calibrator.each(scores_NC) if kind_of(self.task).independent else self.calibrator(scores_NC).log_softmax(-1)
 
     def predict(self, texts: Iterable[object], *, batch_size: int = 32) -> list[Prediction]:
@@ -343,7 +380,13 @@ class TunedModel:
         """What the caller has, as examples of this task; raises `DataError` when it does not fit the task's fields."""
         if isinstance(texts, str | Mapping):
             raise DataError(expected="a list of texts", got="a single one", where="predict", fix="Put it into a list: [text].")
-        return (_example(item, self.task.fields, f"item {number}") for number, item in enumerate(texts))
+        return (self._example(item, f"item {number}") for number, item in enumerate(texts))
+
+    def _example(self, item: object, where: str) -> Example:
+        example, written = _example(item, self.task.fields, where), kind_of(self.task).written
+        if not written.candidates:
+            return example
+        return replace(example, candidates=choices.given(item, written.candidates, written.between, where))
 
     def stream(
         self, examples: Iterable[Example], *, batch_size: int = 32, window: int = WINDOW, tally: Tally | None = None
@@ -357,7 +400,7 @@ class TunedModel:
         yield from self.answers(examples, *self.scored(examples, batch_size=batch_size, tally=tally))
 
     def answers(self, examples: Sequence[Example], scores_NC: Tensor, layers_N: Tensor | None = None) -> list[Prediction]:
-        """What uncalibrated scores answer to the examples, which left after `layers_N` steps of the stack, or at the end."""
+        """What scores, as `scores` gives them, answer to the examples, which left after `layers_N` steps of the stack, or at the end."""
         layers = [self.backbone.depth] * len(examples) if layers_N is None else layers_N.tolist()
         kind, rows = kind_of(self.task), self.likely(scores_NC).tolist()
         shares = [dict(zip(candidates_of(self.task, one), row, strict=False)) for one, row in zip(examples, rows, strict=True)]

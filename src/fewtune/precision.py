@@ -72,7 +72,9 @@ def agree(full_NC: Tensor, half_NC: Tensor, *, independent: bool = False) -> boo
     """Whether no log-probability differs by more than 0.1; `independent` says that each candidate is judged for itself."""
     if independent:
         full_NC, half_NC = (torch.stack([scores_NC, torch.zeros_like(scores_NC)], -1) for scores_NC in (full_NC, half_NC))
-    return bool((full_NC.log_softmax(-1) - half_NC.log_softmax(-1)).abs().max() <= _TOLERANCE)
+    apart_NC = (full_NC.log_softmax(-1) - half_NC.log_softmax(-1)).abs()
+    there_NC = ~(full_NC.isneginf() & half_NC.isneginf())  # a row may have fewer candidates than others
+    return bool(apart_NC[there_NC].max() <= _TOLERANCE)
 
 
 def _probe(model: TunedModel, probes: tuple[Example, ...], precision: Precision) -> Tensor:

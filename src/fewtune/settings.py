@@ -166,6 +166,12 @@ def _check_readout(task: Task, readout: Readout, settings: Settings) -> None:
     if settings.way == "zeroshot" and kind.independent:
         fix = "Label some rows and use `fewtune fit`."
         raise TaskError(expected="one label a row", got=task.kind, where="strategy zeroshot", fix=fix)
+    if kind.offered == "row" and (refused := _unfit(readout)):
+        fix = "Choose --readout likelihood, or leave it out."
+        raise TaskError(expected=expected, got=f"{name}, {refused}", where="--readout", fix=fix)
+    if kind.offered != "task" and settings.demonstrations is not None:
+        fix = "Leave --demonstrations out."
+        raise TaskError(expected="labels, of each of which a row is shown", got=task.kind, where="--demonstrations", fix=fix)
     if readout.pairs and not kind.paired:
         fix = "Choose --readout head, or cloze with a PLM that has an LM head."
         raise TaskError(expected=expected, got=f"{name}, which learns which rows are of one label", where="--readout", fix=fix)
@@ -174,12 +180,23 @@ def _check_readout(task: Task, readout: Readout, settings: Settings) -> None:
         raise TaskError(expected=expected, got=f"{name}, whose slot holds the word of one label", where="--readout", fix=fix)
 
 
+def _unfit(readout: Readout) -> str | None:
+    """Why a readout cannot tell candidates of each row's own apart, if it cannot."""
+    if readout.reverses:
+        return "which puts the same words before every row's text"
+    if not readout.needs_slot:
+        return "which learns labels that all rows share"
+    return None if readout.spells else "which reads a first token only, where candidates are texts"
+
+
 def readout_of(task: Task, backbone: Backbone) -> Readout:
     """The slot's one token where it tells all label words apart, else their likelihood; without an LM head similarity.
 
     A head instead where a slot cannot hold the answer, or where rows share no labels.
     """
     kind = kind_of(task)
+    if kind.offered == "row":
+        return Likelihood(per="token")
     if not backbone.has_lm_head:
         return Similarity() if kind.paired else Head()
     if kind.independent:

@@ -70,7 +70,7 @@ def batch_of(backbone, readout, listed, *, words=WORDS, pad=0):
         behind = [replace(row, slot=len(row.ids) // 2, own=tuple(range(len(row.ids) // 2, len(row.ids))), said=1) for row in listed]
         return collate_filled(behind, filling, pad=pad)
     mask = None if backbone.causal else backbone.tokenizer.mask_token_id
-    return collate_spelled(listed, spell(whole(words), causal=backbone.causal), pad=pad, mask=mask)
+    return collate_spelled(listed, (spell(whole(words), causal=backbone.causal),), pad=pad, mask=mask)
 
 
 def written(backbone, readout, listed, words):
@@ -79,7 +79,7 @@ def written(backbone, readout, listed, words):
     given = {"pad": backbone.tokenizer.pad_token_id, "start": backbone.start, "sentinel": backbone.tokenizer.get_vocab()["<extra_id_0>"]}
     if not readout.spells:
         return collate_written(behind, words=words, **given)
-    return collate_written(behind, spelling=spell(whole(words), causal=False, seq2seq=True), **given)
+    return collate_written(behind, spellings=(spell(whole(words), causal=False, seq2seq=True),), **given)
 
 
 def whole(words):

@@ -44,10 +44,26 @@ class Case:
     wrong: str
     readouts: tuple[str, ...]
     strategies: tuple[str, ...]
+    candidates: tuple[str, ...] | None = None
+    drawn: int = 4
 
     @property
     def rows(self):
-        return tuple(Example({"text": text}, label) for text, label in zip(TEXTS, self.labels, strict=True))
+        return tuple(Example({"text": text}, label, candidates=self.candidates) for text, label in zip(TEXTS, self.labels, strict=True))
+
+    @property
+    def asked(self):
+        """What is predicted: texts, and what they are answered from where that is each row's own."""
+        return [{"text": text, "choices": list(self.candidates)} for text in TEXTS] if self.candidates else list(TEXTS)
+
+    def written(self, text, label):
+        """A row as a source has it."""
+        return {"text": text, "label": label, **({"choices": list(self.candidates)} if self.candidates else {})}
+
+    @property
+    def places(self):
+        """How many candidates a row has."""
+        return len(self.task.labels or self.candidates)
 
 
 WORDS = {"no": "terrible", "yes": "great"}
@@ -73,6 +89,15 @@ CASES = {
         ("head", "similarity"),
         ("supervised", "ladder"),
     ),
+    "choice": Case(
+        Task.choice(label="text", fields=["text"]),
+        ("great", "dull mess", "great", "dull mess", "great", "dull mess", "great", "dull mess"),
+        "perhaps",
+        ("likelihood",),
+        ("zeroshot", "supervised", "ladder"),
+        candidates=("dull mess", "great"),
+        drawn=2,
+    ),
 }
 READERS = {"cloze": Cloze(), "channel": Channel(), "head": Head(dropout=0.0), "likelihood": Likelihood(), "similarity": Similarity()}
 EACH = pytest.mark.parametrize("name", list(KINDS))
@@ -90,7 +115,7 @@ def tuned(case, readout, *, family="bert", strategy="supervised", steps=60, **mo
 
 
 def test_every_kind_is_seen():
-    assert list(KINDS) == ["classification", "regression", "multilabel"] == list(CASES)
+    assert list(KINDS) == ["classification", "regression", "multilabel", "choice"] == list(CASES)
     assert {readout for case in CASES.values() for readout in case.readouts} == set(READERS) == set(READOUTS)
 
 
@@ -116,16 +141,16 @@ def test_it_says_who_offers_the_candidates(name):
 @EACH
 def test_labelled_rows_read_and_a_wrong_label_is_named(name):
     case = CASES[name]
-    listed = [{"text": text, "label": label} for text, label in zip(TEXTS, case.labels, strict=True)]
-    options = {"labeled": True, "known": case.task.labels, "written": kind_of(case.task).written}
+    listed = [case.written(*row) for row in zip(TEXTS, case.labels, strict=True)]
+    options = {"text": ["text"], "labeled": True, "known": case.task.labels or None, "written": kind_of(case.task).written}
     examples = read(listed, **options).examples
     kind_of(case.task).check(case.task, examples, "here")
     assert [example.label for example in examples] == list(case.labels)
     with pytest.raises(DataError, match=case.wrong):
-        read([*listed, {"text": "fun", "label": case.wrong}], **options)
+        read([*listed, case.written("fun", case.wrong)], **options)
     with pytest.raises(DataError, match=case.wrong):
-        kind_of(case.task).check(case.task, [Example({"text": "fun"}, case.wrong)], "here")
-    assert read([*listed, {"text": "fun", "label": case.wrong}], skip_bad_rows=True, **options).skipped == 1
+        kind_of(case.task).check(case.task, [Example({"text": "fun"}, case.wrong, candidates=case.candidates)], "here")
+    assert read([*listed, case.written("fun", case.wrong)], skip_bad_rows=True, **options).skipped == 1
 
 
 @EACH
@@ -140,12 +165,12 @@ def test_targets_are_a_form_that_the_loss_knows_and_certain_answers_give_them_ba
     case = CASES[name]
     kind, targets = kind_of(case.task), torch.tensor(kind_of(case.task).targets(case.task, case.rows))
     assert len(targets) == len(case.rows)
-    scores = torch.zeros(len(targets), len(case.task.labels), requires_grad=True)
+    scores = torch.zeros(len(targets), case.places, requires_grad=True)
     cross_entropy(scores, targets).backward()
     assert bool(scores.grad.isfinite().all()) and bool(scores.grad.any())
-    sure = torch.eye(len(case.task.labels))[targets] if targets.ndim == 1 else targets
+    sure = torch.eye(case.places)[targets] if targets.ndim == 1 else targets
     answers = kind.answers(case.task, case.rows, sure.tolist())
-    again = kind.targets(case.task, [Example({}, answer) for answer in answers])
+    again = kind.targets(case.task, [Example({}, answer, candidates=case.candidates) for answer in answers])
     torch.testing.assert_close(torch.tensor(again), targets, atol=1e-4, rtol=0)
     assert all(found is None or 0 <= found <= 1 for found in (kind.confidence(case.task, row) for row in sure.tolist()))
 
@@ -154,7 +179,7 @@ def test_targets_are_a_form_that_the_loss_knows_and_certain_answers_give_them_ba
 def test_measures_are_those_it_names_the_main_one_first(name):
     case = CASES[name]
     kind, rng = kind_of(case.task), np.random.default_rng(0)
-    probabilities = rng.dirichlet([1] * len(case.task.labels), len(case.rows))  # as good as any where they need not add up to 1
+    probabilities = rng.dirichlet([1] * case.places, len(case.rows))  # as good as any where they need not add up to 1
     found = kind.measure(case.task, case.rows, probabilities)
     assert tuple(found.metrics) == kind.metrics and found.rows == len(case.rows) and found.labels == case.task.labels
     assert all(one.low <= one.value <= one.high for one in found.metrics.values())
@@ -163,7 +188,7 @@ def test_measures_are_those_it_names_the_main_one_first(name):
 @EACH
 def test_what_rows_add_is_what_is_measured_of_any_of_them(name):
     case = CASES[name]
-    kind, probabilities = kind_of(case.task), np.random.default_rng(0).dirichlet([1] * len(case.task.labels), len(case.rows))
+    kind, probabilities = kind_of(case.task), np.random.default_rng(0).dirichlet([1] * case.places, len(case.rows))
     ratio = kind.ratio(case.task, case.rows, probabilities)
     assert ratio.metric == kind.estimated in kind.metrics and len(ratio.over_N) == len(ratio.under_N) == len(case.rows)
     for part in (slice(None), slice(0, 5), slice(2, 4), slice(6, 7)):
@@ -175,7 +200,7 @@ def test_what_rows_add_is_what_is_measured_of_any_of_them(name):
 def test_shots_are_drawn_of_everything_that_it_answers(name):
     case = CASES[name]
     drawn = shots(case.rows, 2, seed=1, groups=kind_of(case.task).drawn(case.task, case.rows))
-    assert len(drawn) == 4 and len(set(kind_of(case.task).groups(case.task, drawn, 2))) == 2
+    assert len(drawn) == case.drawn and (case.candidates or len(set(kind_of(case.task).groups(case.task, drawn, 2))) == 2)
     assert kind_of(case.task).lacking(case.task, case.rows, 4) is None and kind_of(case.task).lacking(case.task, case.rows[:3], 4)
 
 
@@ -197,13 +222,13 @@ def test_folds_balance_its_answers(name):
 def test_what_is_tuned_learns_is_kept_by_the_artifact_and_measured(name, readout, family, tmp_path):
     case = CASES[name]
     model, backbone = tuned(case, readout, family=family)
-    answers = model.predict(TEXTS)
+    answers = model.predict(case.asked)
     found = evaluate(model, case.rows)
     assert found.measures.metrics[kind_of(case.task).metrics[0]].value > 0.9
     model.save(tmp_path / "model")
     model.remove()
     loaded = artifact.load(tmp_path / "model", backbone=backbone)
-    assert loaded.predict(TEXTS) == answers and loaded.task == model.task
+    assert loaded.predict(case.asked) == answers and loaded.task == model.task
     assert kind_of(case.task).described(model.task) in (tmp_path / "model/README.md").read_text()
     assert evaluate(loaded, case.rows).to_dict() == found.to_dict()
 
@@ -217,7 +242,7 @@ def marked(name, strategy):
 def test_every_strategy_that_claims_it_runs(name, strategy):
     case = CASES[name]
     model, _ = tuned(case, case.readouts[0], strategy=strategy, steps=2)
-    assert len(model.predict(TEXTS)) == len(TEXTS)
+    assert len(model.predict(case.asked)) == len(TEXTS)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +289,7 @@ def test_answers_are_written(name, form):
     model, _ = tuned(case, case.readouts[-1], steps=2)
     stream = io.StringIO()
     with open_writer(stream, columns=("text",), form=form) as write:
-        for text, answer in zip(TEXTS, model.predict(TEXTS), strict=True):
+        for text, answer in zip(TEXTS, model.predict(case.asked), strict=True):
             write({"text": text}, answer)
     assert len(stream.getvalue().splitlines()) == len(TEXTS) + (form == "csv")
 

@@ -249,6 +249,12 @@ class Backbone:
         finally:
             self.entry = before
 
+    @contextmanager
+    def bare(self) -> Iterator[None]:
+        """Within it, rows go through no delta: the PLM is as it was."""
+        with self.installing(NOBODY), self.routing.alone(NOBODY):
+            yield
+
     def embed(self, ids_BT: Tensor) -> Tensor:
         """The tokens' own vectors, before positions and norms."""
         embedded: Tensor = self.model.get_input_embeddings()(ids_BT)

@@ -71,6 +71,16 @@ class Routing:
         finally:
             self.rows, self.size = before
 
+    @contextmanager
+    def alone(self, entry: int) -> Iterator[None]:
+        """Within it, every row of which nothing else is said uses `entry`."""
+        before = self.rows, self.size
+        self.rows, self.size = {entry: None}, None
+        try:
+            yield
+        finally:
+            self.rows, self.size = before
+
 
 class Shelf(nn.Module, Generic[M]):
     """Modules of several entries side by side, those of one in the order in which they were put in."""

@@ -31,11 +31,15 @@ _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 @dataclass(frozen=True)
 class Row:
-    """One row as text, column → cell; a missing cell is "". `nested` names the cells that hold more than one value, as JSON."""
+    """One row as text, column → cell; a missing cell is "". `nested` names the cells that hold more than one value, as JSON.
+
+    `candidates` are there where the source has them beside its columns.
+    """
 
     values: Mapping[str, str]
     where: str
     nested: frozenset[str] = frozenset()
+    candidates: tuple[str, ...] | None = None
 
 
 class Table(NamedTuple):
@@ -103,6 +107,17 @@ def _json(value: object) -> str:
         return json.dumps(value, ensure_ascii=False, default=lambda held: held.tolist() if hasattr(held, "tolist") else str(held))
     except (TypeError, ValueError):  # keys that JSON does not know, or a value that holds itself
         return repr(value)
+
+
+def items(row: Row, column: str, what: str) -> list[str]:
+    """The items of a list, which a row holds as JSON; raises `DataError` for anything else, `what` being what they are."""
+    try:
+        found = json.loads(row.values[column])
+    except ValueError:
+        found = None
+    if not isinstance(found, list) or any(isinstance(item, dict | list) for item in found):
+        raise data_error(row.where, f'a list of {what} in column "{column}"', show(row.values[column]), 'For example ["joy", "fear"].')
+    return list(row_of(dict(enumerate(found)), row.where).values.values())
 
 
 def some(rows: Iterator[Row | DataError], where: str) -> Iterator[Row | DataError]:

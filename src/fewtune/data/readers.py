@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from math import isfinite
 from numbers import Integral
@@ -13,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from fewtune import registry
+from fewtune.data import choices
 from fewtune.data.example import Example
-from fewtune.data.files import Row, Table, data_error, distinct, row_of, show, some, table_of
+from fewtune.data.files import Row, Table, data_error, distinct, items, row_of, show, some, table_of
 from fewtune.errors import DataError
 
 __all__ = ["Columns", "Reading", "Row", "Written", "columns_of", "example_of", "guess", "head_of", "read", "rows", "table"]
@@ -43,11 +43,15 @@ class Columns:
 class Written:
     """How a row's label is written: as one of the labels, as a `number`, or as several labels with a `separator` between them.
 
-    Several may also be a list; none is an empty cell.
+    Several may also be a list; none is an empty cell. Where rows have candidates of their own these stand in the columns `candidates`, with
+    something `between` them if it is one column, and a label is `named` as `fewtune.data.choices` says, if that is known.
     """
 
     number: bool = False
     separator: str | None = None
+    candidates: tuple[str, ...] = ()
+    between: str = "|"
+    named: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ def read(
         label=found.label or label,
         labeled=labeled,
         where=found.where,
+        apart=written.candidates if written else (),
     )
     bad: list[str] = []
     examples = tuple(_examples(chain(head, found.rows), chosen, labeled, known, written or Written(), bad if skip_bad_rows else None))
@@ -150,8 +155,10 @@ def guess(
     label: str | None,
     labeled: bool,
     where: str,
+    apart: Sequence[str] = (),
 ) -> tuple[Columns, tuple[str, ...]]:
-    """Which columns hold the text and the label; what is not given is guessed, and the notes say so.
+    """Which columns hold the text and the label; what is not given is guessed, and the notes say so. Those that are `apart` are neither,
+    unless they are given.
 
     By the usual names first (pairs before single texts); then, of two columns, the one that is left is the label; then the longest text.
     Raises `DataError` for a given column that is not there, and for a label or text that cannot be guessed.
@@ -161,6 +168,7 @@ def guess(
             raise data_error(where, f'a column "{name}"', "none of that name", registry.nearest(name, columns))
     if len({*text, label}) < len(text) + 1:
         raise data_error(where, "a column of its own for each text and the label", "one column twice", "Name each column once.")
+    columns = [column for column in columns if column in (*text, label) or column not in apart]
     set_apart = label if label in columns else _usual(LABEL_NAMES, [name for name in columns if name not in text])
     if not labeled and len(columns) == 1:
         set_apart = None  # a lone column called "topic" can only be the text
@@ -175,16 +183,23 @@ def guess(
 
 
 def example_of(row: Row, columns: Columns, *, labeled: bool, known: Sequence[str] | None = None, written: Written | None = None) -> Example:
-    """The example that a row holds; raises `DataError` for an empty text, a missing or unknown label, or a nested value."""
+    """The example that a row holds; raises `DataError` for an empty text, a missing or unknown label, a nested value, or candidates
+    that are missing."""
     fields = {name: _cell(row, name) for name in columns.text}
     for name, text in fields.items():
         if not text.strip():
             raise data_error(row.where, f'a text in column "{name}"', "an empty one", "Fill it in, drop the row, or use --skip-bad-rows.")
         if "\0" in text or not _encodable(text):
             raise data_error(row.where, f'text in column "{name}"', "a NUL or half a character", "Remove it from the row.")
+    written = written or Written()
+    candidates = choices.of_row(row, written.candidates, written.between) if written.candidates else None
     if not labeled or columns.label is None:
-        return Example(fields, None, row.where)
-    return Example(fields, _label(row, columns.label, known, written or Written()), row.where)
+        return Example(fields, None, row.where, candidates=candidates)
+    label = _label(row, columns.label, known, written)
+    if candidates and written.named and choices.place(label, candidates, written.named, written.candidates) is None:
+        expected = f"a label that names a candidate {choices.spoken(written.named)}"
+        raise data_error(row.where, expected, show(label), registry.nearest(label, candidates))
+    return Example(fields, label, row.where, candidates=candidates)
 
 
 def _label(row: Row, column: str, known: Sequence[str] | None, written: Written) -> str:
@@ -202,7 +217,7 @@ def _label(row: Row, column: str, known: Sequence[str] | None, written: Written)
 
 def _several(row: Row, column: str, known: Sequence[str] | None, separator: str) -> str:
     """The labels of a cell, each once, with the separator between them."""
-    listed = _items(row, column) if column in row.nested else row.values.get(column, "").split(separator)
+    listed = items(row, column, "labels") if column in row.nested else row.values.get(column, "").split(separator)
     labels = tuple(dict.fromkeys(label.strip() for label in listed if label.strip()))
     for label in labels:
         if separator in label:
@@ -211,17 +226,6 @@ def _several(row: Row, column: str, known: Sequence[str] | None, separator: str)
         if known is not None and label not in known:
             raise data_error(row.where, "labels of the task", show(label), registry.nearest(label, known))
     return separator.join(labels)
-
-
-def _items(row: Row, column: str) -> list[str]:
-    """The items of a list, which a row holds as JSON."""
-    try:
-        items = json.loads(row.values[column])
-    except ValueError:
-        items = None
-    if not isinstance(items, list) or any(isinstance(item, dict | list) for item in items):
-        raise data_error(row.where, f'a list of labels in column "{column}"', show(row.values[column]), 'For example ["joy", "fear"].')
-    return list(row_of(dict(enumerate(items)), row.where).values.values())
 
 
 def _number(label: str, where: str) -> str:
@@ -356,7 +360,8 @@ def _item(item: Any, first: Any, where: str, names: tuple[str, ...]) -> Row | Da
     elif isinstance(item, tuple | list) and isinstance(first, tuple | list) and len(item) == len(first):
         values = dict(zip(names, item, strict=False)) if len(item) in (len(names) - 1, len(names)) else None
     if values is not None:
-        return row_of(values, where)
+        own = item.candidates if isinstance(item, Example) else None
+        return replace(row_of(values, where), candidates=own)
     got = f"a {type(item).__name__}" + (f" of {len(item)}" if isinstance(item, tuple | list) else "")
     fix = "Give examples, dicts, texts, or tuples (text, label) or (text, text, label), and one kind of them."
     return data_error(where, "an item of the same kind as the first, with one part for each text and the label", got, fix)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from operator import index
 
 import numpy as np
@@ -55,7 +56,7 @@ def pool(examples: Sequence[Example], n: int, *, seed: int, without: Sequence[Ex
     taken = {text_of(example) for example in without}
     drawn = (position for position in _shuffled(range(len(examples)), seed, "pool") if text_of(examples[position]) not in taken)
     chosen = sorted(position for position, _ in zip(drawn, range(n), strict=False))
-    return tuple(Example(examples[position].fields, None, examples[position].where) for position in chosen)
+    return tuple(replace(examples[position], label=None, shares=None) for position in chosen)
 
 
 def folds(
@@ -133,8 +134,8 @@ def _grouped_by_each(names: Sequence[Sequence[str]]) -> dict[str, list[int]]:
 
 
 def text_of(example: Example) -> tuple[str, ...]:
-    """The texts by which two examples are the same."""
-    return tuple(text.strip() for text in example.fields.values())
+    """The texts by which two examples are the same; what one is answered from is among them."""
+    return tuple(text.strip() for text in (*example.fields.values(), *(example.candidates or ())))
 
 
 def _positive(number: int, where: str) -> None:

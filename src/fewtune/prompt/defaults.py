@@ -36,7 +36,7 @@ def resolve(task: Task, tokenizer: Any, *, slot: bool, whole: bool = False, reve
     Raises `TaskError` for a template that does not fit the task and for given words that cannot be told apart.
     """
     templates, verbalizer = _settled(task, slot=slot, reverses=reverses)
-    if not slot:
+    if not slot or not task.labels:
         return Asked(templates)
     if whole:
         words = tuple(verbalizer.whole(tokenizer, lead=lead(template, seq2seq=seq2seq)) for template in templates)
@@ -82,12 +82,13 @@ def _asked(templates: tuple[Template, ...], verbalizer: Verbalizer, tokenizer: A
 def templates_of(task: Task, *, slot: bool, reverses: bool = False) -> tuple[str, ...]:
     """What is asked where the task has no template: each field after its cue, then the label's; the fields alone where no word is read.
 
-    With `reverses` the label's line comes first.
+    With `reverses` the label's line comes first. A task without labels asks for an answer, unless its cue has another name.
     """
     if not slot:
         return ("{sep}".join(f"{{{name}}}" for name in task.fields),)
     lines = [f"{literal(cue(name))}: {{{name}}}" for name in task.fields]
-    answer = f"{literal(cue(task.label_name))}: {{slot}}"
+    asked = task.label_name if task.labels or task.label_name != "label" else "answer"
+    answer = f"{literal(cue(asked))}: {{slot}}"
     return ("\n".join([answer, *lines] if reverses else [*lines, answer]),)
 
 

@@ -30,7 +30,8 @@ class Row:
     decoder writes, that of the answer's beginning: the start alone (0), or the sentinel behind it (1).
 
     The first `front` tokens are demonstrations and what stands before any text. Where the prompt is turned around, `slot` is the place
-    where words are put in, `own` are the tokens of the fields behind it, and `said` is the number of words in these.
+    where words are put in, `own` are the tokens of the fields behind it, and `said` is the number of words in these. `spelling` says how
+    the row's own candidates are read, where it has some.
     """
 
     ids: tuple[int, ...]
@@ -40,20 +41,27 @@ class Row:
     front: int = 0
     own: tuple[int, ...] = ()
     said: int = 0
+    spelling: Spelling | None = None
 
     @property
     def rest(self) -> Row:
         """What comes after the front."""
-        return Row(self.ids[self.front :], self.types[self.front :], self.slot - self.front, self.shortened)
+        return replace(self, ids=self.ids[self.front :], types=self.types[self.front :], slot=self.slot - self.front, front=0)
+
+    @property
+    def length(self) -> int:
+        """How many tokens it has where its own candidates are read."""
+        return len(self.ids) + (self.spelling.room if self.spelling else 0)
 
 
 @dataclass(frozen=True)
 class Batch:
     """Rows of one template, padded on the right; `words` are the token ids of each candidate's words.
 
-    Where words of several tokens are read, `spelling` says how, ids and masks have a row for each of its fills, prompt after prompt, and
-    `places_BP` are the states that are read, rows and tokens being laid flat. Where words are put in and the texts are read, `filling` says
-    which, rows stand there in the same way, `own_BT` is true at the tokens of the texts, and `said_B` is the number of words in these.
+    Where words of several tokens are read, `spellings` say how, each row's own or one for all rows; ids and masks have a row for each of
+    its fills, prompt after prompt, and `places_N` are the states that are read, row after row, ids being laid flat. Where words are put in
+    and the texts are read, `filling` says which, rows stand there in the same way, `own_BT` is true at the tokens of the texts, and
+    `said_B` is the number of words in these.
     Where a decoder writes, `written_BFJ` are the answer's beginnings, and slot and places are those of its states.
     """
 
@@ -62,8 +70,8 @@ class Batch:
     types_BT: Tensor | None
     slot_B: Tensor
     words: tuple[tuple[int, ...], ...] | None = None
-    spelling: Spelling | None = None
-    places_BP: Tensor | None = None
+    spellings: tuple[Spelling, ...] = ()
+    places_N: Tensor | None = None
     filling: Filling | None = None
     own_BT: Tensor | None = None
     said_B: Tensor | None = None
@@ -73,9 +81,17 @@ class Batch:
         return len(self.slot_B)
 
     @property
+    def fills(self) -> list[int]:
+        """How many rows of ids each row has: one, or as many as there are fills of its slot."""
+        if self.spellings and self.written_BFJ is None:
+            return [len(spelling.fills) for spelling in self.spellings] * (len(self) // len(self.spellings))
+        return [len(self.ids_BT) // len(self)] * len(self)
+
+    @property
     def trees(self) -> tuple[tuple[int, ...], ...]:
         """How the last tokens of every row go on from one another, if they do; see `fewtune.backbone.tree`."""
-        return (self.spelling.parents,) if self.spelling and self.spelling.parents else ()
+        trees = tuple(spelling.parents for spelling in self.spellings)
+        return trees if any(trees) else ()
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
@@ -83,7 +99,7 @@ class Batch:
         return replace(self, **moved)
 
 
-_TENSORS = ("ids_BT", "mask_BT", "types_BT", "slot_B", "places_BP", "own_BT", "said_B", "written_BFJ")
+_TENSORS = ("ids_BT", "mask_BT", "types_BT", "slot_B", "places_N", "own_BT", "said_B", "written_BFJ")
 
 
 @dataclass(frozen=True)
@@ -106,12 +122,15 @@ class Encoder:
         """What this tokenizer puts around texts."""
         return specials(self.tokenizer, causal=self.causal, seq2seq=self.seq2seq)
 
-    def encode(self, prompts: Sequence[Prompt]) -> list[Row]:
-        """A row for each prompt; raises `TaskError` where the template alone is too long or text follows an autoregressive slot."""
+    def encode(self, prompts: Sequence[Prompt], *, rooms: Sequence[int] = ()) -> list[Row]:
+        """A row for each prompt, shorter by each one's of the `rooms` where these are given; raises `TaskError` where the template alone is
+        too long or text follows an autoregressive slot."""
         runs = [_runs(prompt) for prompt in prompts]
         ids = iter(plain_batch(self.tokenizer, [_text(run) for row in runs for run in row if isinstance(run, list)]))
         rows = [self._join(row, ids) for row in runs]
-        return [row if len(row.ids) <= self.max_length else self._shorten(prompt) for row, prompt in zip(rows, prompts, strict=True)]
+        most = [self.max_length - room for room in rooms or [0] * len(rows)]
+        listed = zip(rows, prompts, most, strict=True)
+        return [row if len(row.ids) <= longest else self._shorten(prompt, longest) for row, prompt, longest in listed]
 
     def demonstrations(self, prompts: Sequence[Prompt], *, most: int) -> tuple[Row, ...]:
         """Filled prompts as they stand beside another one: without what begins a text, each with what ends it (a blank line for
@@ -196,11 +215,11 @@ class Encoder:
             raise TaskError(expected=f"a tokenizer with {what}", got="one without", where="template", fix=fix)
         return self.specials.mask
 
-    def _shorten(self, prompt: Prompt) -> Row:
-        (row,) = self._fitted([prompt], self.max_length)
-        if len(row.ids) > self.max_length:
+    def _shorten(self, prompt: Prompt, most: int) -> Row:
+        (row,) = self._fitted([prompt], most)
+        if len(row.ids) > most:
             raise TaskError(
-                expected=f"a template of at most {self.max_length} tokens",
+                expected=f"a template of at most {most} tokens",
                 got=f"{len(row.ids)} tokens without any field",
                 where="template",
                 fix="Shorten the template or raise --max-length.",
@@ -281,14 +300,18 @@ def collate(rows: Sequence[Row], *, pad: int, words: tuple[tuple[int, ...], ...]
     return Batch(ids_BT, mask_BT, types_BT, torch.tensor([row.slot for row in rows]), words)
 
 
-def collate_spelled(rows: Sequence[Row], spelling: Spelling, *, pad: int, mask: int | None) -> Batch:
-    """Pad each row's fills on the right into one batch; `mask` is None for autoregressive models."""
-    ids_BT, mask_BT, types_BT = _padded([fill for row in rows for fill in spelling.put(row.ids, row.types, row.slot, mask)], pad)
+def collate_spelled(rows: Sequence[Row], spellings: tuple[Spelling, ...], *, pad: int, mask: int | None) -> Batch:
+    """Pad each row's fills on the right into one batch; `spellings` are one for each row or one for all, `mask` is None for
+    autoregressive models."""
+    each = list(zip(rows, _for_each(rows, spellings), strict=True))
+    ids_BT, mask_BT, types_BT = _padded([fill for row, own in each for fill in own.put(row.ids, row.types, row.slot, mask)], pad)
+    first = itertools.accumulate((len(own.fills) for _, own in each), initial=0)
+    width = ids_BT.shape[1]
+    places = [
+        (start + fill) * width + row.slot + steps for start, (row, own) in zip(first, each, strict=False) for fill, steps in own.places
+    ]
     slot_B = torch.tensor([row.slot for row in rows])
-    fills, width = len(spelling.fills), ids_BT.shape[1]
-    fill_P, steps_P = torch.tensor(spelling.places).T
-    places_BP = (torch.arange(len(rows))[:, None] * fills + fill_P) * width + slot_B[:, None] + steps_P
-    return Batch(ids_BT, mask_BT, types_BT, slot_B, spelling=spelling, places_BP=places_BP)
+    return Batch(ids_BT, mask_BT, types_BT, slot_B, spellings=spellings, places_N=torch.tensor(places))
 
 
 def collate_written(
@@ -298,23 +321,27 @@ def collate_written(
     start: int,
     sentinel: int | None,
     words: tuple[tuple[int, ...], ...] | None = None,
-    spelling: Spelling | None = None,
+    spellings: tuple[Spelling, ...] = (),
 ) -> Batch:
     """Pad rows on the right into one batch, with what a decoder is given: `start`, the sentinel where the slot is one, and the beginning of
-    each fill of the spelling, if there is one."""
+    each fill of the spelling, if there is one, for all rows or for each; those of a row that has fewer than others are empty."""
     ids_BT, mask_BT, types_BT = _padded([(row.ids, row.types) for row in rows], pad)
     slot = rows[0].slot  # of one template
     begin = (start,) if sentinel is None or not slot else (start, sentinel)
-    fills = ((),) if spelling is None else spelling.fills
-    length = len(begin) + max(map(len, fills))
-    written_FJ = torch.tensor([[*begin, *fill, *[pad] * (length - len(begin) - len(fill))] for fill in fills])
-    written_BFJ = written_FJ.expand(len(rows), -1, -1)
-    slot_B = torch.full((len(rows),), slot)
-    if spelling is None:
-        return Batch(ids_BT, mask_BT, types_BT, slot_B, words, written_BFJ=written_BFJ)
-    fill_P, steps_P = torch.tensor(spelling.places).T
-    places_BP = (torch.arange(len(rows))[:, None] * len(fills) + fill_P) * length + slot + steps_P
-    return Batch(ids_BT, mask_BT, types_BT, slot_B, spelling=spelling, places_BP=places_BP, written_BFJ=written_BFJ)
+    each = _for_each(rows, spellings)
+    listed = [own.fills for own in each] or [((),)] * len(rows)
+    most, longest = max(map(len, listed)), max(len(fill) for fills in listed for fill in fills)
+    padded = [[*fills, *[()] * (most - len(fills))] for fills in listed]
+    written_BFJ = torch.tensor([[[*begin, *fill, *[pad] * (longest - len(fill))] for fill in fills] for fills in padded])
+    slot_B, length = torch.full((len(rows),), slot), len(begin) + longest
+    places = [(row * most + fill) * length + slot + steps for row, own in enumerate(each) for fill, steps in own.places]
+    places_N = torch.tensor(places) if each else None
+    return Batch(ids_BT, mask_BT, types_BT, slot_B, words, spellings=spellings, places_N=places_N, written_BFJ=written_BFJ)
+
+
+def _for_each(rows: Sequence[Row], spellings: tuple[Spelling, ...]) -> tuple[Spelling, ...]:
+    """The spelling of each row, where one may stand for all."""
+    return spellings * len(rows) if len(spellings) == 1 else spellings
 
 
 def collate_filled(rows: Sequence[Row], filling: Filling, *, pad: int) -> Batch:

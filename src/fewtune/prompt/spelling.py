@@ -57,9 +57,19 @@ class Spelling:
     sizes: tuple[tuple[int, ...], ...]
 
     @cached_property
+    def tokens(self) -> tuple[Token, ...]:
+        """The tokens of all words, one after another."""
+        return tuple(token for candidate in self.words for word in candidate for token in word)
+
+    @cached_property
     def room(self) -> int:
         """How many positions the longest word takes beyond those of the slot itself."""
         return max(steps for _, steps in self.places)
+
+    @cached_property
+    def reach(self) -> int:
+        """How many steps behind the slot the longest word is read, which is less than `room` where a tree has branches."""
+        return max(len(word) for candidate in self.words for word in candidate) - 1
 
     def put(self, ids: Word, types: Word, slot: int, mask: int | None) -> list[tuple[Word, Word]]:
         """(ids, types) of the prompt with each fill at its slot: behind the prompt, or, where there is a mask, in place of it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -95,6 +95,13 @@ class Verbalizer:
             ids.append(tuple(found))
             sizes.append(tuple(found.values()))
         return WholeWords(tuple(ids), tuple(sizes))
+
+
+def spelled(tokenizer: Any, texts: Sequence[str], *, lead: str | None, where: str) -> WholeWords:
+    """All tokens of each text as it stands in running text, with the `lead` that `Verbalizer.whole` takes: texts of one row, of which the
+    tokenizer need not know every piece, nor tell all of them apart."""
+    ids = tuple((tuple(_tokens(tokenizer, text, lead, where)),) for text in texts)
+    return WholeWords(ids, tuple((len(text.strip().encode()),) for text in texts))
 
 
 @lru_cache(maxsize=4)  # a second for a large vocabulary, and every fold asks again

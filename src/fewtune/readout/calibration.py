@@ -28,10 +28,15 @@ _TEMPERATURES = (0.05, 20.0)
 
 @dataclass(frozen=True)
 class Calibrator:
-    """`(log_softmax(scores) - bias) / temperature`: a learned bias per candidate and one temperature."""
+    """`(log_softmax(scores) - bias) / temperature`: a learned bias per candidate and one temperature.
+
+    Where rows have candidates of their own `bias_C` is empty. With `premise` the bias of each row's candidate is what the PLM as it is
+    makes of it in the template alone; whoever computes the scores takes it off them (`TunedModel.scores`).
+    """
 
     bias_C: tuple[float, ...]
     temperature: float = 1.0
+    premise: bool = False
 
     def __post_init__(self) -> None:
         """Refuse numbers that would spoil every score."""
@@ -46,14 +51,19 @@ class Calibrator:
 
         Returned in float64 on the CPU, so that probabilities carry no rounding of the model's precision.
         """
-        if scores_NC.shape[-1] != len(self.bias_C):
+        if self.bias_C and scores_NC.shape[-1] != len(self.bias_C):
             expected, got = f"scores of {len(self.bias_C)} candidates", f"{scores_NC.shape[-1]}"
             raise SpecError(expected=expected, got=got, where="calibrator", fix="Fit the calibration again with these labels.")
-        return (log_probabilities(scores_NC) - torch.tensor(self.bias_C, dtype=torch.float64)) / self.temperature
+        return (log_probabilities(scores_NC) - self.bias) / self.temperature
 
     def each(self, scores_NC: Tensor) -> Tensor:
         """Calibrated scores of candidates that are judged each for itself; sigmoid gives probabilities. In float64 on the CPU."""
-        return (scores_NC.detach().cpu().to(torch.float64) - torch.tensor(self.bias_C, dtype=torch.float64)) / self.temperature
+        return (scores_NC.detach().cpu().to(torch.float64) - self.bias) / self.temperature
+
+    @property
+    def bias(self) -> Tensor:
+        """bias_C, one number for all where there is none for each candidate; float64."""
+        return torch.tensor(self.bias_C or (0.0,), dtype=torch.float64)
 
     @classmethod
     def identity(cls, candidates: int) -> Calibrator:
@@ -125,7 +135,7 @@ class Temperature:
         stays 1. Where targets are no likelier than chance, hotter is better and the temperature is the highest.
         Raises `SpecError` without a row or targets that fit, `BackboneError` for scores that are not finite.
         """
-        check(scores_NC)
+        check(scores_NC, padded=True)
         aims = _aims(targets_N, scores_NC)
         logits_NC = _logits(scores_NC, aims)
         temperature = 1.0 if _all_right(logits_NC, aims) else _most_likely_temperature(logits_NC, aims)
@@ -157,7 +167,7 @@ def expected_temperature(scores_NC: Tensor, targets_N: Tensor) -> float:
     So it is no extreme where each row's target is first, stays near 1 where the rows say little, and goes far where they say much. Targets
     have the forms that `Temperature` takes.
     """
-    check(scores_NC)
+    check(scores_NC, padded=True)
     aims = _aims(targets_N, scores_NC)
     return _most_likely_temperature(_logits(scores_NC, aims), aims, spread=1.0)
 
@@ -191,12 +201,18 @@ def _aims(targets_N: Tensor | None, scores_NC: Tensor) -> Tensor:
     return targets_N.cpu().long()
 
 
-def check(scores_NC: Tensor) -> None:
-    """Raise `SpecError` for scores without a row or a candidate, `BackboneError` for scores that are not finite."""
+def check(scores_NC: Tensor, *, padded: bool = False) -> None:
+    """Raise `SpecError` for scores without a row or a candidate, `BackboneError` for scores that are not finite.
+
+    `padded` scores may be -inf where a row has fewer candidates than others, but not fewer than two.
+    """
     if scores_NC.ndim != 2 or 0 in scores_NC.shape:
         expected, got = "scores of at least one row and candidate", f"shape {tuple(scores_NC.shape)}"
         raise SpecError(expected=expected, got=got, where="calibration", fix="Give the scores of the inputs that it needs.")
-    if not bool(scores_NC.isfinite().all()):
+    sound_NC = scores_NC.isfinite()
+    if padded and scores_NC.shape[1] > 1:
+        sound_NC = sound_NC | scores_NC.isneginf() & (sound_NC.sum(1, keepdim=True) > 1)
+    if not bool(sound_NC.all()):
         fix = "Use --precision float32; if that is in use, the PLM's weights or the learning rate are unsound."
         raise BackboneError(expected="finite scores", got="others", where="calibration", fix=fix)
 

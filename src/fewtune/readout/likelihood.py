@@ -1,11 +1,13 @@
 """Read whole label words in the slot: how likely the PLM finds all of their tokens, one after another. Knows no text.
 
-Dimensions: B rows, T tokens, P places, D width, V vocabulary, K tokens that are read, C candidates.
+Dimensions: B rows, T tokens, P places that are read in all rows, D width, V vocabulary, K tokens that are read of a row, N of all rows,
+C candidates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -57,27 +59,39 @@ class LikelihoodReader(Scored):
         self.spec, self.backbone = spec, backbone
 
     def scores(self, output: Output, batch: Batch) -> Tensor:
-        """scores_BC from the states at `batch.places_BP`."""
-        if batch.spelling is None or batch.places_BP is None:
+        """scores_BC from the states at `batch.places_N`; -inf where a row has fewer candidates than others."""
+        if not batch.spellings or batch.places_N is None:
             raise TaskError(expected="label words", got="none", where="readout likelihood", fix="Give the task words or label names.")
-        hidden_BPD = output.hidden_BTD.flatten(0, 1)[batch.places_BP]
-        tokens = [token for candidate in batch.spelling.words for word in candidate for token in word]
-        place_K = torch.tensor([token.place for token in tokens], device=hidden_BPD.device)
-        token_K = torch.tensor([token.token for token in tokens], device=hidden_BPD.device)
-        rows = max(1, AT_ONCE // (hidden_BPD.shape[1] * self.backbone.vocabulary))
-        log_BK = torch.cat([self._log(part_BPD, place_K, token_K) for part_BPD in torch.split(hidden_BPD, rows)])
-        return log_BK @ weighing(batch.spelling, self.spec.per).to(log_BK.device)
+        hidden_PD = output.hidden_BTD.flatten(0, 1)[batch.places_N]
+        spellings = batch.spellings * len(batch) if len(batch.spellings) == 1 else batch.spellings
+        place_N, token_N = (part_N.to(hidden_PD.device) for part_N in _read(spellings))
+        log_N = self._log(hidden_PD, place_N, token_N)
+        if len(batch.spellings) == 1:
+            return log_N.view(len(batch), -1) @ weighing(batch.spellings[0], self.spec.per).to(log_N.device)
+        parts = torch.split(log_N, [len(spelling.tokens) for spelling in spellings])
+        rows = [log_K @ weighing(own, self.spec.per).to(log_K.device) for log_K, own in zip(parts, spellings, strict=True)]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=float("-inf"))
 
-    def _log(self, hidden_BPD: Tensor, place_K: Tensor, token_K: Tensor) -> Tensor:
-        """log_BK, the log-probability of each token at its place."""
-        logits_BPV = self.backbone.lm_logits(hidden_BPD, None)
-        log_BK: Tensor = logits_BPV[:, place_K, token_K] - logits_BPV.logsumexp(-1)[:, place_K]
-        return log_BK
+    def _log(self, hidden_PD: Tensor, place_N: Tensor, token_N: Tensor) -> Tensor:
+        """log_N, the log-probability of each token at its place, by as many logits at a time as there is room for."""
+        size, log_N = max(1, AT_ONCE // self.backbone.vocabulary), torch.zeros(len(place_N), device=hidden_PD.device)
+        for start, part_PD in zip(range(0, len(hidden_PD), size), torch.split(hidden_PD, size), strict=True):
+            (inside,) = ((place_N >= start) & (place_N < start + size)).nonzero(as_tuple=True)
+            logits_PV, place_M = self.backbone.lm_logits(part_PD, None), place_N[inside] - start
+            log_N = log_N.index_put((inside,), logits_PV[place_M, token_N[inside]] - logits_PV.logsumexp(-1)[place_M])
+        return log_N
+
+
+def _read(spellings: Sequence[Spelling]) -> tuple[Tensor, Tensor]:
+    """(place_N, token_N): which state says how likely which token is, row after row."""
+    starts = itertools.accumulate((len(spelling.places) for spelling in spellings), initial=0)
+    places = [start + token.place for start, own in zip(starts, spellings, strict=False) for token in own.tokens]
+    return torch.tensor(places), torch.tensor([token.token for own in spellings for token in own.tokens])
 
 
 def weighing(spelling: Spelling, per: Literal["word", "token", "byte"]) -> Tensor:
     """The matrix_KC that makes of the tokens' log-probabilities the mean over each candidate's words, each by its length."""
-    matrix_KC = torch.zeros(sum(len(word) for words in spelling.words for word in words), len(spelling.words))
+    matrix_KC = torch.zeros(len(spelling.tokens), len(spelling.words))
     start = 0
     for candidate, (words, sizes) in enumerate(zip(spelling.words, spelling.sizes, strict=True)):
         for word, size in zip(words, sizes, strict=True):

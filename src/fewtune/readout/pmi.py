@@ -16,7 +16,10 @@ from fewtune.readout.calibration import Calibrator, Needs, check, log_probabilit
 @dataclass(frozen=True)
 class PMI:
     """score(label) = log p(word | prompt) - log p(word | template with empty fields): Holtzman et al. 2021, section 3, whose domain
-    premise is the template's own text."""
+    premise is the template's own text.
+
+    Where rows have candidates of their own there is nothing to fit: the bias is computed with each row's (`Calibrator.premise`).
+    """
 
     needs: ClassVar[Needs] = "premise"
 

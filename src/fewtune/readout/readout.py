@@ -17,6 +17,15 @@ from fewtune.prompt.encode import Batch
 from fewtune.train.losses import cross_entropy
 
 
+def widened(scores_BC: Tensor, candidates: int) -> Tensor:
+    """scores_BC with so many columns: -inf where rows have fewer candidates than others have.
+
+    >>> widened(torch.zeros(1, 1), 2).tolist()
+    [[0.0, -inf]]
+    """
+    return nn.functional.pad(scores_BC, (0, candidates - scores_BC.shape[1]), value=float("-inf"))
+
+
 class Reader(Protocol):
     """A readout for one backbone: `weights` are what it learns, none or a head's."""
 
@@ -24,11 +33,11 @@ class Reader(Protocol):
     train_mode: tuple[nn.Module, ...]
 
     def scores(self, output: Output, batch: Batch) -> Tensor:
-        """scores_BC, float32 logits over the candidates of each row."""
+        """scores_BC, float32 logits over the candidates of each row; -inf where a row of the batch has fewer than others."""
         ...
 
     def loss(self, output: Output, batch: Batch, targets_B: Tensor, bias_C: Tensor) -> Tensor:
-        """What a step minimises; `bias_C` is taken off the scores where they are in it."""
+        """What a step minimises; `bias_C`, or one for each row, is taken off the scores where they are in it."""
         ...
 
     def settle(self, batches: Iterable[tuple[Output, Batch]], targets_N: Tensor) -> None:

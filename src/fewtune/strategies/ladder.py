@@ -25,6 +25,7 @@ from fewtune.errors import TaskError
 from fewtune.model import TunedModel
 from fewtune.prompt.demonstrations import Demonstrations
 from fewtune.readout.calibration import Calibration, Contextual, Uncalibrated
+from fewtune.readout.pmi import PMI
 from fewtune.recipe import Recipe
 from fewtune.strategies.strategy import Strategy
 from fewtune.strategies.supervised import FOLDS, Supervised, out_of_fold, provisional
@@ -193,8 +194,9 @@ def _rungs(recipe: Recipe, backbone: Backbone, judging: Split) -> tuple[Rung, ..
         frozen = Rung("frozen embeddings", Supervised(), bare, backbone)
         return (frozen, tuned) if recipe.readout.pairs and recipe.deltas else (tuned,)
     kinds: dict[str, Calibration] = {"zero-shot": Uncalibrated()}
+    labels = bool(recipe.task.labels)
     if not recipe.readout.reverses:
-        kinds["zero-shot calibrated"] = Contextual()
+        kinds["zero-shot calibrated"] = Contextual() if labels else PMI()
     if recipe.calibration is not None and recipe.calibration.needs != "targets":
         kinds = {"zero-shot": recipe.calibration}
     rungs = [Rung(name, ZeroShot(), replace(bare, calibration=kind), backbone) for name, kind in kinds.items()]
@@ -202,7 +204,7 @@ def _rungs(recipe: Recipe, backbone: Backbone, judging: Split) -> tuple[Rung, ..
         # Without a delta nothing is tuned, and what is found is found from the rows that a fold may see.
         rungs.append(Rung("zero-shot, searched", Supervised(), replace(bare, search=recipe.search), backbone))
     shown = replace(bare, demonstrations=recipe.demonstrations or SHOWN)
-    if recipe.demonstrations or (backbone.causal and fits(shown, backbone, judging)):
+    if recipe.demonstrations or (labels and backbone.causal and fits(shown, backbone, judging)):
         rungs.append(Rung("in-context", ZeroShot(), shown, backbone))
     return (*rungs, tuned)
 

@@ -23,7 +23,8 @@ from fewtune.errors import DataError, TaskError
 from fewtune.model import TunedModel
 from fewtune.precision import settle_precision
 from fewtune.prompt.encode import Batch, Row, balanced_order, bucketed_order
-from fewtune.readout.calibration import Calibrator, Contextual, Uncalibrated
+from fewtune.readout.calibration import Contextual, Uncalibrated
+from fewtune.readout.readout import widened
 from fewtune.recipe import Recipe
 from fewtune.strategies import adapting
 from fewtune.strategies.searching import searched
@@ -71,7 +72,7 @@ class Supervised:
         model = replace(self._untuned(recipe, split, backbone, session), about=about)
         model = _decided(model, asked, split, session)
         tuned = _tune(model, recipe, split, session, self.temperature)
-        return tuned.calibrated(Calibrator(tuned.calibrator.bias_C, model.calibrator.temperature))
+        return tuned.calibrated(replace(tuned.calibrator, temperature=model.calibrator.temperature))
 
     def _untuned(self, recipe: Recipe, split: Split, backbone: Backbone, session: Session) -> TunedModel:
         model = TunedModel.assemble(
@@ -100,7 +101,7 @@ def _decided(model: TunedModel, asked: Recipe, split: Split, session: Session) -
     scores_NC = out_of_fold(fold_recipe, split, model.backbone, session, read=TunedModel.raw_scores)
     if calibration is not None and by_targets:
         fitted = calibration.fit(scores_NC, targets(model, split.train))
-        model = model.calibrated(Calibrator(model.calibrator.bias_C, fitted.temperature))
+        model = model.calibrated(replace(model.calibrator, temperature=fitted.temperature))
     task = kind.decided(model.task, split.train, model.likely(scores_NC).numpy())
     if task != model.task:
         session.say(f"Chosen on rows not seen: --kind {task.kind}.")
@@ -140,7 +141,9 @@ def out_of_fold(
         model = (strategy or Supervised()).run(recipe, part, backbone, session=session.child(f"fold-{number + 1}", told=number > 0))
         found |= zip(held, read(model, [split.train[index] for index in held]), strict=True)
         model.remove()
-    return torch.stack([found[index] for index in range(len(split.train))])
+    rows = [found[index] for index in range(len(split.train))]
+    most = max(map(len, rows))
+    return torch.stack([widened(row_C[None], most)[0] for row_C in rows])
 
 
 def default_steps(rows: int, labels: int, *, pairs: bool = False) -> int:
@@ -163,7 +166,7 @@ def _tune(model: TunedModel, recipe: Recipe, split: Split, session: Session, tem
     tuned = replace(model, deltas=tuple(deltas))
     steps = recipe.fit.steps
     if steps is None:
-        steps = default_steps(len(train), len(model.task.labels), pairs=model.readout.pairs)
+        steps = default_steps(len(train), model.most(train), pairs=model.readout.pairs)
     groups = _groups(tuned, recipe)
     try:
         adapting.before(tuned, recipe, split.unlabeled, session)
@@ -324,7 +327,8 @@ def _epoch(rows: _Rows, recipe: Recipe, number: int) -> _Epoch:
 
 def _loss(model: TunedModel, train: tuple[Example, ...], cache: StateCache | None, temperature: float) -> Callable[[_Drawn], Tensor]:
     targets_N = targets(model, train).to(model.backbone.device)
-    bias_C = torch.tensor(model.calibrator.bias_C, device=model.backbone.device)
+    bias_C = model.calibrator.bias.float().to(model.backbone.device)
+    premise_NC = model.premise(train).to(model.backbone.device) if model.calibrator.premise else None
     soft = any(example.shares for example in train)
     temperature_N = torch.tensor([temperature if example.shares else 1.0 for example in train], device=model.backbone.device)
 
@@ -333,7 +337,8 @@ def _loss(model: TunedModel, train: tuple[Example, ...], cache: StateCache | Non
         output, targets_B = model.output(drawn.batch, below_BTD), targets_N[drawn.indices]
         if soft:
             return distillation(model.reader.scores(output, drawn.batch) - bias_C, targets_B, temperature_N[drawn.indices])
-        return model.reader.loss(output, drawn.batch, targets_B, bias_C)
+        bias = bias_C if premise_NC is None else premise_NC[drawn.indices, : model.most([train[index] for index in drawn.indices])]
+        return model.reader.loss(output, drawn.batch, targets_B, bias)
 
     return loss
 

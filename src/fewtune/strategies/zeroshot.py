@@ -18,6 +18,7 @@ from fewtune.recipe import Recipe
 from fewtune.strategies.searching import searched
 from fewtune.tasks import kind_of
 from fewtune.train.fit import Session
+from fewtune.train.losses import cross_entropy
 
 _MOST_UNLABELED = 1000  # as many rows tell the candidates' shares to a point or two
 
@@ -84,12 +85,38 @@ def calibrate(model: TunedModel, wanted: Calibration | None, split: Split, *, ot
         if wanted.needs in ("content_free", "premise"):
             got, fix = "one by texts that say nothing", "Choose none, prior (with --unlabeled) or temperature."
             raise TaskError(expected="another calibration for readout channel", got=got, where="--calibration", fix=fix)
+    if not model.task.labels:
+        return _of_rows(model, wanted, split)
     if wanted is None and not split.train:
         wanted = otherwise
     if wanted is not None:
         return _fit(model, wanted, split)
     scores_NC, targets_N = model.raw_scores(split.train), targets(model, split.train)
     return likeliest((_fit(model, choice, split) for choice in (Uncalibrated(), Contextual())), scores_NC, targets_N)
+
+
+def _of_rows(model: TunedModel, wanted: Calibration | None, split: Split) -> Calibrator:
+    """The same where rows have candidates of their own, which no bias that all rows share can mend: none, PMI or a temperature.
+
+    Raises `TaskError` for another.
+    """
+    plain = Calibrator.identity(0)
+    against = replace(plain, premise=True)
+    if wanted is None and split.train:
+        raw_NC, targets_N = model.raw_scores(split.train), targets(model, split.train)
+        losses = [
+            cross_entropy(one(scores_NC), targets_N).item()
+            for one, scores_NC in ((plain, raw_NC), (against, raw_NC - model.premise(split.train)))
+        ]
+        return against if losses[1] < losses[0] else plain
+    if wanted is None or wanted.needs == "premise":
+        return against
+    if wanted.needs == "nothing":
+        return plain
+    if wanted.needs == "targets":
+        return replace(plain, temperature=_fit(model, wanted, split).temperature)
+    got, fix = "one that has a bias for each label", "Choose none, pmi, or temperature."
+    raise TaskError(expected="a calibration for candidates of each row's own", got=got, where="--calibration", fix=fix)
 
 
 def targets(model: TunedModel, labeled: tuple[Example, ...]) -> Tensor:

@@ -1,12 +1,15 @@
 """The table of task kinds."""
 
 from fewtune.registry import Table
+from fewtune.tasks.choice import Choice
 from fewtune.tasks.classification import Classification
 from fewtune.tasks.multilabel import Multilabel
 from fewtune.tasks.regression import Regression
 from fewtune.tasks.task import Task, TaskKind
 
-KINDS: Table[TaskKind] = Table("task kind", {"classification": Classification, "regression": Regression, "multilabel": Multilabel})
+KINDS: Table[TaskKind] = Table(
+    "task kind", {"classification": Classification, "regression": Regression, "multilabel": Multilabel, "choice": Choice}
+)
 
 
 def kind_of(task: Task) -> TaskKind:

@@ -169,7 +169,7 @@ def measure(
     targets: Sequence[int],
     probabilities_NC: Array,
     *,
-    labels: Sequence[str],
+    labels: Sequence[str] | None,
     names: Sequence[str] = tuple(METRICS),
     confidence: float = 0.95,
     seed: int = 0,
@@ -180,7 +180,8 @@ def measure(
     to hold the value: the resampled calibration error is biased upwards. Where no resample can differ (every row right) the
     bootstrap has no width: read accuracy's interval there. From one row nothing can be resampled, and the interval is all values possible.
 
-    `targets` are N indices into `labels`, `probabilities_NC` a row of C probabilities each. Raises `DataError` when these do not fit
+    `targets` are N indices into `labels`, `probabilities_NC` a row of C probabilities each. Without `labels`, where candidates are of each
+    row its own, there is neither a confusion matrix nor a row per label. Raises `DataError` when these do not fit
     together or there is no row, `SpecError` for an unknown name or a confidence not between 0 and 1.
     """
     targets_N, probabilities_NC = np.asarray(targets), np.asarray(probabilities_NC, dtype=np.float64)
@@ -189,24 +190,25 @@ def measure(
     values = {name: METRICS[name](targets_N, probabilities_NC) for name in names}
     return Measures(
         metrics={name: _interval(name, value, targets_N, probabilities_NC, confidence, seed) for name, value in values.items()},
-        confusion=_confusion(targets_N, probabilities_NC),
-        classes=_classes(targets_N, probabilities_NC, labels),
-        labels=tuple(labels),
+        confusion=() if labels is None else _confusion(targets_N, probabilities_NC),
+        classes=() if labels is None else _classes(targets_N, probabilities_NC, labels),
+        labels=tuple(labels or ()),
         rows=len(targets_N),
     )
 
 
-def _check(targets_N: Array, probabilities_NC: Array, labels: Sequence[str]) -> None:
+def _check(targets_N: Array, probabilities_NC: Array, labels: Sequence[str] | None) -> None:
     rows, where = len(targets_N), "measure"
+    candidates = probabilities_NC.shape[-1] if labels is None else len(labels)
     if rows == 0:
         raise DataError(expected="at least one labelled row", got="none", where=where, fix="Give rows that carry a label.")
-    if probabilities_NC.shape != (rows, len(labels)):
-        got, expected = str(probabilities_NC.shape), f"probabilities of shape {(rows, len(labels))}, rows by labels"
+    if probabilities_NC.shape != (rows, candidates):
+        got, expected = str(probabilities_NC.shape), f"probabilities of shape {(rows, candidates)}, rows by labels"
         raise DataError(expected=expected, got=got, where=where, fix="Predict exactly the rows that are measured.")
     if not ((probabilities_NC >= 0) & (probabilities_NC <= 1 + 1e-6)).all():
         raise DataError(expected="probabilities from 0 to 1", got="others", where=where, fix="Apply softmax to scores first.")
-    if targets_N.dtype.kind not in "iu" or targets_N.min() < 0 or targets_N.max() >= len(labels):
-        expected = f"targets that are whole numbers from 0 to {len(labels) - 1}"
+    if targets_N.dtype.kind not in "iu" or targets_N.min() < 0 or targets_N.max() >= candidates:
+        expected = f"targets that are whole numbers from 0 to {candidates - 1}"
         raise DataError(expected=expected, got="others", where=where, fix="Use the task kind's `targets`.")
 
 

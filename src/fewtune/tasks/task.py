@@ -142,6 +142,30 @@ class Task:
         return replace(closed, kind=_kind({"name": "multilabel", "separator": given, "threshold": threshold}))
 
     @classmethod
+    def choice(
+        cls,
+        candidates: str | Sequence[str] = "choices",
+        *,
+        label: str | None = None,
+        separator: str = "|",
+        template: str | None = None,
+        templates: Sequence[str] = (),
+        fields: Sequence[str] = ("question",),
+        label_name: str = "answer",
+        name: str = "task",
+    ) -> Task:
+        """A task whose candidates differ from row to row: `Example.candidates`, or what stands in the column `candidates` (a list, or
+        texts with `separator` between them) or in several such columns, one in each.
+
+        `label` says how a label names a candidate: by its `text`, its `column`, or its place, being what the first one is called (`0`, `1`,
+        `A`); `None` leaves that to the labelled rows.
+        """
+        listed = [candidates] if isinstance(candidates, str) else list(candidates)
+        kind = _kind({"name": "choice", "candidates": listed, "separator": None if separator == "|" else separator, "label": label})
+        given = (template, *templates) if template is not None else tuple(templates)
+        return cls(fields=tuple(fields), templates=given, label_name=label_name, name=name, kind=kind)
+
+    @classmethod
     def load(cls, path: str | Path) -> Task:
         """Read a task from a TOML file; raises `TaskError` when it is not one."""
         where = str(path)

@@ -48,7 +48,7 @@ def test_a_task_file_holds_text_only() -> None:
 
 
 def test_the_listed_kinds() -> None:
-    assert list(KINDS) == ["classification", "regression", "multilabel"]
+    assert list(KINDS) == ["classification", "regression", "multilabel", "choice"]
     assert Task.classification(["a", "b"]).kind in KINDS
 
 
@@ -137,7 +137,7 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
         Task.load(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["clasification", "choice"])
+@pytest.mark.parametrize("kind", ["clasification", "chosen"])
 def test_an_unknown_kind_is_refused(kind: str) -> None:
     with pytest.raises(InputError, match="classification"):
         KINDS.member(Task(labels=("a", "b"), kind=kind).kind)
