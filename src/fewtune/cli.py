@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from fewtune import cli_backbones, cli_compare, cli_peft, cli_pretrain, cli_search, cli_templates, terminal
+from fewtune import cli_backbones, cli_compare, cli_exits, cli_peft, cli_pretrain, cli_search, cli_templates, terminal
 from fewtune.errors import FewtuneError, InputError
 from fewtune.flags import (
     Adapt,
@@ -364,6 +364,7 @@ cli_templates.register(app)
 cli_compare.register(app)
 cli_search.register(app)
 cli_pretrain.register(app)
+cli_exits.register(app)
 
 
 def main() -> None:

@@ -63,6 +63,9 @@ def check(model: TunedModel) -> None:
         reason = "labels that are judged each for itself" if kind.independent else model.task.kind
         fix = "Of several labels each would be done on a layer of its own, which is not built." if kind.independent else "Leave exits out."
         raise TaskError(expected="a task with one label of a closed set, or a value", got=reason, where="exits", fix=fix)
+    if model.writes:
+        got = "a decoder, which writes the answer once the whole text is read"
+        raise TaskError(expected="a readout of the stack that reads the text", got=got, where="exits", fix="Fit with --readout head.")
     if model.passes > 1:
         got = f"the mean of {model.passes}, whose rows would leave on as many layers"
         raise TaskError(expected="answers from one prompt", got=got, where="exits", fix="Fit with one --template and draws=1.")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from fewtune.costs import Cost, Costs
-    from fewtune.evaluation import Evaluation
+    from fewtune.evaluation import Early, Evaluation
     from fewtune.inspection import Answer, Inspection
     from fewtune.prompt.search import Found
     from fewtune.runs.table import Comparison, Row
@@ -53,8 +53,25 @@ def show_evaluation(found: Evaluation) -> None:
     _show(metrics)
     if measures.classes:
         _show(_classes(measures))
+    if found.exits:
+        _show(*_early(found.exits))
     if found.shortened:
         _show(f"{found.shortened} of {measures.rows} rows were shortened to fit.")
+
+
+def _early(found: Early) -> list[RenderableType]:
+    """Where rows left, then speed against the metric: what other thresholds would give."""
+    from rich.table import Table
+
+    from fewtune.tasks.metrics import named
+
+    layers = Table("after layer", "rows", "", title=f"Where rows left the {found.depth} layers")
+    for layer, share in found.shares:
+        layers.add_row(str(layer), f"{share:.1%}", "█" * round(30 * share))
+    curve = Table("mean layer", named(found.metric), "agreement", title="What other thresholds would give")
+    for point in found.curve:
+        curve.add_row(f"{point.mean_layer:.2f}", f"{point.value:.3f}", f"{point.agreement:.3f}")
+    return [layers, curve]
 
 
 def _classes(measures: Measures) -> Table:

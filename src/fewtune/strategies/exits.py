@@ -71,8 +71,8 @@ class AddExits:
         """
         early.check(model)
         self._check(model, rows, taught)
-        learn, judge, test = parts(rows, self.seed, fewest=self.promise.fewest)
         exits = self._installed(model)
+        learn, judge, test = parts(rows, self.seed, fewest=self.promise.fewest)
         model = replace(model, exits=exits)
         if self.training in ("joint", "alternate"):
             self._alone(model, tuple(taught), (), session)
