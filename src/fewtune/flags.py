@@ -23,7 +23,9 @@ Label = Annotated[str | None, typer.Option("--label", help="Column of the label.
 Kind = Annotated[
     str,
     typer.Option(
-        "--kind", help="classification, regression (a number; regression:low=0,high=5) or multilabel (any labels, a|b in a cell)."
+        "--kind",
+        help="classification, regression (a number; regression:low=0,high=5), multilabel (any labels, a|b in a cell) or choice (candidates "
+        "of each row's own; choice:candidates=text_b+text_c).",
     ),
 ]
 Labels = Annotated[str | None, typer.Option("--labels", help="The labels, separated by commas.")]

@@ -141,6 +141,22 @@ def test_what_is_kept_below_the_first_trained_block_gives_the_same_scores(family
         model.remove()
 
 
+@pytest.mark.parametrize("family", ["llama", "bert", "t5"])
+def test_the_loss_of_a_batch_is_the_mean_of_each_rows_over_its_own_candidates(family):
+    model = assembled(family)
+    delta = LoRA().install(model.backbone, generator=torch.Generator().manual_seed(1))
+    model, targets = replace(model, deltas=(delta,)), torch.tensor([2, 0, 3])
+    try:
+        batch = model.collate(model.rows(ROWS, 0), 0)
+        loss = model.reader.loss(model.output(batch), batch, targets, torch.zeros(()))
+        alone = [model.raw_scores([row])[0].log_softmax(-1)[target] for row, target in zip(ROWS, targets, strict=True)]
+        torch.testing.assert_close(loss, -torch.stack(alone).mean(), atol=1e-5, rtol=0)
+        gradients = torch.autograd.grad(loss, list(delta.weights.values()))
+        assert all(bool(gradient.isfinite().all()) for gradient in gradients) and any(bool(gradient.any()) for gradient in gradients)
+    finally:
+        model.remove()
+
+
 @cache
 def scored(family):
     return assembled(family, Likelihood(per="token"))

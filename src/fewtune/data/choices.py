@@ -102,9 +102,9 @@ def form_of(examples: Sequence[Example], columns: Sequence[str]) -> str:
     if not right[best[0]]:
         got = f"{show(labels[0][0])} where they are {', '.join(map(show, labels[0][1]))}" if labels else "no row"
         raise data_error(where, "labels that name a candidate", got, "Give its text, its column's name, or its number.")
-    if any(found[form] != found[best[0]] for form in best):
-        fix = f"Say which: --kind choice:label={best[0]}, or label={best[1]}."
-        raise data_error(where, "labels that name candidates in one way", f"some that fit {' and '.join(best)}", fix)
+    if other := next((form for form in best if found[form] != found[best[0]]), None):
+        fix = f"Say which: --kind choice:label={best[0]}, or label={other}."
+        raise data_error(where, "labels that name candidates in one way", f"some that fit {best[0]} and {other}", fix)
     return best[0]
 
 
