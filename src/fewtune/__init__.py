@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from fewtune.readout.cloze import Cloze as Cloze
     from fewtune.readout.head import Head as Head
     from fewtune.readout.prior import PriorMatching as PriorMatching
+    from fewtune.readout.similarity import Similarity as Similarity
     from fewtune.recipe import Recipe as Recipe
     from fewtune.tasks.task import Task as Task
     from fewtune.train.adapt import Auxiliary as Auxiliary
@@ -59,6 +60,7 @@ _PUBLIC = {
     "Prefix": "fewtune.deltas.prefix:Prefix",
     "PriorMatching": "fewtune.readout.prior:PriorMatching",
     "Recipe": "fewtune.recipe:Recipe",
+    "Similarity": "fewtune.readout.similarity:Similarity",
     "SoftPrompt": "fewtune.deltas.soft_prompt:SoftPrompt",
     "Split": "fewtune.data.example:Split",
     "Subset": "fewtune.deltas.subset:Subset",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from fewtune import cli_backbones, cli_compare, cli_exits, cli_peft, cli_pretrain, cli_search, cli_templates, terminal
+from fewtune import cli_backbones, cli_compare, cli_exits, cli_peft, cli_pretrain, cli_search, cli_templates, cli_zeroshot, terminal
 from fewtune.errors import FewtuneError, InputError
 from fewtune.flags import (
     Adapt,
@@ -40,7 +40,6 @@ from fewtune.flags import (
     TaskFile,
     Template,
     Text,
-    WordReadout,
     Words,
 )
 from fewtune.flags import adaptations as _adaptations
@@ -238,76 +237,6 @@ def evaluate(
 
 
 @app.command()
-def zeroshot(
-    file: Annotated[Path, typer.Argument(help="Texts: csv, tsv, jsonl or parquet, also .gz.")],
-    kind: Kind = "classification",
-    labels: Labels = None,
-    template: Template = None,
-    words: Words = None,
-    describe: Describe = None,
-    task: TaskFile = None,
-    text: Text = None,
-    label: Label = None,
-    backbone: BackboneName = "smollm2-135m",
-    readout: WordReadout = None,
-    calibration: Annotated[
-        str | None,
-        typer.Option(
-            "--calibration", help="contextual (the default, but none with channel), prior (no label more often than another) or none."
-        ),
-    ] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Where answers go; standard output if left out.")] = None,
-    form: Annotated[str | None, typer.Option("--format", help="csv, tsv or jsonl, for standard output.")] = None,
-    batch_size: BatchSize = 32,
-    max_length: MaxLength = 256,
-    precision: Precision = "auto",
-    device: Device = None,
-    skip_bad_rows: SkipBadRows = False,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-) -> None:
-    """Answer without training. Where the file has a label column, --json measures the answers instead of writing them."""
-    from fewtune import job
-    from fewtune.settings import Settings
-
-    settings = Settings(
-        backbones=(backbone,),
-        strategy="zeroshot",
-        readout=_readout(readout),
-        calibration=_calibration(calibration),
-        max_length=max_length,
-        precision=precision,
-        device=device,
-    )
-    source = _source(file, text, label, skip_bad_rows)
-    model, seconds = job.zeroshot_model(
-        source,
-        task=_task(task, describe),
-        settings=settings,
-        kind=kind,
-        labels=_list(labels),
-        templates=_templates(template),
-        words=_words(words),
-        description=describe or "",
-        say=say,
-    )
-    if out or not as_json:
-        with terminal.counter("rows") as advance:
-            job.predict_files(
-                model,
-                source,
-                out or sys.stdout,
-                form=form,
-                overwrite=overwrite,
-                batch_size=batch_size,
-                say=say,
-                progress=advance,
-            )
-    if as_json:
-        print_json(job.measured(model, source, seconds, batch_size=batch_size, say=say))
-
-
-@app.command()
 def params(
     backbone: BackboneName = "smollm2-135m",
     delta: Annotated[list[str] | None, typer.Option("--delta", help="As for fit, several at once; without it, the usual methods.")] = None,
@@ -365,6 +294,7 @@ cli_compare.register(app)
 cli_search.register(app)
 cli_pretrain.register(app)
 cli_exits.register(app)
+cli_zeroshot.register(app)
 
 
 def main() -> None:

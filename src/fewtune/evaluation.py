@@ -16,6 +16,7 @@ from fewtune import early, registry
 from fewtune.data.example import Example
 from fewtune.exits.promise import thresholds
 from fewtune.model import Tally, TunedModel
+from fewtune.routes import Routes
 from fewtune.tasks import kind_of
 from fewtune.tasks.metrics import Interval, Measures, Ratio, bootstrap, wilson
 
@@ -76,8 +77,10 @@ class Evaluation:
         return {**data, "shortened": self.shortened, **({} if self.exits is None else {"exits": self.exits.to_dict()})}
 
 
-def evaluate(model: TunedModel, examples: Sequence[Example], *, batch_size: int = 32) -> Evaluation:
+def evaluate(model: TunedModel | Routes, examples: Sequence[Example], *, batch_size: int = 32) -> Evaluation:
     """Measure `model` on labelled examples; raises `DataError` for examples that do not fit its task."""
+    if isinstance(model, Routes):
+        return evaluate_routes(model, examples, batch_size=batch_size)[0]
     kind = kind_of(model.task)
     kind.check(model.task, examples, "evaluate")
     tally, start = Tally(), time.perf_counter()
@@ -90,6 +93,20 @@ def evaluate(model: TunedModel, examples: Sequence[Example], *, batch_size: int 
         return Evaluation(measures, seconds, tally.shortened, ratio)
     metrics, left = _early(model, examples, scores_NC, layers_N, batch_size)
     return Evaluation(replace(measures, metrics={**measures.metrics, **metrics}), seconds, tally.shortened, ratio, left)
+
+
+def evaluate_routes(routes: Routes, examples: Sequence[Example], *, batch_size: int = 32) -> tuple[Evaluation, list[Evaluation]]:
+    """What the routes answer together, and what each answers alone; no route reads the examples twice. `seconds` are those of all."""
+    task, kind = routes.task, kind_of(routes.task)
+    kind.check(task, examples, "evaluate")
+    tally, start = Tally(), time.perf_counter()
+    each = routes.each(examples, batch_size=batch_size, tally=tally)
+    likely = [routes.likely(torch.stack(each).mean(0)).numpy(), *(log_NC.exp().numpy() for log_NC in each)]
+    seconds = time.perf_counter() - start
+    together, *alone = (
+        Evaluation(kind.measure(task, examples, one), seconds, tally.shortened, kind.ratio(task, examples, one)) for one in likely
+    )
+    return together, alone
 
 
 def _early(

@@ -54,9 +54,6 @@ Readout = Annotated[
         help="cloze, likelihood, channel, head or similarity; by default cloze or likelihood where there is an LM head, else similarity.",
     ),
 ]
-WordReadout = Annotated[
-    str | None, typer.Option("--readout", help="cloze, likelihood or channel; by default cloze, likelihood for words of several tokens.")
-]
 Calibration = Annotated[
     str | None,
     typer.Option("--calibration", help="none, contextual, pmi, temperature or prior (from unlabelled rows); by default what helps."),

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, overload
 
 import torch
 
@@ -26,16 +26,19 @@ from fewtune.data.teacher import read as read_teacher
 from fewtune.data.writers import check_place, open_writer, write_text
 from fewtune.deltas.delta import Delta
 from fewtune.errors import DataError, SpecError
-from fewtune.evaluation import Evaluation, evaluate
+from fewtune.evaluation import Evaluation, evaluate, evaluate_routes
 from fewtune.model import DEFAULT_LENGTH, Tally, TunedModel
 from fewtune.prompt.demonstrations import Demonstrations
 from fewtune.prompt.search import Found, Search
-from fewtune.readout.calibration import Calibration
+from fewtune.readout.calibration import Calibration, Calibrator
+from fewtune.readout.prior import PriorMatching
 from fewtune.readout.readout import Readout
 from fewtune.recipe import DEFAULT_BACKBONE, Recipe
-from fewtune.settings import PETS, Settings, method, recipe_of, suited, with_pool, without_slot
+from fewtune.routes import Routes
+from fewtune.settings import PETS, Settings, method, recipe_of, routes, suited, with_pool, without_slot
 from fewtune.strategies import adapting, searching
 from fewtune.strategies.strategy import Joint
+from fewtune.strategies.zeroshot import side_by_side
 from fewtune.tasks import KINDS, kind_of
 from fewtune.tasks.task import Task
 from fewtune.train.adapt import Adaptation
@@ -135,18 +138,57 @@ def _labeled(train: object, task: Task) -> tuple[Example, ...]:
     return readers.read(train, text=task.fields, labeled=True, known=task.labels or None, written=kind_of(task).written).examples
 
 
+@overload
 def zeroshot(
     task: Task,
     *,
-    backbone: str | Backbone = DEFAULT_BACKBONE,
-    readout: Readout | None = None,
+    backbone: str | Backbone = ...,
+    readout: Readout | None = ...,
+    calibration: Calibration | None = ...,
+    unlabeled: object = ...,
+) -> TunedModel: ...
+
+
+@overload
+def zeroshot(
+    task: Task,
+    *,
+    backbone: list[str | Backbone] | list[str] | list[Backbone],
+    readout: Readout | Sequence[Readout] | None = ...,
+    calibration: Calibration | None = ...,
+    unlabeled: object = ...,
+) -> Routes: ...
+
+
+def zeroshot(
+    task: Task,
+    *,
+    backbone: str | Backbone | list[str | Backbone] | list[str] | list[Backbone] = DEFAULT_BACKBONE,
+    readout: Readout | Sequence[Readout] | None = None,
     calibration: Calibration | None = None,
-) -> TunedModel:
-    """A model that answers without any labelled example; calibrated with content-free inputs unless told otherwise, or where the readout
-    scores the texts."""
-    loaded = load_backbone(backbone) if isinstance(backbone, str) else backbone
-    settings = Settings(strategy="zeroshot", readout=readout, calibration=calibration)
-    return tune(task, Split(), loaded, settings, session=Session())
+    unlabeled: object = None,
+) -> TunedModel | Routes:
+    """A model that answers without any labelled example; of a list of PLMs all answer side by side, each by its `readout`.
+
+    Calibrated with content-free inputs unless told otherwise, or where a readout scores the texts; with `unlabeled` texts so that no label
+    is more probable in their mean than another.
+    """
+    listed = [backbone] if isinstance(backbone, str | Backbone) else list(backbone)
+    loaded = [load_backbone(one) if isinstance(one, str) else one for one in listed]
+    readouts = [] if readout is None else list(readout) if isinstance(readout, Sequence) else [readout]
+    pool = () if unlabeled is None else readers.read(unlabeled, text=task.fields, labeled=False).examples
+    usual = PriorMatching() if pool else None
+    ways = [
+        Settings((name,), strategy="zeroshot", readout=own, calibration=calibration or usual)
+        for name, own in routes([one.name for one in loaded], readouts)
+    ]
+    return _untuned(task, Split(unlabeled=pool), loaded, ways, Session())
+
+
+def _untuned(task: Task, split: Split, backbones: Sequence[Backbone], ways: Sequence[Settings], session: Session) -> TunedModel | Routes:
+    """The model of the one way, or those of several side by side; each has its own PLM."""
+    models = [tune(task, split, backbone, way, session=session) for backbone, way in zip(backbones, ways, strict=True)]
+    return models[0] if len(models) == 1 else side_by_side(models, ways[0].calibration, split)
 
 
 def tune(
@@ -388,7 +430,7 @@ class Rows:
 
 
 def predict_files(
-    model: TunedModel,
+    model: TunedModel | Routes,
     source: Source,
     target: Path | TextIO,
     *,
@@ -441,30 +483,42 @@ def zeroshot_model(
     source: Source,
     *,
     task: Task | None,
-    settings: Settings,
+    ways: Sequence[Settings],
     kind: str = KIND,
     labels: Sequence[str] = (),
     templates: Sequence[str] = (),
     words: Mapping[str, tuple[str, ...]] | None = None,
     description: str = "",
+    unlabeled: Source | None = None,
     say: Say = _silent,
-) -> tuple[TunedModel, dict[str, float]]:
-    """`fewtune zeroshot`: a calibrated model from a template alone, and seconds to load it. The data's labels are not looked at."""
+) -> tuple[TunedModel | Routes, dict[str, float]]:
+    """`fewtune zeroshot`: a calibrated model from a description or a template alone, of several `ways` side by side, and seconds to load.
+
+    The data's labels are not looked at; where the calibration needs texts and there are none `unlabeled`, it learns from the source's own.
+    """
     pool: tuple[Example, ...] = ()
-    if task is None or (settings.calibration is not None and settings.calibration.needs == "unlabeled"):
+    calibration = ways[0].calibration
+    if unlabeled is not None and (calibration is None or calibration.needs != "unlabeled"):
+        fix = "Choose --calibration prior, or leave --unlabeled out."
+        raise SpecError(expected="a calibration that learns from unlabelled rows", got="another", where="--calibration", fix=fix)
+    own = unlabeled is None and calibration is not None and calibration.needs == "unlabeled"
+    if task is None or own:
         reading = read(source, labeled=False, task=task)
-        made = task or task_of(reading, kind=kind, labels=labels, templates=templates, words=words or {}, description=description)
-        task, pool = made, reading.examples
+        task = task or task_of(reading, kind=kind, labels=labels, templates=templates, words=words or {}, description=description)
+        pool = reading.examples if own else ()
+    if unlabeled is not None:
+        pool = read(unlabeled, labeled=False, task=task, say=say).examples
     start = time.perf_counter()
-    backbone = load_backbone(settings.backbone, device=settings.device, say=say)
-    model = tune(task, Split(unlabeled=pool), backbone, settings, session=Session(say=say))
+    loaded = {name: load_backbone(name, device=ways[0].device, say=say) for name in dict.fromkeys(way.backbone for way in ways)}
+    model = _untuned(task, Split(unlabeled=pool), [loaded[way.backbone] for way in ways], ways, Session(say=say))
     return model, {"load": time.perf_counter() - start}
 
 
 def measured(
-    model: TunedModel, source: Source, seconds: Mapping[str, float], *, batch_size: int = 32, say: Say = _silent
+    model: TunedModel | Routes, source: Source, seconds: Mapping[str, float], *, batch_size: int = 32, say: Say = _silent
 ) -> dict[str, registry.Plain]:
-    """What `fewtune zeroshot --json` prints: metrics where the source has a label column, the answers where it has none."""
+    """What `fewtune zeroshot --json` prints: metrics where the source has a label column, the answers where it has none; of several routes
+    those of each, too."""
     try:
         reading = read(source, labeled=True, task=model.task, say=say)
     except DataError:
@@ -473,18 +527,45 @@ def measured(
     else:
         if kind_of(model.task).offered == "row":
             task, note = kind_of(model.task).settled(model.task, reading.examples)
-            model = replace(model, task=task)
+            model = model.asking(task) if isinstance(model, Routes) else replace(model, task=task)
             say(note or "A label names its candidate by its text.")
-        found = evaluate(model, reading.examples, batch_size=batch_size)
-        return {"method": model.about["method"], "seconds": {**seconds, "predict": found.seconds}, **found.to_dict()}
+        return {"method": model.about["method"], **_metrics(model, reading.examples, seconds, batch_size)}
     examples, start = read(source, labeled=False, task=model.task, say=say).examples, time.perf_counter()
-    answers = [{"label": answer.label, "probability": answer.probability} for answer in model.predict(examples, batch_size=batch_size)]
+    answers = _answers(model, examples, batch_size)
     return {
         "method": model.about["method"],
         "seconds": {**seconds, "predict": time.perf_counter() - start},
-        "rows": len(answers),
-        "answers": answers,
+        "rows": len(examples),
+        **answers,
     }
+
+
+def _metrics(
+    model: TunedModel | Routes, examples: Sequence[Example], seconds: Mapping[str, float], batch_size: int
+) -> dict[str, registry.Plain]:
+    if isinstance(model, TunedModel):
+        found, each = evaluate(model, examples, batch_size=batch_size), {}
+    else:
+        found, alone = evaluate_routes(model, examples, batch_size=batch_size)
+        each = {"routes": [{**_named(one), **own.to_dict()} for one, own in zip(model.models, alone, strict=True)]}
+    return {"seconds": {**seconds, "predict": found.seconds}, **found.to_dict(), **each}
+
+
+def _answers(model: TunedModel | Routes, examples: Sequence[Example], batch_size: int) -> dict[str, registry.Plain]:
+    if isinstance(model, TunedModel):
+        return {"answers": _plain(model.predict(examples, batch_size=batch_size))}
+    each = model.each(examples, batch_size=batch_size)
+    bare = [one.calibrated(Calibrator.identity(len(one.task.labels))) for one in model.models]
+    alone = [{**_named(one), "answers": _plain(one.answers(examples, log_NC))} for one, log_NC in zip(bare, each, strict=True)]
+    return {"answers": _plain(model.answers(examples, torch.stack(each).mean(0))), "routes": alone}
+
+
+def _named(model: TunedModel) -> dict[str, registry.Plain]:
+    return {"backbone": model.backbone.name, "method": model.about["method"]}
+
+
+def _plain(answers: Sequence[Prediction]) -> list[registry.Plain]:
+    return [{"label": answer.label, "probability": answer.probability} for answer in answers]
 
 
 def check_source(source: Source) -> None:

@@ -5,7 +5,7 @@ Knows every spec and its default; reads no file and runs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -104,6 +104,20 @@ class Settings:
             raise SpecError(expected="one PLM", got=got, where="--backbone", fix=fix)
 
 
+def routes(backbones: Sequence[str], readouts: Sequence[Readout]) -> list[tuple[str, Readout | None]]:
+    """Which PLM is read how, of those that answer side by side: a readout for each, in their order, one for all, or none.
+
+    Raises `SpecError` for another number of them.
+
+    >>> routes(["smollm2-135m", "minilm-l6"], [])
+    [('smollm2-135m', None), ('minilm-l6', None)]
+    """
+    if len(readouts) not in (0, 1, len(backbones)):
+        got, fix = f"{len(readouts)} for {len(backbones)} PLMs", "Repeat --backbone: each --readout is that of one, in their order."
+        raise SpecError(expected="a readout for each PLM, one for all, or none", got=got, where="--readout", fix=fix)
+    return list(zip(backbones, readouts if len(readouts) == len(backbones) else [*readouts, None][:1] * len(backbones), strict=True))
+
+
 def with_pool(task: Task, settings: Settings, pool: int, say: Callable[[str], None], *, taught: bool = False) -> Settings:
     """PET where nothing else is wanted, of the pool either, and there are enough unlabelled rows, or some that a teacher has labelled.
 
@@ -129,7 +143,7 @@ def suited(task: Task, settings: Settings) -> Settings:
 
 
 def without_slot(recipe: Recipe) -> Recipe:
-    """Of several PLMs those that read no word are given the bare texts: a template with a slot was meant for the others."""
+    """Those that read no word are given the bare texts: a template with a slot was meant for other PLMs."""
     slots = [Template.parse(text).slot for text in recipe.task.templates]
     return recipe if recipe.readout.needs_slot or not any(slots) else replace(recipe, task=replace(recipe.task, templates=()))
 
@@ -139,9 +153,10 @@ def recipe_of(task: Task, backbone: Backbone, settings: Settings) -> Recipe:
 
     Raises `TaskError` for a readout that cannot answer the task.
     """
-    readout = settings.readout or readout_of(task, backbone)
+    untuned = settings.way == "zeroshot"
+    readout = settings.readout or readout_of(task, backbone, untuned=untuned)
     _check_readout(task, readout, settings)
-    usual = () if settings.way == "zeroshot" else PAIRED_DELTAS if readout.pairs else DEFAULT_DELTAS
+    usual = () if untuned else PAIRED_DELTAS if readout.pairs else DEFAULT_DELTAS
     deltas = usual if settings.deltas is None else settings.deltas
     recipe = Recipe(
         task=task,
@@ -158,7 +173,7 @@ def recipe_of(task: Task, backbone: Backbone, settings: Settings) -> Recipe:
         seed=settings.seed,
     )
     searching.check(recipe)
-    return recipe
+    return without_slot(recipe) if untuned else recipe
 
 
 def _check_readout(task: Task, readout: Readout, settings: Settings) -> None:
@@ -172,7 +187,7 @@ def _check_readout(task: Task, readout: Readout, settings: Settings) -> None:
     if kind.offered != "task" and settings.demonstrations is not None:
         fix = "Leave --demonstrations out."
         raise TaskError(expected="labels, of each of which a row is shown", got=task.kind, where="--demonstrations", fix=fix)
-    if readout.pairs and not kind.paired:
+    if readout.pairs and not kind.paired and settings.way != "zeroshot":
         fix = "Choose --readout head, or cloze with a PLM that has an LM head."
         raise TaskError(expected=expected, got=f"{name}, which learns which rows are of one label", where="--readout", fix=fix)
     if readout.needs_slot and kind.independent:
@@ -189,16 +204,16 @@ def _unfit(readout: Readout) -> str | None:
     return None if readout.spells else "which reads a first token only, where candidates are texts"
 
 
-def readout_of(task: Task, backbone: Backbone) -> Readout:
+def readout_of(task: Task, backbone: Backbone, *, untuned: bool = False) -> Readout:
     """The slot's one token where it tells all label words apart, else their likelihood; without an LM head similarity.
 
-    A head instead where a slot cannot hold the answer, or where rows share no labels.
+    A head instead where a slot cannot hold the answer, or where rows to learn from share no labels.
     """
     kind = kind_of(task)
     if kind.offered == "row":
         return Likelihood(per="token")
     if not backbone.has_lm_head:
-        return Similarity() if kind.paired else Head()
+        return Similarity() if kind.paired or untuned else Head()
     if kind.independent:
         return Head()
     return Cloze() if single_tokens(task, backbone.tokenizer, seq2seq=backbone.seq2seq) else Likelihood(per="token")

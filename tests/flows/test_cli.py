@@ -6,6 +6,8 @@ import shutil
 
 import pytest
 
+from fewtune.backbone import tiny
+
 WORDS = ("--words", "positive=great|good,negative=terrible")
 
 
@@ -162,6 +164,28 @@ def test_zeroshot_from_a_description(work, fewtune, llama):
     assert code == 0, err
     asked = r"Is the review positive or negative?\nReview: {review}\nLabel: {slot}"
     assert described == fewtune("zeroshot", "train.csv", *options, "--template", asked)[1] != plain
+
+
+def test_zeroshot_by_several_routes(work, fewtune, llama, tmp_path_factory):
+    bert = str(tiny.save("bert", tmp_path_factory.mktemp("plm") / "bert"))
+    options = ("--labels", "positive,negative", "--describe", "Is it good?", "--backbone", llama, "--backbone", bert)
+    readouts = ("--readout", "channel", "--readout", "similarity")
+    code, out, err = fewtune("zeroshot", "train.csv", "--label", "sentiment", *options, *readouts, "--calibration", "prior", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert [one["method"] for one in found["routes"]] == ["zeroshot, channel", "zeroshot, similarity"]
+    assert all(one["metrics"]["accuracy"]["value"] in (0, 0.25, 0.5, 0.75, 1) for one in (found, *found["routes"]))
+    (work / "texts.csv").write_text("review\ngreat fun\na mess\n")
+    code, out, err = fewtune("zeroshot", "texts.csv", *options, *readouts, "--unlabeled", "train.csv", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert [len(one["answers"]) for one in (found, *found["routes"])] == [2, 2, 2]
+    code, out, err = fewtune("zeroshot", "texts.csv", *options, "--unlabeled", "train.csv", "--format", "jsonl")
+    assert code == 0 and len(out.splitlines()) == 2, err
+    code, _, err = fewtune("zeroshot", "texts.csv", *options, "--unlabeled", "train.csv", "--calibration", "contextual")
+    assert code == 2 and "--calibration: expected a calibration that learns from unlabelled rows" in err.splitlines()[-1]
+    code, _, err = fewtune("zeroshot", "texts.csv", *options, *readouts, "--readout", "cloze")
+    assert code == 2 and "got 3 for 2 PLMs" in err.splitlines()[-1]
 
 
 WRONG = {

@@ -102,6 +102,22 @@ def introduction(task: Task) -> str:
     return f"{literal(described)}\n" if described else ""
 
 
+def sentences(task: Task) -> tuple[tuple[str, ...], ...]:
+    """Each label as sentences to which texts are compared: its description, or one for each of its words; with the task's description also
+    followed by that.
+
+    >>> sentences(Task(("ham", "spam"), words={"spam": ("junk",)}, descriptions={"ham": "A message from a friend."}))
+    (('A message from a friend.',), ('This text is about junk.',))
+    """
+    asked = task.description.strip()
+    found = []
+    for label in task.labels:
+        words = task.words.get(label, (spoken(label),))
+        own = (task.descriptions[label],) if label in task.descriptions else tuple(f"This text is about {word}." for word in words)
+        found.append((*own, *(f"{one} {asked}" for one in own if asked)))
+    return tuple(found)
+
+
 def cue(name: str) -> str:
     """A column's name as a person would write it.
 

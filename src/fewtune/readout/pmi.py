@@ -15,8 +15,8 @@ from fewtune.readout.calibration import Calibrator, Needs, check, log_probabilit
 
 @dataclass(frozen=True)
 class PMI:
-    """score(label) = log p(word | prompt) - log p(word | template with empty fields): Holtzman et al. 2021, section 3, whose domain
-    premise is the template's own text.
+    """score(label) = log p(word | prompt) - log p(word | template with empty fields): domain-conditional PMI (Holtzman et al. 2021,
+    section 3), whose domain premise is the template's own text, with the task's description in front if it has one.
 
     Where rows have candidates of their own there is nothing to fit: the bias is computed with each row's (`Calibrator.premise`).
     """

@@ -2,6 +2,8 @@
 
     states ──► pool ──► unit length ──► [pairs: contrastive loss, while tuning] ──► logistic regression, fitted once afterwards
 
+Where nothing is learned the regression's rows are embeddings of the labels, so that a score is a scaled cosine.
+
 Dimensions: N examples, B rows, T tokens, D width, C candidates.
 """
 
@@ -30,12 +32,14 @@ class Similarity:
     """A sentence encoder's use with few labels: tuned on pairs, then a linear classifier (as Tunstall et al. 2022 do it).
 
     Every pair of a batch counts at once in one supervised contrastive loss of the given `temperature` (Khosla et al. 2020, eq. 2).
-    `strength` is the inverse of the regression's L2 penalty (scikit-learn's C).
+    `strength` is the inverse of the regression's L2 penalty (scikit-learn's C). Zero-shot a score is `scale` times the cosine of text and
+    label; sentence encoders are trained with 20 (the scale of sentence-transformers' loss over the texts of a batch).
     """
 
     pool: Literal["mean", "first", "last"] = "mean"
     temperature: float = 0.1
     strength: float = 1.0
+    scale: float = 20.0
 
     needs_slot: ClassVar[bool] = False
     spells: ClassVar[bool] = False
@@ -44,7 +48,7 @@ class Similarity:
     pairs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "strength"):
+        for name in ("temperature", "strength", "scale"):
             if not getattr(self, name) > 0:
                 got = repr(getattr(self, name))
                 raise SpecError(expected="a number above 0", got=got, where=f"similarity.{name}", fix="Change the value.")
@@ -68,6 +72,12 @@ class SimilarityReader:
     def embeddings(self, output: Output, batch: Batch) -> Tensor:
         """embeddings_BD of unit length."""
         return nn.functional.normalize(pooled(output.hidden_BTD, batch.mask_BT, self.spec.pool), dim=-1)
+
+    def start(self, labels_CD: Tensor) -> None:
+        """Read by the cosine to what stands for each label, `labels_CD` of any length but 0."""
+        with torch.no_grad():
+            self.weights["head.weight"].copy_(self.spec.scale * nn.functional.normalize(labels_CD, dim=-1))
+            self.weights["head.bias"].zero_()
 
     def scores(self, output: Output, batch: Batch) -> Tensor:
         """scores_BC, the regression's logits."""

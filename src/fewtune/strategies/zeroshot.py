@@ -1,7 +1,8 @@
-"""Nothing is trained: the PLM reads the slot; a calibration is fitted at most."""
+"""Nothing is trained: the PLM reads the slot, or compares the text with the labels; a calibration is fitted at most."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,14 +13,20 @@ from fewtune.data.example import Example, Split
 from fewtune.errors import DataError, TaskError
 from fewtune.model import TunedModel
 from fewtune.precision import settle_precision
+from fewtune.prompt import defaults
+from fewtune.prompt.template import Template
 from fewtune.readout import sentences
 from fewtune.readout.calibration import Calibration, Calibrator, Contextual, Uncalibrated, likeliest
+from fewtune.readout.similarity import Similarity, SimilarityReader
+from fewtune.readout.states import states
 from fewtune.recipe import Recipe
+from fewtune.routes import Routes
 from fewtune.strategies.searching import searched
 from fewtune.tasks import kind_of
 from fewtune.train.fit import Session
 from fewtune.train.losses import cross_entropy
 
+_TEXT = Template.parse("{text}")
 _MOST_UNLABELED = 1000  # as many rows tell the candidates' shares to a point or two
 
 
@@ -32,16 +39,35 @@ class ZeroShot:
 
     def run(self, recipe: Recipe, split: Split, backbone: Backbone, *, session: Session) -> TunedModel:
         """Labelled rows are used for nothing but the search, the calibration, and demonstrations if they are asked for."""
-        if recipe.deltas or not recipe.readout.needs_slot:
+        if recipe.deltas or not (recipe.readout.needs_slot or isinstance(recipe.readout, Similarity)):
             what = "deltas" if recipe.deltas else "a head"
             raise TaskError(expected="the PLM as it is", got=what, where="strategy zeroshot", fix="Choose --strategy supervised.")
         recipe, about = searched(recipe, split, backbone, session)
         model = TunedModel.assemble(backbone, recipe.task, recipe.readout, max_length=recipe.max_length, seed=recipe.seed)
         for note in model.asked.notes:
             session.say(note)
+        if isinstance(model.reader, SimilarityReader):
+            model.reader.start(label_embeddings(model, model.reader))
         model = demonstrated(model, recipe, split, session)
         settle_precision(model, recipe.precision, split)
         return replace(model, about=about).calibrated(calibrate(model, recipe.calibration, split, otherwise=Contextual()))
+
+
+def label_embeddings(model: TunedModel, reader: SimilarityReader) -> Tensor:
+    """labels_CD: the mean of the embeddings of each label's sentences."""
+    listed = defaults.sentences(model.task)
+    prompts = [_TEXT.render({"text": text}) for texts in listed for text in texts]
+    embeddings_ND = states(model.backbone, prompts, reader.embeddings, most=model.max_length)
+    parts = torch.split(embeddings_ND, [len(texts) for texts in listed])
+    return torch.stack([part_KD.mean(0) for part_KD in parts])
+
+
+def side_by_side(models: Sequence[TunedModel], wanted: Calibration | None, split: Split) -> Routes:
+    """Untuned models that answer together, calibrated over all as each of them is: contextual unless told otherwise, none where a readout
+    reads the texts or rows have candidates of their own."""
+    usual = Uncalibrated() if any(model.readout.reverses for model in models) else Contextual()
+    routes = Routes.of(models)
+    return routes.calibrated(_fit(routes, wanted or usual, split)) if routes.task.labels else routes
 
 
 def demonstrated(model: TunedModel, recipe: Recipe, split: Split, session: Session) -> TunedModel:
@@ -119,12 +145,12 @@ def _of_rows(model: TunedModel, wanted: Calibration | None, split: Split) -> Cal
     raise TaskError(expected="a calibration for candidates of each row's own", got=got, where="--calibration", fix=fix)
 
 
-def targets(model: TunedModel, labeled: tuple[Example, ...]) -> Tensor:
+def targets(model: TunedModel | Routes, labeled: tuple[Example, ...]) -> Tensor:
     """What scores are to learn, as the kind of task has it: an index a row, targets_N, or a number for each candidate, targets_NC."""
     return torch.tensor(kind_of(model.task).targets(model.task, labeled))
 
 
-def _fit(model: TunedModel, calibration: Calibration, split: Split) -> Calibrator:
+def _fit(model: TunedModel | Routes, calibration: Calibration, split: Split) -> Calibrator:
     if calibration.needs == "content_free":
         return calibration.fit(model.content_free_scores(), None)
     if calibration.needs == "premise":

@@ -1,0 +1,92 @@
+"""Several models of one task side by side: PLMs and readouts that answer together. Knows models and numbers; no files, no flags.
+
+    each route's scores ──► its own calibrator ──► log-probabilities ──► mean over the routes ──► one calibrator over all
+
+Dimensions: N examples, C candidates.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from fewtune.data.example import Example, Prediction
+from fewtune.model import WINDOW, Tally, TunedModel
+from fewtune.readout.calibration import CONTENT_FREE, Calibrator
+from fewtune.registry import Plain
+from fewtune.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Routes:
+    """The mean of log-probabilities, which is the normalised product of what the routes find probable (Hinton 2002: a product of experts).
+
+    It answers as a `TunedModel` does, and is not saved. Rows that are shortened are counted for the first route.
+    """
+
+    models: tuple[TunedModel, ...]
+    calibrator: Calibrator
+    about: Mapping[str, Plain] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, models: Sequence[TunedModel]) -> Routes:
+        """Those that are given, with nothing calibrated over them."""
+        names = [f"{model.backbone.name} ({model.about['method']})" for model in models]
+        return cls(tuple(models), Calibrator.identity(len(models[0].task.labels)), {"method": " and ".join(names)})
+
+    @property
+    def task(self) -> Task:
+        """What is asked; that of the first route."""
+        return self.models[0].task
+
+    def each(self, examples: Sequence[Example], *, batch_size: int = 32, tally: Tally | None = None) -> list[Tensor]:
+        """The calibrated log-probabilities_NC of each route, float64."""
+        tallies = (tally, *itertools.repeat(None, len(self.models) - 1))
+        return [
+            model.calibrator(model.scores(examples, batch_size=batch_size, tally=own)).log_softmax(-1)
+            for model, own in zip(self.models, tallies, strict=True)
+        ]
+
+    def raw_scores(self, examples: Sequence[Example], *, batch_size: int = 32, tally: Tally | None = None) -> Tensor:
+        """scores_NC before the calibrator over all: the mean of the routes' log-probabilities, float64."""
+        return torch.stack(self.each(examples, batch_size=batch_size, tally=tally)).mean(0)
+
+    def content_free_scores(self) -> Tensor:
+        """The same of inputs that say nothing."""
+        return self.raw_scores([Example(dict.fromkeys(self.task.fields, text)) for text in CONTENT_FREE])
+
+    def probabilities(self, examples: Sequence[Example], *, batch_size: int = 32, tally: Tally | None = None) -> Tensor:
+        """Calibrated probabilities_NC, float64."""
+        return self.likely(self.raw_scores(examples, batch_size=batch_size, tally=tally))
+
+    def likely(self, scores_NC: Tensor) -> Tensor:
+        """Calibrated probabilities_NC of scores before the calibrator over all."""
+        return self.calibrator(scores_NC).softmax(-1)
+
+    def predict(self, texts: Iterable[object], *, batch_size: int = 32) -> list[Prediction]:
+        """An answer for each text, in the forms that `TunedModel.predict` takes."""
+        return list(self.stream(self.models[0].examples(texts), batch_size=batch_size))
+
+    def stream(
+        self, examples: Iterable[Example], *, batch_size: int = 32, window: int = WINDOW, tally: Tally | None = None
+    ) -> Iterator[Prediction]:
+        """Answers in the order of the examples, `window` of which are held at a time."""
+        iterator = iter(examples)
+        while chunk := list(itertools.islice(iterator, window)):
+            yield from self.answers(chunk, self.raw_scores(chunk, batch_size=batch_size, tally=tally))
+
+    def answers(self, examples: Sequence[Example], scores_NC: Tensor) -> list[Prediction]:
+        """What scores answer to the examples before the calibrator over all."""
+        return self.models[0].calibrated(self.calibrator).answers(examples, scores_NC)
+
+    def asking(self, task: Task) -> Routes:
+        """The same routes of a task that has settled what it left open."""
+        return replace(self, models=tuple(replace(model, task=task) for model in self.models))
+
+    def calibrated(self, calibrator: Calibrator) -> Routes:
+        """The same routes with another calibrator over all."""
+        return replace(self, calibrator=calibrator)
