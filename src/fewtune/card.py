@@ -64,9 +64,18 @@ def _body(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:
         "import fewtune as ft",
         "",
         'model = ft.load("FOLDER")',
-        'answers = model.predict(["…"])',
+        f"answers = model.predict([{_asked(task)}])",
         "```",
     ]
+
+
+def _asked(task: Mapping[str, Any]) -> str:
+    """What stands for a row in the example of use."""
+    columns = kind_of(Task.from_dict(task)).written.candidates
+    if not columns:
+        return '"…"'
+    own = {columns[0]: '["…", "…"]'} if len(columns) == 1 else dict.fromkeys(columns, '"…"')
+    return "{" + ", ".join(f"{json.dumps(name)}: {cell}" for name, cell in ({name: '"…"' for name in task["fields"]} | own).items()) + "}"
 
 
 def _estimate(about: Mapping[str, Any]) -> list[str]:

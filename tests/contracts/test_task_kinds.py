@@ -301,3 +301,4 @@ def test_the_card_says_what_it_answers(name):
     counted = {"trained_parameters": 1, "backbone_parameters": 10, "max_length": 8, "templates": []}
     text = card.write({"task": case.task.to_dict(), "backbone": backbone, "about": {}, **counted}, sizes={})
     assert kind_of(case.task).described(case.task) in text
+    assert 'model.predict([{"text": "…", "choices": ["…", "…"]}])' in text if case.candidates else 'model.predict(["…"])' in text

@@ -15,9 +15,11 @@ from fewtune.data.example import Example
 from fewtune.deltas.lora import LoRA
 from fewtune.model import TunedModel
 from fewtune.prompt.tokens import plain_ids
+from fewtune.readout import likelihood
 from fewtune.readout.calibration import Calibrator
 from fewtune.readout.likelihood import Likelihood
 from fewtune.tasks.task import Task
+from fewtune.train.losses import cross_entropy
 
 WITH_HEAD = list(FAMILIES)
 TASK = Task.choice(template="Review: {question}\nIt was {slot}")
@@ -153,6 +155,26 @@ def test_the_loss_of_a_batch_is_the_mean_of_each_rows_over_its_own_candidates(fa
         torch.testing.assert_close(loss, -torch.stack(alone).mean(), atol=1e-5, rtol=0)
         gradients = torch.autograd.grad(loss, list(delta.weights.values()))
         assert all(bool(gradient.isfinite().all()) for gradient in gradients) and any(bool(gradient.any()) for gradient in gradients)
+    finally:
+        model.remove()
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_a_few_logits_at_a_time_give_the_same_scores_and_gradients(family, monkeypatch):
+    model = assembled(family)
+    delta = LoRA().install(model.backbone, generator=torch.Generator().manual_seed(1))
+    model, batch = replace(model, deltas=(delta,)), model.collate(model.rows(ROWS, 0), 0)
+
+    def found():
+        scores_BC = model.batch_scores(batch)
+        weights = list(delta.weights.values())
+        return scores_BC, *torch.autograd.grad(cross_entropy(scores_BC, torch.tensor([2, 0, 3])), weights)
+
+    try:
+        whole = found()
+        monkeypatch.setattr(likelihood, "AT_ONCE", 3 * model.backbone.vocabulary)
+        for parts, known in zip(found(), whole, strict=True):
+            torch.testing.assert_close(parts, known, atol=1e-6, rtol=1e-5)
     finally:
         model.remove()
 

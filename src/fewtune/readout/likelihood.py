@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fewtune.backbone.backbone import Backbone, Output
 from fewtune.errors import TaskError
@@ -73,13 +74,23 @@ class LikelihoodReader(Scored):
         return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=float("-inf"))
 
     def _log(self, hidden_PD: Tensor, place_N: Tensor, token_N: Tensor) -> Tensor:
-        """log_N, the log-probability of each token at its place, by as many logits at a time as there is room for."""
+        """log_N, the log-probability of each token at its place, by as many logits at a time as there is room for.
+
+        In training these are made again on the way back where one time is not enough.
+        """
         size, log_N = max(1, AT_ONCE // self.backbone.vocabulary), torch.zeros(len(place_N), device=hidden_PD.device)
         for start, part_PD in zip(range(0, len(hidden_PD), size), torch.split(hidden_PD, size), strict=True):
             (inside,) = ((place_N >= start) & (place_N < start + size)).nonzero(as_tuple=True)
-            logits_PV, place_M = self.backbone.lm_logits(part_PD, None), place_N[inside] - start
-            log_N = log_N.index_put((inside,), logits_PV[place_M, token_N[inside]] - logits_PV.logsumexp(-1)[place_M])
+            given = part_PD, place_N[inside] - start, token_N[inside]
+            again = torch.is_grad_enabled() and len(hidden_PD) > size
+            log_M = checkpoint(self._part, *given, use_reentrant=False, preserve_rng_state=False) if again else self._part(*given)
+            log_N = log_N.index_put((inside,), log_M)
         return log_N
+
+    def _part(self, hidden_PD: Tensor, place_M: Tensor, token_M: Tensor) -> Tensor:
+        logits_PV = self.backbone.lm_logits(hidden_PD, None)
+        log_M: Tensor = logits_PV[place_M, token_M] - logits_PV.logsumexp(-1)[place_M]
+        return log_M
 
 
 def _read(spellings: Sequence[Spelling]) -> tuple[Tensor, Tensor]:
