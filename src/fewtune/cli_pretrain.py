@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from fewtune import terminal
-from fewtune.flags import AsJson, BatchSize, Device, Overwrite, Precision, Seed, deltas
+from fewtune import flags, terminal
+from fewtune.flags import AsJson, BackboneName, BatchSize, Device, Overwrite, Precision, Seed, SkipBadRows, Text
 from fewtune.terminal import print_json, print_lines, say
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
-    app.command()(pretrain)
+    for command in (pretrain, score, complete):
+        app.command()(command)
 
 
 def pretrain(
@@ -59,7 +61,7 @@ def pretrain(
             out,
             start=Start(backbone, objective, size, vocabulary, device),
             spec=Pretraining(
-                deltas=deltas(delta or ()),
+                deltas=flags.deltas(delta or ()),
                 whole_words=whole_words,
                 epochs=epochs,
                 points=points,
@@ -84,3 +86,67 @@ def pretrain(
             "model": f"{out} ({result['bytes']['model']:,} bytes; its card is {out}/README.md)",
         }
     )
+
+
+def score(
+    file: Annotated[Path, typer.Argument(help="Texts: csv, tsv, jsonl or parquet, also .gz.")],
+    backbone: BackboneName = "smollm2-135m",
+    text: Text = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="csv, tsv or jsonl, also .gz; standard output if left out.")] = None,
+    form: Annotated[str | None, typer.Option("--format", help="csv, tsv or jsonl, for standard output.")] = None,
+    batch_size: BatchSize = 32,
+    device: Device = None,
+    skip_bad_rows: SkipBadRows = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """How likely a PLM finds each text: the input's columns, then tokens, log_probability and perplexity.
+
+    Autoregressive PLMs tell it exactly, masked ones by hiding one token after another (pseudo-log-likelihood).
+    """
+    from fewtune.perplexity import score_files
+
+    target = None if as_json and not out else out or sys.stdout
+    with terminal.counter("rows") as advance:
+        found = score_files(
+            flags.source(file, text, None, skip_bad_rows),
+            target,
+            backbone=backbone,
+            form=form,
+            overwrite=overwrite,
+            batch_size=batch_size,
+            device=device,
+            say=say,
+            progress=advance,
+        )
+    if as_json:
+        print_json(found.to_dict())
+        return
+    whole, kind = found.whole, "perplexity" if found.exact else "pseudo-perplexity"
+    figures = f"{kind} {whole.perplexity or 0:.2f}, {whole.bits_per_byte or 0:.3f} bits a byte"
+    say(f"{whole.tokens:,} tokens in {len(found.rows):,} texts: {figures}.")
+
+
+def complete(
+    text: Annotated[str, typer.Argument(help=r"The beginning of a text; or, for a masked PLM, one with [MASK] in it. \n is a new line.")],
+    backbone: BackboneName = "smollm2-135m",
+    top: Annotated[int, typer.Option("--top", min=1, help="How many tokens are shown.")] = 10,
+    tokens: Annotated[int, typer.Option("--tokens", min=0, help="Go on with the text, so many tokens at most.")] = 0,
+    draw: Annotated[bool, typer.Option("--draw", help="Draw tokens instead of taking the likeliest.")] = False,
+    temperature: Annotated[float, typer.Option("--temperature", help="Of drawing: below 1 nearer to the likeliest.")] = 1.0,
+    top_p: Annotated[float, typer.Option("--top-p", help="Draw among the likeliest tokens that hold this share.")] = 1.0,
+    seed: Seed = 42,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a PLM would write: the next tokens and their probabilities, words for each [MASK], or the text going on (--tokens)."""
+    from fewtune import completion
+    from fewtune.backbone.load import load
+
+    (given,) = flags.templates([text])
+    how = completion.Writing(tokens, draw, temperature, top_p, seed) if tokens else None
+    found = completion.complete(load(backbone, device=device, say=say), given, top=top, how=how)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        terminal.show_completion(found)

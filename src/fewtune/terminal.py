@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+    from fewtune.completion import Completion
     from fewtune.costs import Cost, Costs
     from fewtune.evaluation import Early, Evaluation
     from fewtune.inspection import Answer, Inspection
@@ -180,6 +181,23 @@ def show_found(name: str, found: Found) -> None:
         marks = ", ".join(mark for mark, true in (("averaged", one.kept), ("given", one.given)) if true)
         table.add_row(f"{one.loss:.3f}", f"{100 * one.accuracy:.0f}", marks, escape(one.text.replace("\n", "\\n")))
     _show(table, escape(found.summary(name)), *map(escape, found.lines), escape(found.verdict(name)))
+
+
+def show_completion(found: Completion) -> None:
+    """The text as it goes on, if it does; tokens with their probabilities, those of each gap in a table."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    if found.written:
+        typer.echo(found.written.text)
+    for number, candidates in enumerate([found.next] if found.next else found.gaps, start=1):
+        table = Table(title="next token" if found.next else f"gap {number}", box=box.SIMPLE)
+        table.add_column("token")
+        table.add_column("probability", justify="right", no_wrap=True)
+        for one in candidates:
+            table.add_row(escape(repr(one.text)), f"{one.probability:.4f}")
+        _show(table)
 
 
 def show_comparison(found: Comparison) -> None:

@@ -1,4 +1,5 @@
-"""Text that a PLM writes itself: greedily, token after token, with the keys and values of what stands before kept. Knows tokens only.
+"""Text that a PLM writes itself: token after token, the likeliest each time unless others are picked, with the keys and values of what
+stands before kept. Knows tokens only.
 
 Prompts of like length share a batch, padded on the left, so that all of them go on at the same place and a window of attention counts
 the same tokens as alone. A decoder of its own (seq2seq) has its prompts on the other side: there nothing is padded that goes on.
@@ -19,6 +20,8 @@ from fewtune.backbone import seq2seq
 from fewtune.backbone.backbone import Backbone
 from fewtune.errors import BackboneError
 
+Pick = Callable[[Tensor], Tensor]
+"""Log-probabilities_BV → the next tokens_B."""
 _Steps = Generator[Tensor, Tensor, None]
 """Gives the last states_BD, is sent the next tokens_B."""
 
@@ -40,9 +43,10 @@ def generate(
     begin: Sequence[int] = (),
     entry: int = 0,
     batch_size: int = 32,
+    pick: Pick | None = None,
 ) -> list[Generated]:
-    """What the PLM writes behind each prompt (token ids), with the deltas of `entry` in it: the likeliest token each time, until `ended`
-    says so of the tokens of a row, or there are `most`.
+    """What the PLM writes behind each prompt (token ids), with the deltas of `entry` in it: the likeliest token each time, or what `pick`
+    takes, until `ended` says so of the tokens of a row, or there are `most`.
 
     An encoder reads the prompt where there is one; the decoder's text begins with `begin` then, its start token where none is given.
     Raises `BackboneError` for a PLM without an LM head, or one that writes no text.
@@ -56,7 +60,7 @@ def generate(
         batch = [prompts[index] for index in chosen]
         with torch.inference_mode(), backbone.routing.of(torch.full((len(batch),), entry)):
             states = _decoded(backbone, batch, begin) if backbone.seq2seq else _continued(backbone, batch, entry)
-            found |= zip(chosen, _written(backbone, states, len(batch), most, ended), strict=True)
+            found |= zip(chosen, _written(backbone, states, len(batch), most, ended, pick or likeliest), strict=True)
     return [found[index] for index in range(len(prompts))]
 
 
@@ -69,20 +73,28 @@ def require(backbone: Backbone, where: str = "--backbone") -> None:
         raise BackboneError(expected="an autoregressive PLM, or one with a decoder", got=got, where=where, fix=fix)
 
 
-def _written(backbone: Backbone, states: _Steps, rows: int, most: int, ended: Callable[[Sequence[int]], bool]) -> list[Generated]:
+def likeliest(logs_BV: Tensor) -> Tensor:
+    """The token of the highest log-probability in each row."""
+    return logs_BV.argmax(-1)
+
+
+def _written(
+    backbone: Backbone, states: _Steps, rows: int, most: int, ended: Callable[[Sequence[int]], bool], pick: Pick
+) -> list[Generated]:
     ids: list[list[int]] = [[] for _ in range(rows)]
     logs, unended = [0.0] * rows, set(range(rows))
     hidden_BD = next(states)
     for step in range(most):
-        best = backbone.lm_logits(hidden_BD, None).log_softmax(-1).max(-1)
+        logs_BV = backbone.lm_logits(hidden_BD, None).log_softmax(-1)
+        token_B = pick(logs_BV)
         for row in sorted(unended):
-            ids[row].append(int(best.indices[row]))
-            logs[row] += float(best.values[row])
+            ids[row].append(int(token_B[row]))
+            logs[row] += float(logs_BV[row, token_B[row]])
             if ended(ids[row]):
                 unended.discard(row)
         if not unended or step == most - 1:
             break
-        hidden_BD = states.send(best.indices)
+        hidden_BD = states.send(token_B)
     states.close()
     return [Generated(tuple(own), log) for own, log in zip(ids, logs, strict=True)]
 

@@ -36,9 +36,11 @@ def with_head(backbone: Backbone, *, seed: int) -> tuple[Backbone, frozenset[str
 
 
 def check_writes(backbone: Backbone) -> None:
-    """Raise `BackboneError` unless the PLM's own LM head reads its stack, and a masked one has a token to hide others behind."""
+    """Raise `BackboneError` unless the PLM's own LM head reads its one stack, and a masked one has a token to hide others behind."""
     backbone.require_lm_head("--backbone", fix="`fewtune pretrain` puts one on; or take another --backbone.")
-    if not backbone.causal and backbone.tokenizer.mask_token_id is None:
-        raise BackboneError(
-            expected="a tokenizer with a mask token", got="one without", where=f'backbone "{backbone.name}"', fix="Take another --backbone."
-        )
+    expected, got = "a tokenizer with a mask token", "one without"
+    if backbone.seq2seq:
+        expected, got = "an autoregressive or a masked PLM", f"{backbone.name}, whose texts are told by a decoder of its own"
+    elif backbone.causal or backbone.tokenizer.mask_token_id is not None:
+        return
+    raise BackboneError(expected=expected, got=got, where=f'backbone "{backbone.name}"', fix="Take another --backbone.")

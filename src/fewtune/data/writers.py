@@ -20,23 +20,34 @@ from fewtune.data.files import DELIMITERS, data_error, form_of
 FORMS = ("csv", "tsv", "jsonl")
 ANSWERS = ("label", "probability", "exit_layer")
 Write = Callable[[Mapping[str, str], Prediction], None]
+WriteCells = Callable[[Mapping[str, str], Sequence[object]], None]
 
 
 @contextlib.contextmanager
 def open_writer(target: Path | TextIO, *, columns: Sequence[str], form: str | None = None, overwrite: bool = False) -> Iterator[Write]:
-    """A function that writes one input row and its answer: the input's columns, then `label`, `probability` and `exit_layer`.
+    """A function that writes one input row and its answer: the input's columns, then `label`, `probability` and `exit_layer`, as
+    `open_table` does."""
+    with open_table(target, columns=columns, answers=ANSWERS, form=form, overwrite=overwrite) as write:
+        yield lambda row, answer: write(row, (answer.label, _rounded(answer), answer.exit_layer))
+
+
+@contextlib.contextmanager
+def open_table(
+    target: Path | TextIO, *, columns: Sequence[str], answers: Sequence[str], form: str | None = None, overwrite: bool = False
+) -> Iterator[WriteCells]:
+    """A function that writes one input row and a cell for each name in `answers`: the input's columns first.
 
     An input column that has one of these names becomes `input_label` and so on. The format is `form` (csv, tsv or jsonl), or what the
     ending of a path says, or csv for a stream. A path is written under another name beside it, and renamed when the block ends well.
     Raises `DataError` for an unknown format, a path that cannot be written, or one that exists unless `overwrite`.
     """
     if not isinstance(target, Path):
-        yield _writer(target, columns, _checked(form or "csv", "standard output"), "standard output")
+        yield _writer(target, columns, answers, _checked(form or "csv", "standard output"), "standard output")
         return
     form = _checked(form or form_of(target)[0], str(target))
     check_place(target, overwrite)
     with _whole_file(target) as stream:
-        yield _writer(stream, columns, form, str(target))
+        yield _writer(stream, columns, answers, form, str(target))
 
 
 def write_text(target: Path, text: str, *, overwrite: bool = False) -> None:
@@ -95,18 +106,18 @@ def _text(raw: BinaryIO, compressed: bool) -> Iterator[TextIO]:
             packed.close()
 
 
-def _writer(stream: TextIO, columns: Sequence[str], form: str, where: str) -> Write:
+def _writer(stream: TextIO, columns: Sequence[str], answers: Sequence[str], form: str, where: str) -> WriteCells:
     """Writes the header, where the format has one."""
     if form == "jsonl":
-        return lambda row, answer: _write_json(stream, {**{name: row.get(name, "") for name in columns}, **row}, answer)
+        return lambda row, cells: _write_json(stream, {**{name: row.get(name, "") for name in columns}, **row}, answers, cells)
     table = csv.writer(_Lines(stream), delimiter=DELIMITERS[form], lineterminator="\r\n")
-    table.writerow([*_renamed(columns), *ANSWERS])
+    table.writerow([*_renamed(columns, answers), *answers])
 
-    def write(row: Mapping[str, str], answer: Prediction) -> None:
+    def write(row: Mapping[str, str], cells: Sequence[object]) -> None:
         extra = next((name for name in row if name not in columns), None)
         if extra is not None:
             raise data_error(where, "rows that have the columns of the header", f'another, "{extra}"', "Write to .jsonl instead.")
-        table.writerow([*(row.get(name, "") for name in columns), answer.label, _rounded(answer), answer.exit_layer])
+        table.writerow([*(row.get(name, "") for name in columns), *cells])
 
     return write
 
@@ -121,21 +132,20 @@ class _Lines:
         return self._stream.write(line.removesuffix("\r\n") + "\n")
 
 
-def _write_json(stream: TextIO, row: Mapping[str, str], answer: Prediction) -> None:
-    named = dict(zip(_renamed(list(row)), row.values(), strict=True))
-    cells = dict(zip(ANSWERS, (answer.label, _rounded(answer), answer.exit_layer), strict=True))
-    stream.write(json.dumps({**named, **cells}, ensure_ascii=False) + "\n")
+def _write_json(stream: TextIO, row: Mapping[str, str], answers: Sequence[str], cells: Sequence[object]) -> None:
+    named = dict(zip(_renamed(list(row), answers), row.values(), strict=True))
+    stream.write(json.dumps({**named, **dict(zip(answers, cells, strict=True))}, ensure_ascii=False) + "\n")
 
 
 def _rounded(answer: Prediction) -> float | None:
     return None if answer.probability is None else round(float(answer.probability), 6)
 
 
-def _renamed(columns: Sequence[str]) -> list[str]:
+def _renamed(columns: Sequence[str], answers: Sequence[str]) -> list[str]:
     """The input's columns, out of the way of the answer's."""
     names: list[str] = []
     for name in columns:
-        if name in ANSWERS:
+        if name in answers:
             name = f"input_{name}"
             while name in columns or name in names:
                 name = f"input_{name}"

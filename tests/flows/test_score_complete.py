@@ -1,0 +1,51 @@
+"""`score` and `complete` as a user types them."""
+
+import csv
+import json
+import math
+
+import pytest
+
+from fewtune.backbone import tiny
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    return str(tiny.save("bert", tmp_path_factory.mktemp("plm") / "bert"))
+
+
+def test_each_row_is_scored_and_all_together(work, fewtune, llama):
+    code, out, err = fewtune("score", "train.csv", "--backbone", llama, "--text", "review")
+    rows = list(csv.DictReader(out.splitlines()))
+    assert code == 0 and list(rows[0]) == ["review", "sentiment", "tokens", "log_probability", "perplexity"]
+    assert [row["review"] for row in rows][0] == "great fun and joy" and "4 texts: perplexity" in err
+    code, out, _ = fewtune("score", "train.csv", "--backbone", llama, "--json")
+    found = json.loads(out)
+    assert code == 0 and found["exact"] and found["texts"] == 4
+    for row, one in zip(rows, found["rows"], strict=True):
+        assert float(row["log_probability"]) == pytest.approx(one["log_probability"], abs=1e-5) and int(row["tokens"]) == one["tokens"]
+        assert one["perplexity"] == pytest.approx(math.exp(-one["log_probability"] / one["tokens"]))
+    assert found["perplexity"] == pytest.approx(math.exp(-found["log_probability"] / found["tokens"]))
+
+
+def test_a_masked_plm_says_that_its_figures_are_pseudo(work, fewtune, bert):
+    code, out, err = fewtune("score", "train.csv", "--backbone", bert, "-o", "scored.jsonl")
+    assert code == 0 and not out and "pseudo-perplexity" in err
+    assert [json.loads(line)["tokens"] > 0 for line in (work / "scored.jsonl").read_text().splitlines()] == [True] * 4
+
+
+def test_pairs_are_not_one_text(work, fewtune, llama):
+    code, _, err = fewtune("score", "train.csv", "--backbone", llama, "--text", "review", "--text", "sentiment")
+    assert code == 2 and "Name one column with --text" in err
+
+
+def test_what_comes_next_and_what_fits(work, fewtune, llama, bert):
+    code, out, _ = fewtune("complete", "great fun", "--backbone", llama, "--top", "3", "--tokens", "4", "--draw", "--json")
+    found = json.loads(out)
+    assert code == 0 and len(found["next"]) == 3 and found["written"]["text"].startswith("great fun") and "gaps" not in found
+    code, out, _ = fewtune("complete", "great fun", "--backbone", llama, "--top", "3")
+    assert code == 0 and "next token" in out and repr(found["next"][0]["text"]) in out
+    code, out, _ = fewtune("complete", "the [MASK] of [MASK]", "--backbone", bert)
+    assert code == 0 and "gap 1" in out and "gap 2" in out
+    code, out, err = fewtune("complete", "no gap", "--backbone", bert)
+    assert code == 2 and "[MASK]" in err and not out
