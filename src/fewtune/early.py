@@ -6,19 +6,21 @@ Dimensions: N examples, B rows, L exits, C candidates, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fewtune.backbone.backbone import Output
-from fewtune.data.example import Example
+from fewtune.data.example import Example, Prediction
 from fewtune.errors import TaskError
 from fewtune.exits.criteria import same
 from fewtune.exits.exits import Exits, mended, place_of, state
+from fewtune.exits.monitor import Monitor
 from fewtune.exits.promise import exit_numbers
-from fewtune.model import TunedModel
+from fewtune.model import WINDOW, TunedModel
 from fewtune.prompt.encode import Batch
 from fewtune.tasks import kind_of
 
@@ -93,6 +95,23 @@ def climbed(model: TunedModel, batch: Batch, layers: Sequence[int]) -> tuple[lis
         if step in layers:
             read.append(state(model.backbone, Output(climb.hidden_BTD, climb.first_BD), batch, place))
     return read, Output(model.backbone.norm(climb.hidden_BTD), model.backbone.norm(climb.first_BD))
+
+
+def watched(
+    model: TunedModel, examples: Iterable[Example], monitor: Monitor, *, batch_size: int = 32, window: int = WINDOW
+) -> Iterator[Prediction]:
+    """`model.stream`, with what the monitor wants to know; the rows that it draws are answered by the whole stack, too."""
+    iterator, whole, exits = iter(examples), replace(model, exits=None), model.exits
+    while chunk := list(itertools.islice(iterator, window)):
+        scores_NC, layers_N = model.scored(chunk, batch_size=batch_size)
+        drawn = monitor.drawn(len(chunk)) if exits is not None else []
+        otherwise = 0
+        if exits is not None and drawn:
+            full_NC, _ = whole.scored([chunk[row] for row in drawn], batch_size=batch_size)
+            otherwise = int((~agree(model, exits, scores_NC[drawn], full_NC)).sum())
+        early = int((layers_N < model.backbone.depth).sum())
+        monitor.note(rows=len(chunk), early=early, compared=len(drawn), otherwise=otherwise)
+        yield from model.answers(chunk, scores_NC, layers_N)
 
 
 @torch.no_grad()

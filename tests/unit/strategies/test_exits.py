@@ -12,6 +12,7 @@ from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Example, Split
 from fewtune.errors import DataError, SpecError, TaskError
 from fewtune.exits.criteria import Confidence, Entropy, Patience
+from fewtune.exits.monitor import Monitor
 from fewtune.exits.promise import Promise
 from fewtune.strategies.exits import AddExits, parts
 from fewtune.tasks.task import Task
@@ -111,6 +112,19 @@ def test_saved_and_loaded_it_answers_alike_and_the_card_says_what_is_promised(wi
     card = (folder / "README.md").read_text()
     assert "| early exits | after layers 1, 2, 3; distill, confidence |" in card
     assert "agrees with the full model on at least 90.0% of inputs (confidence 90%), tested on 80 rows: there " in card
+
+
+def test_watched_answers_are_the_models_and_the_sample_is_compared_with_the_whole_stack(bert, with_exits):
+    monitor = Monitor.of(with_exits.exits.about, sample=0.5)
+    answers = list(early.watched(with_exits, iter(ROWS), monitor, window=60))
+    assert [one.label for one in answers] == [one.label for one in with_exits.predict([row.fields for row in ROWS])]
+    assert monitor.rows == len(ROWS) and monitor.early == sum(one.exit_layer < 4 for one in answers)
+    assert 40 < monitor.compared < 120
+    full = bert.predict([row.fields for row in ROWS])
+    drawn, again = [], Monitor.of(with_exits.exits.about, sample=0.5)
+    for start in range(0, len(ROWS), 60):
+        drawn += [start + row for row in again.drawn(len(ROWS[start : start + 60]))]
+    assert monitor.otherwise == sum(answers[row].label != full[row].label for row in drawn)
 
 
 def test_what_cannot_be_shown_is_not_promised_and_the_exits_are_off(bert, tmp_path):

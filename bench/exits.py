@@ -1,0 +1,250 @@
+"""Early exit by the clock: seconds with exits against the same model without, at several batch sizes, in one run.
+
+Each model is tuned on some training rows; exits are added with other training rows, without their labels, and a promise of agreement. The
+test rows measure only: no threshold, step or layer is chosen by them. All ways of a model answer the same texts in turn, round by round,
+so that whatever else the machine does falls on all of them. Texts are tokenised beforehand.
+
+    python bench/exits.py
+    python bench/exits.py --models minilm-l6 --data sst2 --rows 1000 --rounds 2
+
+Finished models are kept line by line (`--lines`), so the script may be stopped at any time; the page is written anew after each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import DEFAULT_SHARED, RESULTS, DataSet, guarded, heading, table, write
+from runs import PROMPTS, append, code_hash, finished, key_of, task_of
+from torch import Tensor
+
+from fewtune import early, job
+from fewtune.backbone.backbone import Backbone
+from fewtune.backbone.load import load
+from fewtune.data.example import Example, Split
+from fewtune.data.sampling import derive
+from fewtune.deltas import DELTAS
+from fewtune.exits import CRITERIA
+from fewtune.exits.cascade import Through, leave
+from fewtune.exits.promise import Promise
+from fewtune.model import TunedModel
+from fewtune.prompt.encode import Batch
+from fewtune.readout import READOUTS
+from fewtune.strategies.exits import AddExits
+from fewtune.tasks import kind_of
+from fewtune.train.fit import FitOptions, Session
+
+DATA = ("sst2", "agnews", "snips", "sms_spam", "imdb")
+WAYS: Mapping[str, tuple[str, str]] = {"minilm-l6": ("head", "lora"), "smollm2-135m": ("cloze", "lora")}
+"""Model → readout and delta."""
+CRITERION, OTHERS = "confidence", ("entropy", "patience")
+FULL, WHOLE = "full", "not compacted"
+SEED = 13
+
+
+def drawn(data: DataSet, options: argparse.Namespace) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """(rows to tune on, other training rows without their labels), drawn by the seed."""
+    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(derive(SEED, data.name))).tolist()
+    tuned, others = order[: options.rows], order[options.rows : options.rows + options.pool]
+    return tuple(data.train[row] for row in tuned), tuple(Example(data.train[row].fields) for row in others)
+
+
+def tuned(backbone: Backbone, data: DataSet, train: Sequence[Example], options: argparse.Namespace) -> TunedModel:
+    """The model that exits are put into."""
+    readout, delta = WAYS[backbone.name]
+    settings = job.Settings(
+        strategy="supervised",
+        deltas=(DELTAS.from_text(delta),),
+        readout=READOUTS.from_text(readout),
+        fit=FitOptions(steps=options.steps, batch_size=16),
+        max_length=options.max_length,
+        seed=SEED,
+    )
+    task = task_of(data, PROMPTS.get(data.name) if backbone.causal else None)
+    return job.tune(task, Split(train=tuple(train)), backbone, settings, session=Session(say=print))
+
+
+def ways_out(model: TunedModel, pool: Sequence[Example], promise: Promise) -> dict[str, TunedModel]:
+    """The model with exits under each criterion, all with one promise."""
+    return {
+        name: AddExits(criterion=CRITERIA.from_text(name), promise=promise, seed=SEED).run(model, pool, session=Session(say=print))
+        for name in (CRITERION, *OTHERS)
+    }
+
+
+def runners(model: TunedModel, out: Mapping[str, TunedModel]) -> dict[str, Callable[[Batch], tuple[Tensor, Tensor]]]:
+    """Name → what answers a batch: (scores_BC, layers_B)."""
+
+    def full(batch: Batch) -> tuple[Tensor, Tensor]:
+        return model.batch_scores(batch), torch.full((len(batch),), model.backbone.depth)
+
+    def early_out(one: TunedModel, *, compact: bool) -> Callable[[Batch], tuple[Tensor, Tensor]]:
+        def run(batch: Batch) -> tuple[Tensor, Tensor]:
+            left = leave(one.backbone, batch, Through(one.reader, one.calibrator, one.exits), compact=compact)
+            return left.scores_BC, left.layers_B
+
+        return run
+
+    kept = {name: one for name, one in out.items() if one.exits is not None and one.exits.on}
+    found = {FULL: full, **{name: early_out(one, compact=True) for name, one in kept.items()}}
+    return {**found, WHOLE: early_out(kept[CRITERION], compact=False)} if CRITERION in kept else found
+
+
+def timed(model: TunedModel, run: Callable[[Batch], tuple[Tensor, Tensor]], batches: Sequence[Batch]) -> tuple[float, float]:
+    """Seconds by the clock and of the processor."""
+    clock, processor = time.perf_counter(), time.process_time()
+    with torch.inference_mode():
+        for batch in batches:
+            run(batch)
+    return time.perf_counter() - clock, time.process_time() - processor
+
+
+def measure(model: TunedModel, out: Mapping[str, TunedModel], test: Sequence[Example], options: argparse.Namespace) -> dict[str, Any]:
+    """Accuracy, agreement and mean layer on all test rows; seconds on the first of them, batch size by batch size."""
+    kind, scores = kind_of(model.task), {FULL: model.scored(test)[0]}
+    found: dict[str, Any] = {}
+    for name, one in {FULL: model, **out}.items():
+        scores_NC, layers_N = model.scored(test) if name == FULL else one.scored(test)
+        exits = one.exits
+        agree = 1.0 if exits is None else float(early.agree(one, exits, scores_NC, scores[FULL]).double().mean())
+        found[name] = {
+            "accuracy": kind.ratio(model.task, test, one.likely(scores_NC).numpy()).value,
+            "agreement": agree,
+            "mean_layer": float(layers_N.double().mean()),
+            "kept": exits is None or exits.on,
+            "shares": {str(layer): float((layers_N == layer).double().mean()) for layer in sorted(set(layers_N.tolist()))},
+        }
+    return {"ways": found, "times": {str(size): times(model, out, test[: options.texts], size, options) for size in options.batch_sizes}}
+
+
+def times(
+    model: TunedModel, out: Mapping[str, TunedModel], texts: Sequence[Example], size: int, options: argparse.Namespace
+) -> dict[str, Any]:
+    """For each way the seconds of each round, and the mean layer of these texts; one round of warm-up."""
+    rows = model.rows(texts, 0)
+    batches = [model.collate([rows[index] for index in indices], 0) for indices in model.buckets(rows, 0, size=size)]
+    ways = runners(model, out)
+    found: dict[str, Any] = {name: {"clock": [], "processor": []} for name in ways}
+    for number in range(options.rounds + 1):
+        for name, run in ways.items():
+            clock, processor = timed(model, run, batches)
+            if number:
+                found[name]["clock"].append(clock)
+                found[name]["processor"].append(processor)
+    for name, run in ways.items():
+        layers = torch.cat([run(batch)[1] for batch in batches])
+        found[name]["mean_layer"] = float(layers.double().mean())
+    return found
+
+
+# The page
+
+
+def speed_up(times: Mapping[str, Any], name: str, kind: str) -> float:
+    """How many times as fast as the full model: the median of the rounds' ratios."""
+    return statistics.median(full / own for full, own in zip(times[FULL][kind], times[name][kind], strict=True))
+
+
+def page(results: Sequence[Mapping[str, Any]], options: argparse.Namespace, arguments: Sequence[str]) -> str:
+    """The results file."""
+    rows, speeds = [], []
+    for result in results:
+        facts, full = result["facts"], result["ways"][FULL]
+        for name, one in result["ways"].items():
+            lost = 100 * (full["accuracy"] - one["accuracy"])
+            layers = f"{one['mean_layer']:.2f} of {full['mean_layer']:.0f}" if one["kept"] else "off"
+            rows.append(
+                [facts["model"], facts["data"], name, f"{100 * one['accuracy']:.1f}", f"{lost:+.1f}", f"{one['agreement']:.3f}", layers]
+            )
+        for size, times in result["times"].items():
+            for name in times:
+                if name == FULL:
+                    continue
+                ideal = full["mean_layer"] / times[name]["mean_layer"]
+                clock, processor = (speed_up(times, name, kind) for kind in ("clock", "processor"))
+                cells = (f"{processor:.2f}", f"{clock:.2f}", f"{ideal:.2f}", f"{ideal / processor - 1:+.0%}")
+                speeds.append([facts["model"], facts["data"], size, name, *cells])
+    missing = [
+        f"{name} × {data}"
+        for name in WAYS
+        for data in DATA
+        if (name, data) not in {(r["facts"]["model"], r["facts"]["data"]) for r in results}
+    ]
+    parts = [
+        heading("Early exits by the clock", "bench/exits.py", arguments)
+        + f"- Tuned on {options.rows} training rows (of each set; the whole sets were not tuned on) in {options.steps} steps of 16\n"
+        f"- Exits from {options.pool} others without their labels, half of which test the promise: {Promise('agree', options.agree)}\n"
+        f"- Accuracy on {options.test} test rows, which chose nothing\n"
+        f"- Seconds on {options.texts} of them, {options.rounds} rounds after one of warm-up, all ways in turn",
+        f"`{CRITERION}` is the learned predictor; `{WHOLE}` is the same where done rows stay in the batch until all are done.",
+        table(("model", "data", "way", "accuracy", "points lost", "agreement", "mean layer"), rows),
+        "How many times as fast as the same model without exits, in the median round. *Layers* is what the mean layer alone would give; "
+        "the last column is how much more time is taken than that.",
+        table(("model", "data", "batch", "way", "by processor time", "by the clock", "layers", "over"), speeds),
+    ]
+    if missing:
+        parts.append(f"Not measured yet: {', '.join(missing)}.")
+    return "\n\n".join(parts) + "\n"
+
+
+# The command
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options; unknown ones end with exit code 2."""
+    parser = argparse.ArgumentParser(description="Early exit by the clock.")
+    parser.add_argument("--shared", type=Path, default=DEFAULT_SHARED, help="the folder with data/ and splits/")
+    parser.add_argument("--models", nargs="+", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--data", nargs="+", default=list(DATA))
+    parser.add_argument("--rows", type=int, default=2000, help="training rows to tune on")
+    parser.add_argument("--pool", type=int, default=1500, help="other training rows, without labels")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--test", type=int, default=500, help="test rows that measure; 0: all")
+    parser.add_argument("--texts", type=int, default=96, help="texts a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--agree", type=float, default=0.98)
+    parser.add_argument("--max-length", type=int, default=128)
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--lines", type=Path, default=RESULTS / "exits.jsonl")
+    parser.add_argument("--out", type=Path, default=RESULTS / "exits.md")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Every model on every set that is not finished yet."""
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    return guarded(lambda: _run(options, arguments))
+
+
+def _run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
+    chosen = ("rows", "pool", "steps", "test", "texts", "rounds", "agree", "max_length", "batch_sizes")
+    wanted = []
+    for name in options.models:
+        backbone = load(name, say=print)
+        for data in (DataSet(options.shared, data) for data in options.data):
+            facts = {"model": name, "data": data.name, **{option: getattr(options, option) for option in chosen}}
+            key = key_of(facts, backbone)
+            wanted.append(key)
+            if key not in finished(options.lines):
+                train, pool = drawn(data, options)
+                model = tuned(backbone, data, train, options)
+                out = ways_out(model, pool, Promise("agree", options.agree))
+                result = measure(replace(model, exits=None), out, data.first(options.test), options)
+                append(options.lines, {"key": key, "code": code_hash(), "facts": facts, **result})
+                model.remove()
+            done = finished(options.lines)
+            write(options.out, page([done[key] for key in wanted if key in done], options, arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
