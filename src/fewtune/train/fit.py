@@ -1,7 +1,8 @@
 """The only optimisation loop: weights, batches and a loss in; trained weights out. Knows no text, no model and no file but its
 own checkpoint.
 
-Everything random is a function of (seed, step), so a run that is killed and started again ends with the same bytes.
+Everything random is a function of (seed, step), so a run that is killed and started again ends with the same bytes. Several processes may
+take each step together, on batches of their own (`fewtune.train.world`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from fewtune import registry
 from fewtune.data.sampling import derive
 from fewtune.errors import BackboneError, Interrupted
 from fewtune.train.cache import StateCache
+from fewtune.train.world import ALONE, World
 
 B = TypeVar("B")
 Progress = Callable[[str, int, int, float], None]
@@ -51,6 +53,7 @@ class FitOptions:
 
     `warmup` is the share of the steps in which the learning rate rises; after that it falls linearly to zero. `average` is the share
     of the steps, the last ones, over which the weights are averaged (Polyak & Juditsky 1992); with 0 the last weights are kept.
+    A step takes the mean gradient of `accumulate` batches of `batch_size` rows.
     """
 
     steps: int | None = None
@@ -60,6 +63,7 @@ class FitOptions:
     weight_decay: float = 0.01
     clip: float = 1.0
     average: float = 0.5
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         fits = {
@@ -70,6 +74,7 @@ class FitOptions:
             "weight_decay": self.weight_decay >= 0,
             "clip": self.clip > 0,
             "average": 0 <= self.average <= 1,
+            "accumulate": self.accumulate >= 1,
         }
         registry.check_ranges(self, "fit", fits)
 
@@ -88,7 +93,8 @@ class Session:
 
     `key` names the job's inputs: a checkpoint with another key is not gone on with. `label` tells several fits of a job apart.
     All of them share the `cache`, and in `shared` the weights of fits that several of them start from; `told` says that no forecast is
-    wanted any more. `spread` does the pieces of a job that need nothing of one another.
+    wanted any more. `spread` does the pieces of a job that need nothing of one another. Of the processes of a `world` the first keeps the
+    checkpoint.
     """
 
     folder: Path | None = None
@@ -101,6 +107,7 @@ class Session:
     shared: dict[Hashable, dict[str, Tensor]] = field(default_factory=dict)
     told: bool = False
     spread: Spread = in_turn
+    world: World = ALONE
 
     def child(self, label: str, *, told: bool = False) -> Session:
         """The session of a fit that is a part of this one; `told` if another like it has said already how long it takes."""
@@ -109,7 +116,7 @@ class Session:
     @property
     def checkpoint(self) -> Path | None:
         """The file of this fit's checkpoint."""
-        return None if self.folder is None else self.folder / f"{self.label}.safetensors"
+        return None if self.folder is None or not self.world.first else self.folder / f"{self.label}.safetensors"
 
     def beside(self, what: str) -> Path | None:
         """The file of something else that this fit keeps."""
@@ -136,8 +143,10 @@ def fit(
 ) -> list[float]:
     """Minimise `loss` over the batches of steps 0 … `steps` - 1 with AdamW; gives the loss of each step.
 
-    `batches` must be a pure function of the step. Raises `Interrupted` after Ctrl-C, with what is done kept, and
-    `BackboneError` when the loss is no longer finite.
+    `batches` must be a pure function of the batch's number, which is that of the step unless a step takes several. Several processes take
+    turns at the batches, so that a step of two is that of one process which accumulates two.
+
+    Raises `Interrupted` after Ctrl-C, with what is done kept, and `BackboneError` when the loss is no longer finite.
     """
     session = session or Session()
     state = _start(groups, options, seed)
@@ -145,10 +154,10 @@ def fit(
     saved = time.monotonic()
     with _interruptible() as stopped:
         for step in range(done, steps):
-            state.losses.append(_step(state, batches, loss, step, steps=steps, options=options, seed=seed))
+            state.losses.append(_step(state, batches, loss, step, steps=steps, options=options, seed=seed, world=session.world))
             _average(state, step, first=steps - round(steps * options.average))
             session.progress(session.label, step + 1, steps, state.losses[-1])
-            if stopped.is_set():
+            if session.world.any(stopped.is_set()):
                 _save(state, session)
                 raise _interrupted(session, step + 1, steps)
             if session.checkpoint and (step + 1 == steps or time.monotonic() - saved > session.every_seconds):
@@ -185,14 +194,22 @@ def _start(groups: Sequence[Group], options: FitOptions, seed: int) -> _State:
 
 
 def _step(
-    state: _State, batches: Callable[[int], B], loss: Callable[[B], Tensor], step: int, *, steps: int, options: FitOptions, seed: int
+    state: _State,
+    batches: Callable[[int], B],
+    loss: Callable[[B], Tensor],
+    step: int,
+    *,
+    steps: int,
+    options: FitOptions,
+    seed: int,
+    world: World,
 ) -> float:
     for group in state.optimizer.param_groups:
         group["lr"] = group["peak"] * schedule(step, steps=steps, warmup=options.warmup)
-    with torch.random.fork_rng():
-        torch.manual_seed(derive(seed, "dropout", step))
-        value = loss(batches(step))
-        value.backward()  # type: ignore[no-untyped-call]
+    turns = range(step * options.accumulate, (step + 1) * options.accumulate)
+    numbers = (turn * world.size + world.rank for turn in turns)
+    value = torch.stack([_gradients(batches, loss, number, options.accumulate, seed) for number in numbers]).sum()
+    _agree(state, value, world)
     if not bool(value.isfinite()):
         raise BackboneError(
             expected="a finite loss",
@@ -204,6 +221,26 @@ def _step(
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     return float(value.item())
+
+
+def _gradients(batches: Callable[[int], B], loss: Callable[[B], Tensor], number: int, accumulate: int, seed: int) -> Tensor:
+    """Add the gradients of batch `number`, one of `accumulate` in a step; its part of the step's loss."""
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(seed, "dropout", number))
+        part = loss(batches(number)) / accumulate
+        part.backward()  # type: ignore[no-untyped-call]
+    return part.detach().cpu()
+
+
+def _agree(state: _State, value: Tensor, world: World) -> None:
+    """Give all processes the mean of their gradients, and of their losses."""
+    if world.size == 1:
+        return
+    for weight in state.weights.values():
+        if weight.grad is None:  # another process' batch may have reached it
+            weight.grad = torch.zeros_like(weight)
+    world.average([weight.grad for weight in state.weights.values() if weight.grad is not None])
+    world.average([value])
 
 
 @torch.no_grad()
@@ -232,7 +269,7 @@ def schedule(step: int, *, steps: int, warmup: float) -> float:
 
 def _resume(state: _State, session: Session, steps: int) -> int:
     """Take over what an earlier run of the same job has done; the number of its steps."""
-    about, tensors = _read(session)
+    about, tensors = session.world.told(_read(session))
     done = int(about.get("steps_done", 0))
     if about.get("key") != session.key or not 0 < done <= steps:
         return 0

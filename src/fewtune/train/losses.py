@@ -27,6 +27,16 @@ def cross_entropy(scores_BC: Tensor, targets: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(scores_BC.to(precision), aims)
 
 
+def negative_log_likelihood(log_BC: Tensor, targets_B: Tensor) -> Tensor:
+    """The mean over rows of -log p of the right candidate, of which `log_BC` says how likely the model finds each: the loss of a language
+    model on the right answer, which wrong ones have no part in.
+
+    >>> round(negative_log_likelihood(torch.tensor([[-1.0, -9.0], [-0.5, -0.25]]), torch.tensor([0, 1])).item(), 4)
+    0.625
+    """
+    return -log_BC.float().gather(1, targets_B[:, None]).mean()
+
+
 def distillation(scores_BC: Tensor, shares_BC: Tensor, temperature_B: Tensor) -> Tensor:
     """The mean over rows of T² · KL(teacher ‖ student), both softened by the row's temperature T (Hinton et al. 2015, section 2).
 
