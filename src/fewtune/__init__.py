@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fewtune.artifact import load as load
-    from fewtune.backbone.load import load as load_backbone
     from fewtune.data.example import Example as Example
     from fewtune.data.example import Prediction as Prediction
     from fewtune.data.example import Split as Split
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from fewtune.job import fit as fit
     from fewtune.job import zeroshot as zeroshot
     from fewtune.model import TunedModel as TunedModel
+    from fewtune.plm import load as load_backbone
     from fewtune.prompt.demonstrations import Demonstrations as Demonstrations
     from fewtune.prompt.search import TemplateSearch as TemplateSearch
     from fewtune.prompt.search import WordSearch as WordSearch
@@ -76,7 +76,7 @@ _PUBLIC = {
     "fit": "fewtune.job:fit",
     "import_peft": "fewtune.exchange:import_peft",
     "load": "fewtune.artifact:load",
-    "load_backbone": "fewtune.backbone.load:load",
+    "load_backbone": "fewtune.plm:load",
     "zeroshot": "fewtune.job:zeroshot",
 }
 

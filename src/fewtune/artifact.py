@@ -6,32 +6,24 @@ and tokenizer are told apart by fingerprints.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save as to_bytes
 
-from fewtune import card, registry
+from fewtune import card, folders, registry
 from fewtune.backbone.backbone import Backbone
-from fewtune.backbone.load import load as load_backbone
 from fewtune.data.example import Example
 from fewtune.deltas import DELTAS
 from fewtune.deltas.delta import install_saved, load_strictly
-from fewtune.errors import ArtifactError, FewtuneError
+from fewtune.errors import ArtifactError
 from fewtune.exits import CRITERIA
 from fewtune.exits.criteria import NEVER
 from fewtune.exits.exits import Exits
+from fewtune.folders import MANIFEST, check_target
 from fewtune.model import TunedModel
+from fewtune.plm import BackboneName
 from fewtune.precision import has_bfloat16
 from fewtune.prompt.demonstrations import Demonstrated, Demonstrations
 from fewtune.readout import READOUTS, sentences
@@ -39,16 +31,6 @@ from fewtune.readout.calibration import Calibrator
 from fewtune.tasks.task import Task
 
 FORMAT = 1
-MANIFEST = "manifest.json"
-
-
-@dataclass(frozen=True)
-class BackboneName:
-    """Which PLM an artifact belongs to."""
-
-    name: str
-    fingerprint: str
-    tokenizer_fingerprint: str
 
 
 def save(model: TunedModel, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -58,13 +40,11 @@ def save(model: TunedModel, folder: str | Path, *, overwrite: bool = False) -> P
     """
     folder = Path(folder)
     check_target(folder, overwrite=overwrite)
-    files = {name: to_bytes(_on_cpu(state)) for name, state in tensors(model).items()}
-    manifest = _manifest(model, files)
-    files[MANIFEST] = (json.dumps(manifest, indent=2, ensure_ascii=False, sort_keys=True) + "\n").encode()
+    files = {name: folders.packed(state) for name, state in tensors(model).items()}
+    manifest = folders.sealed(_body(model), files)
+    files[MANIFEST] = folders.written(manifest)
     files["README.md"] = card.write(manifest, sizes={name: len(content) for name, content in files.items()}).encode()
-    with whole(folder) as temporary:
-        for name, content in files.items():
-            write_file(temporary / name, content)
+    folders.write(folder, files)
     return folder
 
 
@@ -77,27 +57,12 @@ def tensors(model: TunedModel) -> dict[str, dict[str, torch.Tensor]]:
     return {name: state for name, state in states.items() if state}
 
 
-def check_target(folder: Path, *, overwrite: bool, mark: str = MANIFEST) -> None:
-    """Raise `ArtifactError` unless an artifact, which holds a file called `mark`, may be written to `folder`."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    fix = "Give another --out."
-    if folder.is_dir() and (folder / mark).exists():
-        if overwrite:
-            return
-        fix = "Give another --out, or --overwrite."
-    raise ArtifactError(expected="a folder that is not there yet", got="one that is", where=str(folder), fix=fix)
-
-
-def _on_cpu(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-
-
-def _manifest(model: TunedModel, files: Mapping[str, bytes]) -> dict[str, registry.Plain]:
+def _body(model: TunedModel) -> dict[str, registry.Plain]:
+    """What the manifest says beside the files."""
     backbone = model.backbone
-    body: dict[str, registry.Plain] = {
+    return {
         "format": FORMAT,
-        "backbone": registry.to_dict(BackboneName(backbone.name, backbone.fingerprint, backbone.tokenizer_fingerprint)),
+        "backbone": registry.to_dict(BackboneName.of(backbone)),
         "task": model.task.to_dict(),
         "templates": [str(template) for template in model.asked.templates],
         "words": [words.ids for words in model.asked.words],
@@ -111,9 +76,7 @@ def _manifest(model: TunedModel, files: Mapping[str, bytes]) -> dict[str, regist
         "backbone_parameters": backbone.parameters,
         **({} if model.exits is None else {"exits": _way_out(model.exits)}),
         "about": dict(model.about),
-        "files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())},
     }
-    return {**body, "fingerprint": _fingerprint(body)}
 
 
 def _shown(demonstrations: Demonstrated) -> dict[str, registry.Plain]:
@@ -164,65 +127,9 @@ def _exits(data: Mapping[str, registry.Plain], model: TunedModel, state: Mapping
     return exits
 
 
-def _fingerprint(body: Mapping[str, registry.Plain]) -> str:
-    """sha256 over everything that decides an answer: label map, templates, words, specs, weights."""
-    return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-@contextmanager
-def whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its place at the end."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-    except OSError as error:
-        raise ArtifactError(
-            expected="a place to write to", got=error.strerror or str(error), where=str(folder), fix="Give another --out."
-        ) from error
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        _swap(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def _swap(temporary: Path, folder: Path) -> None:
-    old = folder.with_name(f".{folder.name}.old.tmp")
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(folder, old)
-    os.rename(temporary, folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file that is on the disk when this returns."""
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def read_manifest(folder: str | Path) -> dict[str, registry.Plain]:
     """The manifest of an artifact, its own fingerprint checked; raises `ArtifactError`."""
-    path = Path(folder) / MANIFEST
-    fix = "Give the folder that `fewtune fit --out` wrote."
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ArtifactError(expected="an artifact", got=f"no {MANIFEST}", where=str(folder), fix=fix) from None
-    except (OSError, ValueError) as error:
-        raise ArtifactError(expected="a readable manifest", got=str(error), where=str(path), fix="Copy the whole folder again.") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        got = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-        raise ArtifactError(expected=f"format {FORMAT}", got=repr(got), where=str(path), fix="Install the fewtune that wrote it.")
-    body = {key: value for key, value in manifest.items() if key != "fingerprint"}
-    if _fingerprint(body) != manifest.get("fingerprint"):
-        fix = "The label map, a template, the words or another entry was changed by hand; restore it or fit again."
-        raise ArtifactError(expected="the manifest as it was written", got="a changed one", where=str(path), fix=fix)
-    return manifest
+    return folders.read_manifest(Path(folder), format=FORMAT, what="an artifact", fix="Give the folder that `fewtune fit --out` wrote.")
 
 
 def load(folder: str | Path, *, backbone: Backbone | None = None, device: str | None = None) -> TunedModel:
@@ -233,54 +140,15 @@ def load(folder: str | Path, *, backbone: Backbone | None = None, device: str | 
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    states = _states(folder, manifest["files"])
+    states = folders.states(folder, manifest["files"])
     name = registry.from_dict(BackboneName, manifest["backbone"], f"{folder / MANIFEST}: backbone")
-    backbone = backbone or _load_backbone(name, folder, device)
-    _check_backbone(name, backbone, folder)
+    if backbone is None:
+        backbone = name.load(str(folder), device=device)
+    else:
+        name.check(backbone, str(folder))
     if manifest["precision"] == "bfloat16" and has_bfloat16(backbone.device):
         backbone.precision = "bfloat16"
     return _assemble(folder, manifest, states, backbone)
-
-
-def _load_backbone(name: BackboneName, folder: Path, device: str | None) -> Backbone:
-    try:
-        return load_backbone(name.name, device=device)
-    except FewtuneError as error:
-        fix = f"The model was made on that PLM ({error}); make it available, or pass it with --backbone."
-        raise ArtifactError(expected=f'the PLM "{name.name}"', got="none", where=str(folder), fix=fix) from error
-
-
-def _check_backbone(name: BackboneName, backbone: Backbone, folder: Path) -> None:
-    for what, wanted, got in (
-        ("weights", name.fingerprint, backbone.fingerprint),
-        ("tokenizer", name.tokenizer_fingerprint, backbone.tokenizer_fingerprint),
-    ):
-        if wanted != got:
-            raise ArtifactError(
-                expected=f"{name.name} with {what} {wanted[:12]}",
-                got=f"{what} {got[:12]}",
-                where=str(folder),
-                fix="The PLM is another version than the one the model was made on; use that one or fit again.",
-            )
-
-
-def _states(folder: Path, files: Mapping[str, str]) -> dict[str, dict[str, torch.Tensor]]:
-    fix = "Copy the whole folder again."
-    extra = sorted({path.name for path in folder.glob("*.safetensors")} - files.keys())
-    if extra:
-        raise ArtifactError(expected="the files of the manifest", got=f"also {extra[0]}", where=str(folder), fix="Remove it.")
-    states = {}
-    for name, wanted in files.items():
-        path = folder / name
-        if not path.is_file():
-            raise ArtifactError(expected="a file of the manifest", got="none", where=str(path), fix=fix)
-        if hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
-            raise ArtifactError(expected=f"the file with sha256 {wanted[:12]}", got="a changed one", where=str(path), fix=fix)
-        try:
-            states[name] = load_file(path)
-        except SafetensorError as error:
-            raise ArtifactError(expected="a safetensors file", got=str(error), where=str(path), fix=fix) from None
-    return states
 
 
 def _assemble(

@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from fewtune import cli_backbones, cli_compare, cli_exits, cli_peft, cli_pretrain, cli_search, cli_templates, cli_zeroshot, terminal
+from fewtune import (
+    cli_backbones,
+    cli_compare,
+    cli_exits,
+    cli_multitask,
+    cli_peft,
+    cli_pretrain,
+    cli_search,
+    cli_templates,
+    cli_zeroshot,
+    terminal,
+)
 from fewtune.errors import FewtuneError, InputError
 from fewtune.flags import (
     Adapt,
@@ -250,7 +261,7 @@ def params(
 ) -> None:
     """What a method costs before anything is tuned: numbers trained, bytes for a task and for a hundred, seconds and memory of a step."""
     from fewtune import costs
-    from fewtune.backbone.load import load
+    from fewtune.plm import load
 
     found = costs.compare(
         load(backbone, device=device, say=say),
@@ -295,6 +306,7 @@ cli_search.register(app)
 cli_pretrain.register(app)
 cli_exits.register(app)
 cli_zeroshot.register(app)
+cli_multitask.register(app)
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ def pull_backbone(name: str, as_json: AsJson = False) -> None:
 @app.command("show")
 def show_backbone(name: str) -> None:
     """What is known of a PLM: family, size, sites, fingerprint. Loads it."""
-    from fewtune.backbone.load import load
+    from fewtune.plm import load
 
     loaded = load(name, say=say)
     print_lines(

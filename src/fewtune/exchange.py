@@ -7,15 +7,16 @@ from pathlib import Path
 
 import torch
 
-from fewtune import artifact
+from fewtune import folders
 from fewtune.backbone.backbone import Backbone
-from fewtune.backbone.load import load as load_backbone
 from fewtune.deltas import DELTAS, peft_format, peft_read, peft_write
 from fewtune.deltas.delta import install_saved, load_strictly
 from fewtune.deltas.peft_write import Saved
 from fewtune.deltas.soft_prompt import SoftPrompt
 from fewtune.errors import ArtifactError, TaskError
+from fewtune.folders import check_target
 from fewtune.model import DEFAULT_LENGTH, TunedModel
+from fewtune.plm import load as load_backbone
 from fewtune.prompt.verbalizer import WordIds
 from fewtune.readout import classifiers
 from fewtune.readout.calibration import Calibrator
@@ -71,7 +72,7 @@ def import_files(
     say: Say = _silent,
 ) -> TunedModel:
     """`fewtune import-peft`: the model of a PEFT folder, saved to `out`."""
-    artifact.check_target(out, overwrite=overwrite)
+    check_target(out, overwrite=overwrite)
     model = import_peft(folder, task, backbone=backbone, max_length=max_length, device=device, say=say)
     model.save(out, overwrite=overwrite)
     return model
@@ -97,11 +98,11 @@ def _readout(found: peft_read.Found, task: Task, backbone: Backbone, where: str)
 def export_peft(model: TunedModel, folder: str | Path, *, overwrite: bool = False, say: Say = _silent) -> Path:
     """Write the PEFT folder that `model` is, whole or not at all; what PEFT has no place for is said, or refused with `ArtifactError`."""
     folder = Path(folder)
-    artifact.check_target(folder, overwrite=overwrite, mark=peft_format.CONFIG)
+    check_target(folder, overwrite=overwrite, mark=peft_format.CONFIG)
     files = peft_write.write(model.deltas, model.backbone, _saved(model))
-    with artifact.whole(folder) as temporary:
+    with folders.whole(folder) as temporary:
         for name, content in files.items():
-            artifact.write_file(temporary / name, content)
+            folders.write_file(temporary / name, content)
     for line in _beside(model):
         say(line)
     return folder

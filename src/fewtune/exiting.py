@@ -13,6 +13,7 @@ from pathlib import Path
 from fewtune import artifact, job, registry
 from fewtune.exits import CRITERIA
 from fewtune.exits.exits import Exits
+from fewtune.folders import check_target
 from fewtune.job import Say, Source
 from fewtune.strategies.exits import AddExits
 from fewtune.train.fit import Progress, Session
@@ -58,7 +59,7 @@ def exits_files(
     """
     manifest = artifact.read_manifest(folder)
     if out is not None:
-        artifact.check_target(out, overwrite=overwrite)
+        check_target(out, overwrite=overwrite)
     job.check_source(data)
     model, target = artifact.load(folder, device=device), out or folder
     rows = job.read(data, labeled=spec.promise.kind == "drop", task=model.task, say=say).examples

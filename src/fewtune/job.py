@@ -19,7 +19,6 @@ import torch
 
 from fewtune import artifact, registry
 from fewtune.backbone.backbone import Backbone
-from fewtune.backbone.load import load as load_backbone
 from fewtune.data import readers
 from fewtune.data.example import Example, Prediction, Split
 from fewtune.data.teacher import read as read_teacher
@@ -27,7 +26,9 @@ from fewtune.data.writers import check_place, open_writer, write_text
 from fewtune.deltas.delta import Delta
 from fewtune.errors import DataError, SpecError
 from fewtune.evaluation import Evaluation, evaluate, evaluate_routes
+from fewtune.folders import check_target
 from fewtune.model import DEFAULT_LENGTH, Tally, TunedModel
+from fewtune.plm import load as load_backbone
 from fewtune.prompt.demonstrations import Demonstrations
 from fewtune.prompt.search import Found, Search
 from fewtune.readout.calibration import Calibration, Calibrator
@@ -296,7 +297,7 @@ def fit_files(
 
     Without labelled rows, unlabelled ones and the labels' names are enough for PET, whose members can be `spread` over processes.
     """
-    artifact.check_target(out, overwrite=overwrite)
+    check_target(out, overwrite=overwrite)
     first = read(train or _enough_alone(unlabeled, settings, task, labels), labeled=train is not None, task=task, kind=kind, say=say)
     task = task or task_of(first, kind=kind, labels=labels, templates=templates, words=words or {}, description=description)
     # Everything that can be wrong with the input is found before the first minute of work.

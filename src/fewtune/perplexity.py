@@ -22,11 +22,11 @@ import torch
 
 from fewtune.backbone import headed, scoring
 from fewtune.backbone.backbone import Backbone
-from fewtune.backbone.load import load as load_backbone
 from fewtune.data import readers
 from fewtune.data.writers import open_table
 from fewtune.errors import BackboneError, DataError
 from fewtune.job import Source
+from fewtune.plm import load as load_backbone
 from fewtune.prompt.tokens import plain_batch, specials
 
 COLUMNS = ("tokens", "log_probability", "perplexity")

@@ -19,18 +19,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from fewtune import artifact, registry
+from fewtune import folders, registry
 from fewtune.backbone import convert, fresh, headed, store, update
 from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.fresh import Objective
 from fewtune.backbone.load import default_device
-from fewtune.backbone.load import load as load_backbone
 from fewtune.data import corpus
 from fewtune.data.corpus import Blocks, Documents
 from fewtune.data.sampling import derive
 from fewtune.deltas import DELTAS
 from fewtune.deltas.lora import LowRank
 from fewtune.errors import BackboneError, SpecError
+from fewtune.plm import load as load_backbone
 from fewtune.prompt.tokens import plain_batch, specials
 from fewtune.strategies.pretrain import Learned, Pretraining
 from fewtune.train.fit import Progress, Session
@@ -121,7 +121,7 @@ def pretrain_files(
 
     A checkpoint is written every so many seconds. Raises an `InputError` for files, a PLM or settings that do not go together.
     """
-    artifact.check_target(out, overwrite=overwrite, mark=ABOUT)
+    folders.check_target(out, overwrite=overwrite, mark=ABOUT)
     for path in texts.paths:
         corpus.check(path)
     backbone, new = _started(texts, start, spec, say)
@@ -217,7 +217,7 @@ def _hash(plain: Sequence[object]) -> str:
 
 
 def _save(out: Path, backbone: Backbone, learned: Learned, new: frozenset[str], about: dict[str, Any]) -> None:
-    with artifact.whole(out) as folder:
+    with folders.whole(out) as folder:
         if _is_update(learned):
             _write_update(folder / update.FILE, backbone, learned, new)
         for delta in reversed(learned.deltas):

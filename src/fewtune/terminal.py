@@ -9,6 +9,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from fewtune.completion import Completion
     from fewtune.costs import Cost, Costs
+    from fewtune.course import Taught
     from fewtune.evaluation import Early, Evaluation
     from fewtune.inspection import Answer, Inspection
     from fewtune.prompt.search import Found
@@ -262,21 +264,52 @@ def _show(*parts: RenderableType) -> None:
         console.print(part)
 
 
+def show_course(found: Taught) -> None:
+    """A row for each held-out task: the median over its templates and their range, before and after."""
+    from rich import box
+    from rich.table import Table
+
+    about = found.about
+    if about["mean"]:
+        table = Table("held out", box=box.SIMPLE, padding=(0, 1, 0, 0), title="accuracy: median over templates (least–greatest)")
+        for name in ("rows", "templates", "before", "after", "gain", "95 % interval"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for name, one in about["held_out"].items():
+            spreads = (f"{100 * s['median']:.1f} ({100 * s['least']:.0f}–{100 * s['most']:.0f})" for s in (one["before"], one["after"]))
+            table.add_row(name, f"{one['rows']:,}", str(len(one["templates"])), *spreads, *_gained(one["gain"]))
+        mean = about["mean"]
+        table.add_section()
+        table.add_row("mean", "", "", f"{100 * mean['before']:.1f}", f"{100 * mean['after']:.1f}", *_gained(mean["gain"]))
+        _show(table)
+    print_lines(
+        {
+            "trained on": f"{len(about['trained'])} tasks, {sum(one['templates'] for one in about['trained'].values())} templates",
+            "trained parameters": f"{found.trained_parameters:,} of {found.backbone_parameters:,}",
+            "seconds": ", ".join(f"{name} {value:.1f}" for name, value in found.seconds.items()),
+            "model": f"{found.folder} (stands for the PLM: --backbone {found.folder})",
+        }
+    )
+
+
+def _gained(gain: Mapping[str, float]) -> tuple[str, str]:
+    return f"{100 * gain['value']:+.1f}", f"{100 * gain['low']:+.1f} to {100 * gain['high']:+.1f}"
+
+
 @contextlib.contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int, float], None]]:
-    """A bar with time left on a terminal, nothing in a pipe."""
+def progress_bar(*, shown: bool = True) -> Iterator[Callable[[str, int, int, float], None]]:
+    """A bar with time left on a terminal; nothing in a pipe, or where another process shows it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True) as bar:
         tasks: dict[str, Any] = {}
 
         def progress(what: str, done: int, steps: int, loss: float) -> None:
             if what not in tasks:
                 tasks[what] = bar.add_task(what, total=steps)
-            bar.update(tasks[what], completed=done, description=f"{what} (loss {loss:.3f})")
+            bar.update(tasks[what], completed=done, description=what if isnan(loss) else f"{what} (loss {loss:.3f})")
 
         yield progress
 

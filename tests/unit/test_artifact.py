@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fewtune as ft
-from fewtune import artifact
+from fewtune import artifact, folders
 from fewtune.backbone import tiny
 from fewtune.backbone.backbone import Backbone
 from fewtune.errors import ArtifactError
@@ -174,7 +174,7 @@ def test_a_save_that_fails_leaves_nothing(copy, bert, monkeypatch):
     def full(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(artifact, "write_file", full)
+    monkeypatch.setattr(folders, "write_file", full)
     with pytest.raises(OSError, match="No space"):
         model.save(copy, overwrite=True)
     model.remove()

@@ -1,4 +1,4 @@
-"""Draws from examples: k shots, an unlabelled pool, folds, capped mixtures. Pure functions of (examples, seed); no file, no model.
+"""Draws from examples: k shots, an unlabelled pool, folds, mixtures of tasks. Pure functions of (examples, seed); no file, no model.
 
 Every draw derives its own generator by name, so a new draw in one place never shifts another.
 """
@@ -89,6 +89,33 @@ def capped(examples_by_task: Mapping[str, Sequence[Example]], cap: int, *, seed:
         for task, examples in examples_by_task.items()
         for position in sorted(_shuffled(range(len(examples)), seed, "capped", task)[:cap])
     )
+
+
+def rates(sizes: Sequence[int], *, cap: int, temperature: float = 1.0) -> tuple[float, ...]:
+    """How often each set of a mixture is drawn from, as shares: in proportion to min(size, `cap`)^(1 / `temperature`).
+
+    The cap keeps large sets from drowning small ones; a temperature above 1 brings all nearer to one another (Raffel et al. 2020,
+    section 3.5.2). Raises `SpecError` for a cap or a temperature that is not above 0.
+
+    >>> rates([100, 900, 100_000], cap=1000), rates([100, 900], cap=1000, temperature=2)
+    ((0.05, 0.45, 0.5), (0.25, 0.75))
+    """
+    _positive(cap, "cap")
+    if not temperature > 0:
+        raise SpecError(expected="a number above 0", got=str(temperature), where="temperature", fix="1 keeps the sizes' proportions.")
+    weights = [min(size, cap) ** (1 / temperature) for size in sizes]
+    return tuple(weight / sum(weights) for weight in weights)
+
+
+def turns(shares: Sequence[float], n: int, *, seed: int) -> tuple[tuple[int, int], ...]:
+    """`n` draws of a set by its share: (which set, how many times it was drawn before). Fewer draws are the first of more."""
+    drawn = np.random.default_rng(derive(seed, "turns")).choice(len(shares), size=n, p=shares).tolist()
+    before = [0] * len(shares)
+    found = []
+    for place in drawn:
+        found.append((place, before[place]))
+        before[place] += 1
+    return tuple(found)
 
 
 def distinct(examples: Sequence[Example]) -> tuple[Example, ...]:

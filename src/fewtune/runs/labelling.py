@@ -16,6 +16,7 @@ from typing import TextIO
 from fewtune import artifact, job
 from fewtune.data.example import Example, Prediction
 from fewtune.data.files import Row
+from fewtune.folders import MANIFEST
 from fewtune.job import Rows, Say, Source
 from fewtune.model import WINDOW, Tally
 from fewtune.runs import on_ray
@@ -72,7 +73,7 @@ def predict_files(
     manifest = artifact.read_manifest(folder)
     tally, rows = Tally(), Rows.of(source, Task.from_dict(manifest["task"], "task"), say)
     read = partial(windows, replace(rows, path=rows.path.absolute()))
-    files = {name: (folder / name).read_bytes() for name in (artifact.MANIFEST, *manifest["files"])}
+    files = {name: (folder / name).read_bytes() for name in (MANIFEST, *manifest["files"])}
 
     def answers() -> Iterator[Prediction]:
         for labelled in on_ray.stream(read, partial(Labeller, files, device, batch_size), device=device, address=ray_address):

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from fewtune.backbone.backbone import Backbone
-from fewtune.backbone.load import load
 from fewtune.errors import InputError
 from fewtune.evaluation import evaluate
 from fewtune.job import tune
+from fewtune.plm import load
 from fewtune.runs.grid import Job
 from fewtune.runs.store import Result
 from fewtune.train.fit import Session

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from fewtune import estimate, registry
 from fewtune.backbone.backbone import Backbone
-from fewtune.backbone.load import load
 from fewtune.data.example import Example, Split
 from fewtune.data.sampling import derive, distinct, pool
 from fewtune.deltas.delta import Delta
 from fewtune.deltas.lora import LoRA
 from fewtune.errors import DataError, TaskError
 from fewtune.model import TunedModel
+from fewtune.plm import load
 from fewtune.readout.calibration import Uncalibrated
 from fewtune.readout.head import Head
 from fewtune.readout.sentences import Sentences

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewtune.data.example import Example
-from fewtune.data.sampling import capped, derive, distinct, folds, pool, shots
+from fewtune.data.sampling import capped, derive, distinct, folds, pool, rates, shots, turns
 from fewtune.errors import DataError, SpecError
 
 seeds = st.integers(0, 2**63)
@@ -189,3 +189,23 @@ def test_a_text_counts_once():
     texts = [("a",), ("b",), (" a ",), ("b", ""), ("b",)]
     examples = [Example(dict(zip("xy", text, strict=False)), where=str(row)) for row, text in enumerate(texts)]
     assert [int(example.where) for example in distinct(examples)] == [0, 1, 3]
+
+
+@quick
+@given(st.lists(st.integers(1, 10**6), min_size=1, max_size=8), st.integers(1, 10**6), st.floats(0.5, 8))
+def test_rates_are_shares_that_a_cap_and_a_temperature_bring_together(sizes, cap, temperature):
+    plain, warmer = rates(sizes, cap=cap), rates(sizes, cap=cap, temperature=temperature)
+    assert sum(plain) == pytest.approx(1) and sum(warmer) == pytest.approx(1)
+    assert [share / max(plain) for share in plain] == pytest.approx([min(size, cap) / min(max(sizes), cap) for size in sizes])
+    assert [share / max(warmer) for share in warmer] == pytest.approx([(share / max(plain)) ** (1 / temperature) for share in plain])
+    with pytest.raises(SpecError):
+        rates(sizes, cap=cap, temperature=0)
+
+
+@quick
+@given(st.integers(0, 60), st.integers(0, 60), seeds)
+def test_turns_count_each_set_and_fewer_are_the_first_of_more(few, more, seed):
+    found = turns((0.5, 0.3, 0.2), few + more, seed=seed)
+    assert turns((0.5, 0.3, 0.2), few, seed=seed) == found[:few]
+    for place in range(3):
+        assert [before for drawn, before in found if drawn == place] == list(range(sum(drawn == place for drawn, _ in found)))

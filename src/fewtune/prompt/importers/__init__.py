@@ -45,6 +45,17 @@ def read(source: str | Path, notation: str | None = None) -> Imported:
     return replace(found, name=found.name or (source.stem if isinstance(source, Path) else "task"))
 
 
+def read_all(path: Path) -> tuple[Imported, ...]:
+    """All that a promptsource file holds: the templates of each set of answer choices for themselves.
+
+    Raises `TaskError`, with file and line, where nothing of it can be carried over.
+    """
+    found = promptsource.read_all(_text(path), str(path))
+    for one in found:
+        _check_characters(one, str(path))
+    return tuple(replace(one, name=one.name or path.stem) for one in found)
+
+
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")

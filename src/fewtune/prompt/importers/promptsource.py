@@ -7,7 +7,6 @@ tag is ever acted on.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -32,24 +31,43 @@ class _Entry:
     where: str
 
 
+_ReadIn = tuple[_Entry, str]
+
+
 def read(text: str, where: str) -> Imported:
     """The templates that share the most frequent answer choices; what is left out is in the notes, with the reason.
 
     Raises `TaskError` for what is not YAML, and with the first reason when no template is left.
     """
     root = _tree(text, where)
-    notes: list[Note] = []
-    read_in = [found for entry in _entries(root, where) if (found := _read_in(entry, notes))]
-    if not read_in:
+    first, *others = _groups(root, where, notes := list[Note]())
+    for entry, _ in (member for group in others for member in group):
+        notes.append((entry.where, f'"{entry.name}" is left out: its answer choices are others ({", ".join(entry.choices)}).'))
+    return _imported(root, first, [(where, _LABELS), (where, _JOINED), *notes])
+
+
+def read_all(text: str, where: str) -> tuple[Imported, ...]:
+    """All templates, those that share their answer choices together, the most frequent ones first; raises as `read` does."""
+    root, notes = _tree(text, where), list[Note]()
+    groups = _groups(root, where, notes)
+    return tuple(_imported(root, group, notes if group is groups[0] else []) for group in groups)
+
+
+def _groups(root: yaml.Node | None, where: str, notes: list[Note]) -> list[list[_ReadIn]]:
+    """Templates by their answer choices; what cannot be carried over goes to `notes`."""
+    found: dict[tuple[str, ...], list[_ReadIn]] = {}
+    for entry in _entries(root, where):
+        if read_in := _read_in(entry, notes):
+            found.setdefault(entry.choices, []).append(read_in)
+    if not found:
         raise _none(notes, where)
-    choices = Counter(entry.choices for entry, _ in read_in).most_common(1)[0][0]
-    for entry, _ in read_in:
-        if entry.choices != choices:
-            notes.append((entry.where, f'"{entry.name}" is left out: its answer choices are others ({", ".join(entry.choices)}).'))
-    templates = tuple(dict.fromkeys(template for entry, template in read_in if entry.choices == choices))
-    words = {str(number): (choice,) for number, choice in enumerate(choices)}
+    return sorted(found.values(), key=len, reverse=True)
+
+
+def _imported(root: yaml.Node | None, group: list[_ReadIn], notes: list[Note]) -> Imported:
+    words = {str(number): (choice,) for number, choice in enumerate(group[0][0].choices)}
     name = "/".join(filter(None, (_plain(root, "dataset"), _plain(root, "subset"))))
-    return Imported(name, templates, words, tuple(words), gathered([(where, _LABELS), (where, _JOINED), *notes]))
+    return Imported(name, tuple(dict.fromkeys(template for _, template in group)), words, tuple(words), gathered(notes))
 
 
 def _none(notes: list[Note], where: str) -> TaskError:
@@ -82,7 +100,7 @@ def _choices(node: yaml.Node | None) -> tuple[str, ...]:
     return tuple(choice.strip() for choice in text.split("|||")) if text else ()
 
 
-def _read_in(entry: _Entry, notes: list[Note]) -> tuple[_Entry, str] | None:
+def _read_in(entry: _Entry, notes: list[Note]) -> _ReadIn | None:
     try:
         return entry, _template(entry)
     except TaskError as error:

@@ -1,0 +1,5 @@
+"""`python -m fewtune`, which is what torchrun and `accelerate launch` start."""
+
+from fewtune.cli import main
+
+main()
