@@ -141,7 +141,7 @@ def complete(
 ) -> None:
     """What a PLM would write: the next tokens and their probabilities, words for each [MASK], or the text going on (--tokens)."""
     from fewtune import completion
-    from fewtune.backbone.load import load
+    from fewtune.plm import load
 
     (given,) = flags.templates([text])
     how = completion.Writing(tokens, draw, temperature, top_p, seed) if tokens else None
