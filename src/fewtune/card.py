@@ -19,15 +19,16 @@ def write(manifest: Manifest, *, sizes: Mapping[str, int]) -> str:
 
 
 def _header(manifest: Manifest) -> list[str]:
+    use = "text-generation" if kind_of(Task.from_dict(manifest["task"])).offered == "none" else "text-classification"
     return [
         "---",
         "library_name: fewtune",
         f"base_model: {json.dumps(manifest['backbone']['name'])}",
-        "pipeline_tag: text-classification",
+        f"pipeline_tag: {use}",
         "tags:",
         "- fewtune",
         "- few-shot",
-        "- text-classification",
+        f"- {use}",
         "---",
     ]
 

@@ -84,7 +84,7 @@ def evaluate(model: TunedModel | Routes, examples: Sequence[Example], *, batch_s
     kind = kind_of(model.task)
     kind.check(model.task, examples, "evaluate")
     tally, start = Tally(), time.perf_counter()
-    scores_NC, layers_N = model.scored(examples, batch_size=batch_size, tally=tally)
+    examples, scores_NC, layers_N = model.answered(examples, batch_size=batch_size, tally=tally)
     probabilities_NC = model.likely(scores_NC).numpy()
     seconds = time.perf_counter() - start
     measures = kind.measure(model.task, examples, probabilities_NC)

@@ -16,6 +16,7 @@ from torch import Tensor
 from fewtune import artifact, job, registry
 from fewtune.backbone.bank import NOBODY
 from fewtune.data.example import Example
+from fewtune.errors import TaskError
 from fewtune.model import TunedModel
 from fewtune.prompt.encode import Batch
 from fewtune.readout.readout import widened
@@ -82,6 +83,9 @@ def inspect(model: TunedModel, examples: Sequence[Example], *, batch_size: int =
     Δh is the difference between a token's two states; its length relative to h is averaged over a text's tokens, then over texts.
     A readout that was trained itself has no answer from before.
     """
+    if model.free is not None:
+        fix = "Read what `fewtune predict` writes, before and after."
+        raise TaskError(expected="answers to choose from", got=model.task.kind, where="inspect", fix=fix)
     note = "The readout was trained, too, so there is no answer from before tuning." if model.reader.weights else None
     moved_NL = torch.zeros(len(examples), 1 + model.backbone.depth)
     before_NC, after_NC = torch.zeros(2, len(examples), model.most(examples))

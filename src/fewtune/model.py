@@ -27,15 +27,27 @@ from fewtune.exits.exits import Exits
 from fewtune.prompt import defaults
 from fewtune.prompt.defaults import Asked
 from fewtune.prompt.demonstrations import Demonstrated
-from fewtune.prompt.encode import Batch, Encoder, Row, buckets, collate, collate_filled, collate_spelled, collate_written
+from fewtune.prompt.encode import (
+    Batch,
+    Encoder,
+    Row,
+    buckets,
+    collate,
+    collate_answered,
+    collate_filled,
+    collate_spelled,
+    collate_written,
+)
 from fewtune.prompt.spelling import Filling, Spelling, spell
 from fewtune.prompt.template import Prompt
 from fewtune.prompt.tokens import sentinel
 from fewtune.prompt.verbalizer import WholeWords, WordIds, spelled
 from fewtune.readout.calibration import CONTENT_FREE, Calibrator
+from fewtune.readout.free_text import FreeText
 from fewtune.readout.readout import Reader, Readout, widened
 from fewtune.registry import Plain
 from fewtune.tasks import kind_of
+from fewtune.tasks.generation import Generation
 from fewtune.tasks.task import Task, candidates_of
 
 WINDOW = 512
@@ -134,14 +146,21 @@ class TunedModel:
         """Whether what is read is a decoder's."""
         return self.backbone.seq2seq and self.readout.needs_slot
 
+    @cached_property
+    def free(self) -> FreeText | None:
+        """How answers in free text are written, if the task asks for such."""
+        kind = kind_of(self.task)
+        return FreeText(kind, self.backbone) if isinstance(kind, Generation) else None
+
     def encoder(self, template: int) -> Encoder:
         """From prompts to rows, within what is left of the PLM's length beside demonstrations and label words of several tokens."""
         words = () if self.writes else self.spellings or self.fillings
-        most = min(self.max_length, self.backbone.room - self.budget) - (words[template].room if words else 0)
+        length = min(self.max_length, self.backbone.room - self.budget)
+        room = self.free.room(length) if self.free is not None else words[template].room if words else 0
         return Encoder(
             self.backbone.tokenizer,
             causal=self.backbone.causal,
-            max_length=most,
+            max_length=length - room,
             reverses=self.readout.reverses,
             seq2seq=self.backbone.seq2seq,
         )
@@ -155,6 +174,9 @@ class TunedModel:
         """Each example rendered through template number `template` and encoded, without demonstrations."""
         chosen = self.asked.templates[template]
         prompts = [chosen.render(example.fields) for example in examples]
+        if self.free is not None:
+            rows = self.encoder(template).encode(prompts)
+            return [replace(row, answer=self.free.ids(one.label, chosen)) for row, one in zip(rows, examples, strict=True)]
         own = self._own(examples, defaults.lead(chosen, seq2seq=self.backbone.seq2seq))
         rows = self.encoder(template).encode(prompts, rooms=[0 if self.writes else spelling.reach for spelling in own])
         return [replace(row, spelling=spelling) for row, spelling in zip(rows, own, strict=True)] if own else rows
@@ -165,6 +187,24 @@ class TunedModel:
             return []
         words = (spelled(self.backbone.tokenizer, one.candidates or (), lead=lead, where=one.where or "candidates") for one in examples)
         return [spell(one, causal=self.backbone.causal, seq2seq=self.backbone.seq2seq) for one in words]
+
+    def written(self, examples: Sequence[Example], *, batch_size: int = 32, tally: Tally | None = None) -> tuple[list[Example], Tensor]:
+        """The examples of a task of free text, each with what the PLM writes as its only candidate, and log-probabilities_N1 of these."""
+        rows, free = self.rows(examples, 0), self.free
+        assert free is not None
+        if tally:
+            _count(tally, rows)
+        texts, log_N1 = free.write(rows, batch_size=batch_size)
+        return [replace(one, candidates=(text,)) for one, text in zip(examples, texts, strict=True)], log_N1
+
+    def answered(
+        self, examples: Sequence[Example], *, batch_size: int = 32, tally: Tally | None = None
+    ) -> tuple[Sequence[Example], Tensor, Tensor]:
+        """The examples with what they are answered from, and its scores and layers as `scored` gives them."""
+        if self.free is None:
+            return (examples, *self.scored(examples, batch_size=batch_size, tally=tally))
+        depth_N = torch.full((len(examples),), self.backbone.depth)
+        return (*self.written(examples, batch_size=batch_size, tally=tally), depth_N)
 
     def showing(self, rows: Sequence[Row], template: int, chosen: Sequence[tuple[int, ...]]) -> list[Row]:
         """`rows` of one template, each with the examples that were chosen for it; raises `TaskError` where these cannot be cut to fit."""
@@ -214,6 +254,8 @@ class TunedModel:
         """What decides the states of each row that `collate` makes of this one: tokens, segments, and how the last tokens go on."""
         if self.fillings:
             return [*self.fillings[template].put(row.ids, row.types, row.slot)]
+        if row.answer and not self.writes:
+            return [(row.ids + row.answer, row.types)]
         spelling = row.spelling or (self.spellings[template] if self.spellings else None)
         if self.writes or spelling is None:
             return [(row.ids, row.types)]
@@ -231,6 +273,8 @@ class TunedModel:
         pad = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         if self.fillings:
             return collate_filled(rows, self.fillings[template], pad=pad).to(self.backbone.device)
+        if self.free is not None and all(row.answer for row in rows):
+            return collate_answered(rows, pad=pad, begin=self.free.begin(rows)).to(self.backbone.device)
         if self.writes:
             return self._collate_written(rows, template, pad).to(self.backbone.device)
         if spellings := self._spelled(rows, template):
@@ -299,6 +343,8 @@ class TunedModel:
         Where rows have candidates of their own, C is the number of the most of them, and a row that has fewer scores -inf behind them.
         Where `layers_N` is given, rows may leave early, and it takes after how many steps each did.
         """
+        if self.free is not None:
+            return self.written(examples, batch_size=batch_size, tally=tally)[1]
         total_NC = torch.zeros(len(examples), self.most(examples))
         for number, (template, rows) in enumerate(self.encoded(examples)):
             for front, members in self._fronts(rows).items():
@@ -309,8 +355,7 @@ class TunedModel:
                 if layers_N is not None:
                     layers_N[members] = left_N
             if tally and number == 0:
-                tally.rows += len(examples)
-                tally.shortened += sum(row.shortened for row in rows)
+                _count(tally, rows)
         return total_NC / self.passes
 
     def _row_scores(self, rows: Sequence[Row], template: int, batch_size: int, candidates: int, *, early: bool) -> tuple[Tensor, Tensor]:
@@ -362,7 +407,10 @@ class TunedModel:
         return self.likely(self.scores(examples, batch_size=batch_size, tally=tally))
 
     def likely(self, scores_NC: Tensor) -> Tensor:
-        """Calibrated probabilities_NC, float64, of what `scores` gives; the kind of task says whether they add up to 1."""
+        """Calibrated probabilities_NC, float64, of what `scores` gives; the kind of task says whether they add up to 1. Free text has that
+        of its tokens."""
+        if self.free is not None:
+            return scores_NC.double().exp()
         if kind_of(self.task).independent:
             return self.calibrator.each(scores_NC).sigmoid()
         return self.calibrator(scores_NC).softmax(-1)
@@ -397,7 +445,7 @@ class TunedModel:
             yield from self._answer(chunk, batch_size, tally)
 
     def _answer(self, examples: Sequence[Example], batch_size: int, tally: Tally | None) -> Iterator[Prediction]:
-        yield from self.answers(examples, *self.scored(examples, batch_size=batch_size, tally=tally))
+        yield from self.answers(*self.answered(examples, batch_size=batch_size, tally=tally))
 
     def answers(self, examples: Sequence[Example], scores_NC: Tensor, layers_N: Tensor | None = None) -> list[Prediction]:
         """What scores, as `scores` gives them, answer to the examples, which left after `layers_N` steps of the stack, or at the end."""
@@ -419,6 +467,11 @@ class TunedModel:
         from fewtune import artifact
 
         return artifact.save(self, folder, overwrite=overwrite)
+
+
+def _count(tally: Tally, rows: Sequence[Row]) -> None:
+    tally.rows += len(rows)
+    tally.shortened += sum(row.shortened for row in rows)
 
 
 def _example(item: object, fields: Sequence[str], where: str) -> Example:

@@ -24,6 +24,7 @@ from fewtune.prompt.template import Template
 from fewtune.readout import READOUTS
 from fewtune.readout.calibration import Calibration
 from fewtune.readout.cloze import Cloze
+from fewtune.readout.generate import Generate
 from fewtune.readout.head import Head
 from fewtune.readout.likelihood import Likelihood
 from fewtune.readout.readout import Readout
@@ -178,6 +179,14 @@ def recipe_of(task: Task, backbone: Backbone, settings: Settings) -> Recipe:
 
 def _check_readout(task: Task, readout: Readout, settings: Settings) -> None:
     kind, name, expected = kind_of(task), READOUTS.name_of(readout), f"a readout for {task.kind}"
+    if (kind.offered == "none") != isinstance(readout, Generate):
+        got, fix = (
+            (name, "Leave --readout out.") if kind.offered == "none" else (f"{name}, which writes free text", "Take --kind generation.")
+        )
+        raise TaskError(expected=expected, got=got, where="--readout", fix=fix)
+    if kind.offered == "none" and len(task.templates) > 1:
+        fix = "Name one --template: texts that are written have no mean."
+        raise TaskError(expected="one template", got=str(len(task.templates)), where="task.templates", fix=fix)
     if settings.way == "zeroshot" and kind.independent:
         fix = "Label some rows and use `fewtune fit`."
         raise TaskError(expected="one label a row", got=task.kind, where="strategy zeroshot", fix=fix)
@@ -212,6 +221,8 @@ def readout_of(task: Task, backbone: Backbone, *, untuned: bool = False) -> Read
     kind = kind_of(task)
     if kind.offered == "row":
         return Likelihood(per="token")
+    if kind.offered == "none":
+        return Generate()
     if not backbone.has_lm_head:
         return Similarity() if kind.paired or untuned else Head()
     if kind.independent:

@@ -100,7 +100,7 @@ CASES = {
     ),
 }
 READERS = {"cloze": Cloze(), "channel": Channel(), "head": Head(dropout=0.0), "likelihood": Likelihood(), "similarity": Similarity()}
-EACH = pytest.mark.parametrize("name", list(KINDS))
+EACH = pytest.mark.parametrize("name", list(CASES))
 ANSWERED = [(name, readout) for name, case in CASES.items() for readout in case.readouts]
 
 
@@ -115,8 +115,9 @@ def tuned(case, readout, *, family="bert", strategy="supervised", steps=60, **mo
 
 
 def test_every_kind_is_seen():
-    assert list(KINDS) == ["classification", "regression", "multilabel", "choice"] == list(CASES)
-    assert {readout for case in CASES.values() for readout in case.readouts} == set(READERS) == set(READOUTS)
+    assert list(KINDS) == [*CASES, "generation"]  # which has test_generation.py
+    assert list(CASES) == ["classification", "regression", "multilabel", "choice"]
+    assert {readout for case in CASES.values() for readout in case.readouts} == set(READERS) == set(READOUTS) - {"generate"}
 
 
 @EACH

@@ -20,6 +20,7 @@ from fewtune.errors import TaskError
 from fewtune.prompt.spelling import Filling, Spelling
 from fewtune.prompt.template import Piece, Prompt, Sep, Slot
 from fewtune.prompt.tokens import SENTINEL, Specials, blank_line, ends, plain_batch, specials
+from fewtune.prompt.verbalizer import Word
 
 _CHUNK = 8  # training batches are formed inside chunks of so many batches, so that lengths are alike and order stays random
 
@@ -31,7 +32,8 @@ class Row:
 
     The first `front` tokens are demonstrations and what stands before any text. Where the prompt is turned around, `slot` is the place
     where words are put in, `own` are the tokens of the fields behind it, and `said` is the number of words in these. `spelling` says how
-    the row's own candidates are read, where it has some.
+    the row's own candidates are read, where it has some; `answer` is
+    the right one in free text, if it is known.
     """
 
     ids: tuple[int, ...]
@@ -42,6 +44,7 @@ class Row:
     own: tuple[int, ...] = ()
     said: int = 0
     spelling: Spelling | None = None
+    answer: Word = ()
 
     @property
     def rest(self) -> Row:
@@ -62,7 +65,8 @@ class Batch:
     its fills, prompt after prompt, and `places_N` are the states that are read, row after row, ids being laid flat. Where words are put in
     and the texts are read, `filling` says which, rows stand there in the same way, `own_BT` is true at the tokens of the texts, and
     `said_B` is the number of words in these.
-    Where a decoder writes, `written_BFJ` are the answer's beginnings, and slot and places are those of its states.
+    Where a decoder writes, `written_BFJ` are the answer's beginnings, and slot and places are those of its states. `answers` are each
+    row's own in free text, read from the slot on.
     """
 
     ids_BT: Tensor
@@ -76,6 +80,7 @@ class Batch:
     own_BT: Tensor | None = None
     said_B: Tensor | None = None
     written_BFJ: Tensor | None = None
+    answers: tuple[Word, ...] = ()
 
     def __len__(self) -> int:
         return len(self.slot_B)
@@ -342,6 +347,18 @@ def collate_written(
 def _for_each(rows: Sequence[Row], spellings: tuple[Spelling, ...]) -> tuple[Spelling, ...]:
     """The spelling of each row, where one may stand for all."""
     return spellings * len(rows) if len(spellings) == 1 else spellings
+
+
+def collate_answered(rows: Sequence[Row], *, pad: int, begin: Sequence[int] = ()) -> Batch:
+    """Pad rows on the right into one batch, each with its answer: behind the prompt, or behind `begin`, where a decoder begins so. The last
+    token of an answer is read and not put in."""
+    answers, slot_B = tuple(row.answer for row in rows), torch.tensor([row.slot for row in rows])
+    if not begin:
+        whole = [(row.ids + row.answer[:-1], row.types + row.types[-1:] * (len(row.answer) - 1)) for row in rows]
+        return Batch(*_padded(whole, pad), slot_B, answers=answers)
+    written = [(*begin, *answer[:-1]) for answer in answers]
+    written_BFJ = _padded([(ids, (0,) * len(ids)) for ids in written], pad)[0][:, None]
+    return Batch(*_padded([(row.ids, row.types) for row in rows], pad), slot_B, written_BFJ=written_BFJ, answers=answers)
 
 
 def collate_filled(rows: Sequence[Row], filling: Filling, *, pad: int) -> Batch:

@@ -153,13 +153,18 @@ def _tokens(tokenizer: Any, word: str, lead: str | None, where: str) -> list[int
     """The ids of `word` in running text, or as a text of its own."""
     if not word.strip():
         raise TaskError(expected="a word", got=repr(word), where=where, fix="Name one with --words.")
-    text = (" " if lead else "") + word.strip()
-    sentinel, before = ("", []) if lead is None else _sentinel(tokenizer)
-    whole = plain_ids(tokenizer, sentinel + text)
-    ids = whole[len(before) :] if whole[: len(before)] == before else plain_ids(tokenizer, text)
+    ids = running_ids(tokenizer, word.strip(), lead)
     if not ids:
         raise _unknown(word, where)
     return ids
+
+
+def running_ids(tokenizer: Any, text: str, lead: str | None) -> list[int]:
+    """The ids of a text as it goes on from others, after a space if there is a `lead`; where that is None it goes on from nothing."""
+    text = (" " if lead else "") + text
+    sentinel, before = ("", []) if lead is None else _sentinel(tokenizer)
+    whole = plain_ids(tokenizer, sentinel + text)
+    return whole[len(before) :] if whole[: len(before)] == before else plain_ids(tokenizer, text)
 
 
 def _unknown(word: str, where: str) -> TaskError:

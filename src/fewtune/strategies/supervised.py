@@ -147,14 +147,14 @@ def out_of_fold(
 
 
 def default_steps(rows: int, labels: int, *, pairs: bool = False) -> int:
-    """About twenty passes over the rows in steps of 8: at least 40, at most 80 for each label and 400 in all.
+    """About twenty passes over the rows in steps of 8: at least 40, at most 80 for each label, if there are labels, and 400 in all.
 
     docs/defaults.md shows the runs. With `pairs` ten passes in steps of 32, at least 10 and at most 100.
 
     >>> default_steps(16, 2), default_steps(128, 2), default_steps(48, 6), default_steps(512, 6), default_steps(48, 6, pairs=True)
     (40, 160, 120, 400, 15)
     """
-    return min(100, max(10, rows * 5 // 16)) if pairs else min(400, 80 * labels, max(40, rows * 5 // 2))
+    return min(100, max(10, rows * 5 // 16)) if pairs else min(400, 80 * labels or 400, max(40, rows * 5 // 2))
 
 
 def _tune(model: TunedModel, recipe: Recipe, split: Split, session: Session, temperature: float) -> TunedModel:

@@ -64,7 +64,10 @@ def label_embeddings(model: TunedModel, reader: SimilarityReader) -> Tensor:
 
 def side_by_side(models: Sequence[TunedModel], wanted: Calibration | None, split: Split) -> Routes:
     """Untuned models that answer together, calibrated over all as each of them is: contextual unless told otherwise, none where a readout
-    reads the texts or rows have candidates of their own."""
+    reads the texts or rows have candidates of their own. Raises `TaskError` for free text."""
+    if models[0].free is not None:
+        fix = "Name one --backbone: texts that are written have no mean."
+        raise TaskError(expected="one PLM for free text", got=str(len(models)), where="--backbone", fix=fix)
     usual = Uncalibrated() if any(model.readout.reverses for model in models) else Contextual()
     routes = Routes.of(models)
     return routes.calibrated(_fit(routes, wanted or usual, split)) if routes.task.labels else routes
@@ -106,6 +109,12 @@ def calibrate(model: TunedModel, wanted: Calibration | None, split: Split, *, ot
     With none named: whichever of none and contextual makes the labelled rows likelier, or `otherwise` where there are none; none where
     the readout reads the texts, so that texts which say nothing tell nothing. Raises `TaskError` for a calibration by such texts there.
     """
+    if model.free is not None:
+        if wanted not in (None, Uncalibrated()):
+            fix = "Leave --calibration out."
+            raise TaskError(expected="none for free text", got=type(wanted).__name__.lower(), where="--calibration", fix=fix)
+        model.rows([Example(dict.fromkeys(model.task.fields, ""))], 0)  # a template that cannot be read is refused before anything is done
+        return model.calibrator
     if model.readout.reverses:
         wanted = wanted or Uncalibrated()
         if wanted.needs in ("content_free", "premise"):

@@ -3,12 +3,20 @@
 from fewtune.registry import Table
 from fewtune.tasks.choice import Choice
 from fewtune.tasks.classification import Classification
+from fewtune.tasks.generation import Generation
 from fewtune.tasks.multilabel import Multilabel
 from fewtune.tasks.regression import Regression
 from fewtune.tasks.task import Task, TaskKind
 
 KINDS: Table[TaskKind] = Table(
-    "task kind", {"classification": Classification, "regression": Regression, "multilabel": Multilabel, "choice": Choice}
+    "task kind",
+    {
+        "classification": Classification,
+        "regression": Regression,
+        "multilabel": Multilabel,
+        "choice": Choice,
+        "generation": Generation,
+    },
 )
 
 

@@ -166,6 +166,28 @@ class Task:
         return cls(fields=tuple(fields), templates=given, label_name=label_name, name=name, kind=kind)
 
     @classmethod
+    def generation(
+        cls,
+        *,
+        stop: Sequence[str] = ("\n",),
+        max_tokens: int = 32,
+        template: str | None = None,
+        fields: Sequence[str] = ("text",),
+        label_name: str = "answer",
+        name: str = "task",
+        description: str = "",
+    ) -> Task:
+        """A task whose answer is free text of at most `max_tokens` tokens, which ends before any of `stop`, or where the PLM ends it."""
+        return cls(
+            fields=tuple(fields),
+            templates=() if template is None else (template,),
+            label_name=label_name,
+            name=name,
+            kind=_kind({"name": "generation", "stop": [text.replace("\\", "\\\\") for text in stop], "max_tokens": max_tokens}),
+            description=description,
+        )
+
+    @classmethod
     def load(cls, path: str | Path) -> Task:
         """Read a task from a TOML file; raises `TaskError` when it is not one."""
         where = str(path)
@@ -218,13 +240,24 @@ def _toml(value: str | tuple[str, ...]) -> str:
 
 
 def _kind(data: Mapping[str, registry.Plain]) -> str:
-    """A kind's name and fields as flags have them; a field that is `None` is left out.
+    """A kind's name and fields as flags have them; a field that is `None` is left out, and in a list what a flag cannot hold is escaped.
 
     >>> _kind({"name": "regression", "low": 0, "high": 5})
     'regression:low=0,high=5'
     """
-    fields = ",".join(f"{key}={registry.spoken(value)}" for key, value in data.items() if key != "name" and value is not None)
+    given = {key: list(map(_escaped, value)) if isinstance(value, list | tuple) else value for key, value in data.items()}
+    fields = ",".join(f"{key}={registry.spoken(value)}" for key, value in given.items() if key != "name" and value is not None)
     return f"{data.get('name', '')}:{fields}" if fields else str(data.get("name", ""))
+
+
+def _escaped(value: registry.Plain) -> str:
+    """With commas, pluses, line ends and white space at the edges written as `fewtune.tasks.generation` reads them."""
+    text, marks = str(value), {"\n": r"\n", "\t": r"\t"}
+    edges = len(text) - len(text.lstrip()), len(text.rstrip())
+    return "".join(
+        marks.get(one) or (f"\\u{ord(one):04x}" if one in ",+" or not edges[0] <= place < edges[1] else one)
+        for place, one in enumerate(text)
+    )
 
 
 def _check_labels(task: Task) -> None:
