@@ -47,7 +47,9 @@ def zeroshot(
     backbone: Annotated[
         list[str] | None,
         typer.Option(
-            "--backbone", help="A catalogue name, a model folder, or a hub id; by default smollm2-135m. Several answer side by side."
+            "--backbone",
+            help="A catalogue name, a model folder, or a hub id. Several answer side by side: by default smollm2-135m and minilm-l6, the "
+            "first alone with a template or readout.",
         ),
     ] = None,
     readout: Annotated[
@@ -85,7 +87,7 @@ def zeroshot(
     source = flags.source(file, text, label, skip_bad_rows)
     ways = [
         Settings(
-            backbones=(name,),
+            backbones=(name,) if backbone else (),
             strategy="zeroshot",
             readout=own,
             calibration=None if chosen in (None, "auto") else CALIBRATIONS.from_text(chosen, "--calibration"),
@@ -93,7 +95,7 @@ def zeroshot(
             precision=precision,
             device=device,
         )
-        for name, own in routes(backbone or ["smollm2-135m"], [READOUTS.from_text(one, "--readout") for one in readout or ()])
+        for name, own in routes(backbone or [""], [READOUTS.from_text(one, "--readout") for one in readout or ()])
     ]
     model, seconds = job.zeroshot_model(
         source,

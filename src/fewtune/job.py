@@ -36,7 +36,7 @@ from fewtune.readout.prior import PriorMatching
 from fewtune.readout.readout import Readout
 from fewtune.recipe import DEFAULT_BACKBONE, Recipe
 from fewtune.routes import Routes
-from fewtune.settings import PETS, Settings, method, recipe_of, routes, suited, with_pool, without_slot
+from fewtune.settings import PETS, Settings, beside_each_other, method, recipe_of, routes, suited, with_pool, without_slot
 from fewtune.strategies import adapting, searching
 from fewtune.strategies.strategy import Joint
 from fewtune.strategies.zeroshot import side_by_side
@@ -509,6 +509,7 @@ def zeroshot_model(
         pool = reading.examples if own else ()
     if unlabeled is not None:
         pool = read(unlabeled, labeled=False, task=task, say=say).examples
+    ways = [one for way in ways for one in beside_each_other(task, way)]
     start = time.perf_counter()
     loaded = {name: load_backbone(name, device=ways[0].device, say=say) for name in dict.fromkeys(way.backbone for way in ways)}
     model = _untuned(task, Split(unlabeled=pool), [loaded[way.backbone] for way in ways], ways, Session(say=say))

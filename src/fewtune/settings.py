@@ -119,6 +119,15 @@ def routes(backbones: Sequence[str], readouts: Sequence[Readout]) -> list[tuple[
     return list(zip(backbones, readouts if len(readouts) == len(backbones) else [*readouts, None][:1] * len(backbones), strict=True))
 
 
+def beside_each_other(task: Task, way: Settings) -> list[Settings]:
+    """The usual language model and the usual sentence encoder, untuned, where nothing of the method is named and labels are all that there
+    is; docs/defaults.md has the runs. Else the way that was named."""
+    named = way.backbones or way.readout is not None or task.templates
+    if named or not kind_of(task).paired:
+        return [way]
+    return [replace(way, backbones=(name,)) for name in (DEFAULT_BACKBONE, BESIDE)]
+
+
 def with_pool(task: Task, settings: Settings, pool: int, say: Callable[[str], None], *, taught: bool = False) -> Settings:
     """PET where nothing else is wanted, of the pool either, and there are enough unlabelled rows, or some that a teacher has labelled.
 

@@ -1,5 +1,7 @@
 """What is settled where the user left something open."""
 
+from dataclasses import replace
+
 import fewtune as ft
 from fewtune.backbone import tiny
 from fewtune.backbone.backbone import Backbone
@@ -8,7 +10,7 @@ from fewtune.deltas.soft_prompt import SoftPrompt
 from fewtune.readout.cloze import Cloze
 from fewtune.readout.likelihood import Likelihood
 from fewtune.readout.similarity import Similarity
-from fewtune.settings import Settings, recipe_of
+from fewtune.settings import Settings, beside_each_other, recipe_of
 
 TASK = ft.Task.classification(["no", "yes"], words={"no": "bad", "yes": ("good", "fine")})
 
@@ -49,3 +51,14 @@ def test_an_encoder_without_an_lm_head_reads_no_words():
 def test_a_decoder_reads_words_as_others_do():
     assert readout({"no": "sports", "yes": "great"}, family="t5") == Cloze()
     assert readout({"no": "dull", "yes": "great"}, family="t5") == Likelihood(per="token")
+
+
+def test_a_language_model_and_an_encoder_answer_where_labels_are_all_there_is():
+    way = Settings(strategy="zeroshot")
+    task = ft.Task.classification(["a", "b"], description="Which is it?")
+    assert [one.backbones for one in beside_each_other(task, way)] == [("smollm2-135m",), ("minilm-l6",)]
+    templated = ft.Task.classification(["a", "b"], template="{text} {slot}")
+    for named, own in ((templated, way), (task, replace(way, readout=Cloze())), (task, replace(way, backbones=("x",)))):
+        assert beside_each_other(named, own) == [own]
+    assert beside_each_other(ft.Task.regression(low=0, high=1), way) == [way]
+    assert way.backbone == "smollm2-135m"
