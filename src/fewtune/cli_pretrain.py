@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -43,6 +43,7 @@ def pretrain(
     epochs: Annotated[float, typer.Option("--epochs", help="Times over the corpus, unless --steps are given.")] = 1.0,
     steps: Annotated[int | None, typer.Option("--steps", min=0)] = None,
     batch_size: BatchSize = 32,
+    accumulate: Annotated[int, typer.Option("--accumulate", min=1, help="A step takes the mean gradient of so many batches.")] = 1,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="1e-3 for random weights, 1e-4 for trained ones.")] = None,
     precision: Precision = "auto",
     device: Device = None,
@@ -54,8 +55,9 @@ def pretrain(
     from fewtune.pretraining import Corpus, Start, pretrain_files
     from fewtune.strategies.pretrain import Pretraining
     from fewtune.train.fit import FitOptions
+    from fewtune.train.world import joined
 
-    with terminal.progress_bar() as progress:
+    with joined() as world, terminal.progress_bar(shown=world.first) as progress:
         made = pretrain_files(
             Corpus(tuple(corpus), documents, length, held_out),
             out,
@@ -66,14 +68,23 @@ def pretrain(
                 epochs=epochs,
                 points=points,
                 precision=precision,
-                fit=FitOptions(steps=steps, learning_rate=learning_rate, batch_size=batch_size, average=0.0),
+                fit=FitOptions(steps=steps, learning_rate=learning_rate, batch_size=batch_size, accumulate=accumulate, average=0.0),
                 seed=seed,
             ),
             overwrite=overwrite,
-            say=say,
+            say=say if world.first else _quiet,
             progress=progress,
+            world=world,
         )
-    result = made.to_dict()
+    if world.first:
+        _show(made.to_dict(), out, as_json)
+
+
+def _quiet(line: str) -> None:
+    """The first of several processes speaks for all."""
+
+
+def _show(result: dict[str, Any], out: Path, as_json: bool) -> None:
     if as_json:
         print_json(result)
         return

@@ -34,6 +34,7 @@ from fewtune.plm import load as load_backbone
 from fewtune.prompt.tokens import plain_batch, specials
 from fewtune.strategies.pretrain import Learned, Pretraining
 from fewtune.train.fit import Progress, Session
+from fewtune.train.world import ALONE, World
 
 Say = Callable[[str], None]
 ABOUT = "pretraining.json"
@@ -116,10 +117,12 @@ def pretrain_files(
     say: Say = lambda line: None,
     progress: Progress = lambda what, done, steps, loss: None,
     every_seconds: float = 60.0,
+    world: World = ALONE,
 ) -> Pretrained:
     """Learn the language of text files and write the model to `out`. What was killed goes on when it is called again with the same.
 
-    A checkpoint is written every so many seconds. Raises an `InputError` for files, a PLM or settings that do not go together.
+    A checkpoint is written every so many seconds. Of several processes each reads the corpus, and the first one judges and writes.
+    Raises an `InputError` for files, a PLM or settings that do not go together.
     """
     folders.check_target(out, overwrite=overwrite, mark=ABOUT)
     for path in texts.paths:
@@ -130,11 +133,15 @@ def pretrain_files(
         raise SpecError(expected=f"at most {backbone.max_length} tokens", got=str(texts.length), where="--length", fix=fix)
     work = out.with_name(f".{out.name}.work")
     blocks = _blocks(texts, backbone, work, say)
-    key = _hash([texts.identity(), _plain(texts), _settings(spec), backbone.fingerprint, torch.__version__, torch.get_num_threads()])
-    session = Session(work, key, label="pretrain", progress=progress, say=say, every_seconds=every_seconds)
+    key = _hash(
+        [texts.identity(), _plain(texts), _settings(spec), backbone.fingerprint, torch.__version__, torch.get_num_threads(), world.size]
+    )
+    session = Session(work, key, label="pretrain", progress=progress, say=say, every_seconds=every_seconds, world=world)
     learned = spec.run(backbone, blocks, new=new, session=session)
     about = _about(texts, start, spec, backbone, blocks, learned)
-    _save(out, backbone, learned, new, about)
+    if world.first:
+        _save(out, backbone, learned, new, about)
+    world.told(None)  # nobody leaves before the model is there
     shutil.rmtree(work, ignore_errors=True)
     return Pretrained(out, about, learned)
 

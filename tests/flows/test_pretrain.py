@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -106,6 +107,32 @@ def test_what_does_not_go_together_is_refused(corpus, fewtune, llama, more, said
 def test_a_file_that_is_not_there_is_refused(work, fewtune):
     code, _, err = fewtune("pretrain", "none.txt", "--objective", "mlm", "--out", "model")
     assert code == 2 and "none.txt: expected a text file" in err
+
+
+@pytest.mark.slow
+def test_a_step_of_two_processes_is_that_of_one_which_accumulates_two(corpus, fewtune):
+    settings = ["--objective", "mlm", "--vocabulary", "350", "--length", "16", "--batch-size", "4", "--steps", "6", "--points", "2"]
+    code, out, err = fewtune("pretrain", "corpus.txt", *settings, "--accumulate", "2", "--out", "alone", "--json")
+    assert code == 0, err
+    command = [sys.executable, "-m", "fewtune.cli", "pretrain", "corpus.txt", *settings, "--out", "both", "--json"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    world = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    pair = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**world, "RANK": str(rank)})
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=300) for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], said
+    assert said[1] == ("", ""), "the first one speaks"
+    one, both = json.loads(out)["curve"], json.loads(said[0][0])["curve"]
+    assert [point["tokens"] for point in both] == [point["tokens"] for point in one] == [0, 384, 768]
+    for name in ("held_out", "loss"):
+        assert [point[name] for point in both[1:]] == pytest.approx([point[name] for point in one[1:]], abs=1e-4)
+    made = [load_file(f"{name}/model.safetensors") for name in ("alone", "both")]
+    for name, weight in made[0].items():
+        torch.testing.assert_close(weight, made[1][name], atol=2e-4, rtol=1e-3)
 
 
 SCRIPT = """

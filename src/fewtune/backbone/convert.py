@@ -178,9 +178,16 @@ def _split_digits(backend: object) -> None:
 _CONVERTERS = {"gguf": _from_gguf, "folder": _from_folder}
 
 
-def convert(form: str, source: Source, unpacked: Path, made: Path) -> None:
-    """Make the Hugging Face folder `made` of what was unpacked; raises `DownloadError` where it cannot be read or lacks a file."""
+def convert(form: str, source: Source, unpacked: Path, made: Path, *, change: Path | None = None) -> None:
+    """Make the Hugging Face folder `made` of what was unpacked, and of the update `change` if there is one.
+
+    Raises `DownloadError` where it cannot be read or lacks a file.
+    """
     _CONVERTERS[form](source, unpacked, made)
+    if change is not None:
+        from fewtune.backbone import update  # which loads torch
+
+        update.apply(made, change)
     _finish(source, made)
 
 

