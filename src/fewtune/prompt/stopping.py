@@ -12,7 +12,10 @@ from fewtune.prompt.verbalizer import running_ids
 
 @dataclass(frozen=True)
 class Stops:
-    """An answer ends before one of `texts`, or at a special token, such as the one for the end of a text."""
+    """An answer ends before one of `texts`, or at a special token, such as the one for the end of a text.
+
+    White space in front of an answer is no part of it and ends nothing: many PLMs begin with a new line.
+    """
 
     tokenizer: Any
     texts: tuple[str, ...] = ()
@@ -35,7 +38,7 @@ class Stops:
 
     def _said(self, ids: Sequence[int]) -> str:
         first = next((number for number, token in enumerate(ids) if token in self._special), len(ids))
-        return str(self.tokenizer.decode(list(ids[:first]), clean_up_tokenization_spaces=False))
+        return str(self.tokenizer.decode(list(ids[:first]), clean_up_tokenization_spaces=False)).lstrip()
 
     def answer(self, text: str, *, lead: str | None, seq2seq: bool, most: int) -> tuple[int, ...]:
         """The tokens of an answer as it is to be written, its end included: the first stop, or the token that ends texts where there is no

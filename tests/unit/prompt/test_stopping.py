@@ -17,9 +17,16 @@ def test_it_ends_before_the_first_of_the_texts_or_at_a_special_token():
     stops = Stops(BPE, ("\n", " it"))
     assert not stops.ended(ids(" great fun")) and stops.text(ids(" great fun")) == "great fun"
     assert stops.ended(ids(" great fun\n")) and stops.text(ids(" great fun\nand a joy")) == "great fun"
-    assert stops.text(ids(" was it\n")) == "was" and stops.text(ids("\n")) == ""
+    assert stops.text(ids(" was it\n")) == "was"
     assert stops.ended([*ids(" fun"), BPE.eos_token_id]) and stops.text([*ids(" fun"), BPE.eos_token_id]) == "fun"
-    assert not Stops(BPE).ended(ids("\n"))
+    assert not Stops(BPE).ended(ids(" fun\n"))
+
+
+def test_white_space_in_front_of_an_answer_ends_nothing():
+    stops = Stops(BPE, ("\n",))
+    assert not stops.ended(ids("\n")) and stops.text(ids("\n")) == ""
+    assert not stops.ended(ids("\n great fun")) and stops.ended(ids("\n great fun\n"))
+    assert stops.text(ids("\n great fun\nand a joy")) == "great fun"
 
 
 def test_a_text_over_several_tokens_ends_it_too():

@@ -48,7 +48,7 @@ def test_a_task_file_holds_text_only() -> None:
 
 
 def test_the_listed_kinds() -> None:
-    assert list(KINDS) == ["classification", "regression", "multilabel", "choice"]
+    assert list(KINDS) == ["classification", "regression", "multilabel", "choice", "generation"]
     assert Task.classification(["a", "b"]).kind in KINDS
 
 
