@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from fewtune import flags, terminal
-from fewtune.flags import AsJson, BackboneName, BatchSize, Device, MaxLength, Overwrite, Precision, Seed
+from fewtune.flags import AsJson, BackboneName, BatchSize, Device, Engine, MaxLength, Overwrite, Precision, RayAddress, Seed
 from fewtune.terminal import print_json, say
 
 
@@ -52,12 +52,16 @@ def multitask(
     device: Device = None,
     seed: Seed = 42,
     overwrite: Overwrite = False,
+    engine: Engine = "local",
+    workers: Annotated[int, typer.Option("--workers", min=1, help="So many processes of Ray take each step together.")] = 1,
+    ray_address: RayAddress = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a PLM on many prompted tasks, and measure on others how much better it got at what it never saw."""
     from fewtune import course
     from fewtune.deltas import presets
     from fewtune.readout import CALIBRATIONS
+    from fewtune.runs import engines
     from fewtune.strategies.multitask import MultiTask
     from fewtune.train.fit import FitOptions
     from fewtune.train.world import joined
@@ -76,16 +80,10 @@ def multitask(
         seed=seed,
     )
     with joined() as world, terminal.progress_bar(shown=world.first) as progress:
-        found = course.run(
-            tasks,
-            flags.listed(held_out),
-            out,
-            wanted,
-            overwrite=overwrite,
-            world=world,
-            say=say if world.first else _quiet,
-            progress=progress,
-        )
+        speak = say if world.first else _quiet
+        lessons = course.read(tasks, flags.listed(held_out), wanted, say=speak)
+        options = {"overwrite": overwrite, "world": world, "say": speak, "progress": progress}
+        found = engines.teach(engine, ray_address, workers, lessons, out, wanted, **options)
     if world.first:
         _show(found, as_json)
 

@@ -97,9 +97,13 @@ class Taught:
         }
 
 
-def run(
-    folder: Path,
-    apart: Sequence[str],
+def read(folder: Path, apart: Sequence[str], course: Course, *, say: Say = _silent) -> Collection:
+    """The tasks of `folder`, those that are `apart` with as many rows as are asked for; raises an `InputError` for what does not fit."""
+    return _shortened(collection.read(folder, apart, overlap=course.overlap, say=say), course)
+
+
+def teach(
+    found: Collection,
     out: Path,
     course: Course,
     *,
@@ -108,13 +112,12 @@ def run(
     say: Say = _silent,
     progress: Progress = lambda what, done, steps, loss: None,
 ) -> Taught:
-    """Train on the tasks of `folder` that are not `apart`, write what was learned to `out`, measure on those that are.
+    """Train on what is trained on, write what was learned to `out`, measure on what is held out.
 
     Goes on where it was killed. Of several processes the first one writes and measures. Raises an `InputError` for what does not fit.
     """
     if world.first:
         check_target(out, overwrite=overwrite, mark=plm.MANIFEST)
-    found = _shortened(collection.read(folder, apart, overlap=course.overlap, say=say), course)
     begun = time.perf_counter()
     backbone = plm.load(course.backbone, device=course.device, say=say)
     multitask.settled(found.trained, backbone, course.precision)

@@ -4,11 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import fewtune as ft
 from fewtune import artifact
 
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fewtune"]
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 TASKS = {
     "mood.toml": 'labels = ["negative", "positive"]\nfields = ["review"]\n'
     'templates = ["{review} It was {slot}", "Review: {review}\\n{slot}"]\nwords = {negative = "terrible", positive = "great"}\n',
@@ -75,6 +79,7 @@ def test_the_same_bytes_again_and_a_table_for_people(fewtune, tasks, llama, work
     [
         (("--delta", "adapter"), "--delta: expected deltas that can become part of the weights"),
         (("--held-out", "god"), 'expected the name of a task, got "god". Did you mean "good"?'),
+        (("--workers", "2"), "--workers: expected --engine ray, got --engine local"),
         (("--overlap", "refuse"), "expected held-out texts that are not trained on"),
     ],
 )
@@ -89,11 +94,27 @@ def test_two_processes_write_what_one_writes_of_both_their_batches(fewtune, task
     """As torchrun starts them; the deltas are the same to the rounding of a mean."""
     from safetensors.torch import load_file
 
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fewtune"]
-    command = [*launch, *tasks, "--accumulate", "1", "--backbone", llama, "--out", "two", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=400)
+    command = [*LAUNCH, *tasks, "--accumulate", "1", "--backbone", llama, "--out", "two", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env=ONE_THREAD, timeout=400)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model"] == "two" and done.stderr.count("Training ") == 1
     assert fewtune(*tasks, "--backbone", llama, "--out", "one")[0] == 0
     one, two = (load_file(work / name / "delta-0.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys() and all((one[name] - two[name]).abs().max() < 1e-6 for name in one)
+
+
+@pytest.mark.slow
+def test_two_workers_of_ray_write_the_bytes_of_two_processes(fewtune, tasks, llama, work, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", str(Path(ft.__file__).parents[1]))
+    given = (*tasks, "--accumulate", "1", "--backbone", llama)
+    code, out, err = fewtune(*given, "--engine", "ray", "--workers", "2", "--out", "ray", "--json")
+    assert code == 0, err
+    assert json.loads(out)["model"] == "ray" and "3 steps of 2 × 8 rows" in err and not (work / ".ray.work").exists()
+    done = subprocess.run([*LAUNCH, *given, "--out", "two"], capture_output=True, text=True, env=ONE_THREAD, timeout=400)
+    assert done.returncode == 0, done.stderr
+    assert all(
+        (work / "ray" / name).read_bytes() == (work / "two" / name).read_bytes() for name in ("delta-0.safetensors", "backbone.json")
+    )
+    code, _, err = fewtune(*given, "--engine", "ray", "--workers", "999", "--out", "many")
+    assert code == 2 and "--workers: expected at most" in err

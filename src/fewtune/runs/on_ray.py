@@ -12,19 +12,22 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from fewtune.backbone.load import default_device
 from fewtune.data.example import Example
-from fewtune.errors import FewtuneError, Interrupted, MissingExtraError
+from fewtune.errors import FewtuneError, Interrupted, MissingExtraError, SpecError
 from fewtune.runs.grid import Job, code_version
 from fewtune.runs.sent import Sent
 from fewtune.runs.store import Result
 from fewtune.runs.worker import Worker, one_thread
 from fewtune.strategies.members import Asked
 from fewtune.train.fit import Spread
+from fewtune.train.world import World, joined
+
+T = TypeVar("T")
 
 
 def require() -> Any:
@@ -111,6 +114,55 @@ def _asked(ray: Any, slots: int, left: dict[int, Asked], say: Callable[[str], No
         if len(found) == slots and running:
             say(f"{len(running)} more, about {(monotonic() - begun) / slots * len(running):.0f} s.")
     return found
+
+
+def together(work: Callable[[World], T], workers: int, *, address: str | None = None, gpus: bool = False) -> T:
+    """What `work` gives in the first of `workers` processes that train together, which is on this machine; the others are anywhere.
+
+    Plain actors and torch's own process group: Ray Train would add its trainer, its storage and three packages to make the same group.
+    Raises `SpecError` where there are not so many processors, for a group of which a part waits would wait forever.
+    """
+    ray = require()
+    with _cluster(ray, address) as slots:
+        if slots < workers:
+            fix = "Ask for fewer, or give the address of a larger cluster."
+            raise SpecError(expected=f"at most {slots} workers, a processor each", got=str(workers), where="--workers", fix=fix)
+        here = {f"node:{ray.util.get_node_ip_address()}": 0.001}
+        process = ray.remote(num_cpus=1, num_gpus=int(gpus))(_Process)
+        processes = [process.options(resources=here if rank == 0 else {}).remote(code_version()) for rank in range(workers)]
+        place = ray.get(processes[0].place.remote())
+        running = [one.run.remote(work, rank, workers, place) for rank, one in enumerate(processes)]
+        waiting = list(running)
+        try:
+            while waiting:  # whoever fails first says why
+                (done,), waiting = ray.wait(waiting)
+                _result(ray, done)
+        except KeyboardInterrupt:
+            fix = "What is done is kept: type the same command again to go on."
+            raise Interrupted(expected=f"{workers} workers", got="Ctrl-C", where="--engine ray", fix=fix) from None
+        found: T = _result(ray, running[0])
+        return found
+
+
+class _Process:
+    """One of several processes that train together."""
+
+    def __init__(self, version: str) -> None:
+        _check_version(version)
+
+    def place(self) -> tuple[str, int]:
+        """Where the others find this one."""
+        with socket.socket() as listening:
+            listening.bind(("", 0))
+            port: int = listening.getsockname()[1]
+        return require().util.get_node_ip_address(), port
+
+    def run(self, work: Callable[[World], T], rank: int, size: int, place: tuple[str, int]) -> T:
+        """What `work` gives in the world of these processes."""
+        names = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": place[0], "MASTER_PORT": place[1], "LOCAL_RANK": 0}
+        os.environ.update({name: str(value) for name, value in names.items()})
+        with one_thread(), joined() as world:
+            return work(world)
 
 
 def stream(
@@ -218,7 +270,7 @@ def _result(ray: Any, reference: Any) -> Any:
         if isinstance(error.cause, FewtuneError):
             raise error.cause from None
         raise
-    except ray.exceptions.WorkerCrashedError:
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.RayActorError):
         fix = "What is done is kept. See whether memory is enough, and type the same command again."
         raise FewtuneError(expected="a worker that lives", got="one that died several times", where="--engine ray", fix=fix) from None
 
