@@ -129,13 +129,16 @@ def _lesson(folder: Path, name: str, part: str, say: Say) -> Lesson:
     wordings = tuple(_wordings(folder, name, columns, say))
     fields = tuple(dict.fromkeys(field for wording in wordings for field in wording.fields))
     wordings = tuple(replace(wording, fields=fields, name=name) for wording in wordings)
-    task = wordings[0]
-    if kind_of(task).estimated != "accuracy" or kind_of(task).offered != "task":
+    kind = kind_of(wordings[0])
+    if kind.estimated != "accuracy" or kind.offered == "none":
         fix = "Take it out of the folder."
-        raise TaskError(expected="tasks with one right answer of their labels a row", got=task.kind, where=str(folder / name), fix=fix)
-    reading = readers.read(path, text=fields, labeled=True, known=task.labels, written=kind_of(task).written)
+        raise TaskError(expected="tasks with one right answer a row", got=wordings[0].kind, where=str(folder / name), fix=fix)
+    reading = readers.read(path, text=fields, labeled=True, known=wordings[0].labels or None, written=kind.written)
+    task, note = kind.settled(wordings[0], reading.examples)
+    if note:
+        say(f"{path}: {note}")
     kind_of(task).check(task, reading.examples, str(path))
-    return Lesson(name, wordings, reading.examples)
+    return Lesson(name, tuple(replace(wording, kind=task.kind) for wording in wordings), reading.examples)
 
 
 def _rows_file(folder: Path, name: str, part: str) -> Path:

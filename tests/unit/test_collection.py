@@ -75,6 +75,15 @@ def test_promptsource_files_are_used_as_they_are_and_what_is_left_out_is_named(f
     assert "bad, fair, good are not 2 answers" in told and '"control" is left out' in told and told.count("left out") == 3
 
 
+def test_rows_may_have_candidates_of_their_own(folder):
+    (folder / "mood.toml").write_text('kind = "choice:candidates=options"\nfields = ["review"]\ntemplate = "{review} It was {slot}"\n')
+    (folder / "mood.train.csv").write_text("review,options,label\nfine,a dull mess|great fun,great fun\ndull,no|yes|maybe,no\n")
+    said = []
+    (mood,) = read(folder, ["topic"], say=said.append).trained
+    assert [row.candidates for row in mood.rows] == [("a dull mess", "great fun"), ("no", "yes", "maybe")]
+    assert mood.task.kind.startswith("choice:candidates=options") and "label=text" in mood.task.kind
+
+
 def test_a_promptsource_file_alone_counts_its_labels_from_0(folder):
     (folder / "mood.toml").unlink()
     (folder / "mood.yaml").write_text(SOURCE)
@@ -107,7 +116,7 @@ def test_texts_on_both_sides_are_dropped_and_counted_or_refused(folder):
         ({"mood.train.jsonl": '{"review": "x", "label": "positive"}\n'}, ["topic"], DataError, "got mood.train.csv, mood.train.jsonl"),
         ({"more.toml": MOOD}, ["topic"], DataError, "expected one file with the train rows, got none"),
         ({"mood.train.csv": "review,label\nfine,happy\n"}, ["topic"], DataError, "expected a label of the task"),
-        ({"mood.toml": 'kind = "multilabel"\n' + MOOD}, ["topic"], TaskError, "one right answer of their labels a row, got multilabel"),
+        ({"mood.toml": 'kind = "multilabel"\n' + MOOD}, ["topic"], TaskError, "one right answer a row, got multilabel"),
         ({"mood.toml": MOOD.replace("{review} It", "{text} It")}, ["topic"], TaskError, "expected a field of the task, got {text}"),
     ],
 )

@@ -79,6 +79,19 @@ def test_the_losses_are_those_of_the_candidates_and_of_the_right_one(installed):
     assert MultiTask("both").of(log_BC, drawn.targets_B).item() == pytest.approx((choice + language).item(), abs=1e-5)
 
 
+def test_rows_with_candidates_of_their_own_are_trained_on_beside_others(installed):
+    task = Task((), templates=("{text} It was {slot}",), kind="choice:label=0", name="own")
+    given = tuple(
+        Example({"text": "great fun"}, str(number % 2), candidates=("a dull mess", "great fun", "joy")[: 2 + number % 2])
+        for number in range(4)
+    )
+    own = Lesson("own", (task,), given)
+    drawn = mixture(installed, 20, lessons=(own, LESSONS[1]))
+    losses = [drawn.loss(drawn.at(number)).item() for number in range(20)]
+    assert {place for place, _ in drawn.turns} == {0, 1} and all(0 < loss < 20 for loss in losses)
+    assert right_answers(own, installed[0].backbone).shape == (1, 4)
+
+
 @pytest.mark.parametrize("loss", ["choice", "language"])
 def test_a_wording_never_seen_is_answered_better(loss):
     backbone = Backbone(*tiny.model("llama"), name="llama")
