@@ -225,11 +225,12 @@ def _unfit(readout: Readout) -> str | None:
 def readout_of(task: Task, backbone: Backbone, *, untuned: bool = False) -> Readout:
     """The slot's one token where it tells all label words apart, else their likelihood; without an LM head similarity.
 
-    A head instead where a slot cannot hold the answer, or where rows to learn from share no labels.
+    Per byte where rows have candidates of their own, which differ in length. A head instead where a slot cannot hold the answer, or where
+    rows to learn from share no labels.
     """
     kind = kind_of(task)
     if kind.offered == "row":
-        return Likelihood(per="token")
+        return Likelihood(per="byte")
     if kind.offered == "none":
         return Generate()
     if not backbone.has_lm_head:

@@ -133,7 +133,7 @@ def calibrate(model: TunedModel, wanted: Calibration | None, split: Split, *, ot
 def _of_rows(model: TunedModel, wanted: Calibration | None, split: Split) -> Calibrator:
     """The same where rows have candidates of their own, which no bias that all rows share can mend: none, PMI or a temperature.
 
-    Raises `TaskError` for another.
+    With none named: whichever of none and PMI makes the labelled rows likelier, none where there are none. Raises `TaskError` for another.
     """
     plain = Calibrator.identity(0)
     against = replace(plain, premise=True)
@@ -144,10 +144,10 @@ def _of_rows(model: TunedModel, wanted: Calibration | None, split: Split) -> Cal
             for one, scores_NC in ((plain, raw_NC), (against, raw_NC - model.premise(split.train)))
         ]
         return against if losses[1] < losses[0] else plain
-    if wanted is None or wanted.needs == "premise":
-        return against
-    if wanted.needs == "nothing":
+    if wanted is None or wanted.needs == "nothing":
         return plain
+    if wanted.needs == "premise":
+        return against
     if wanted.needs == "targets":
         return replace(plain, temperature=_fit(model, wanted, split).temperature)
     got, fix = "one that has a bias for each label", "Choose none, pmi, or temperature."
