@@ -17,6 +17,7 @@ from fewtune import (
     cli_backbones,
     cli_compare,
     cli_exits,
+    cli_harness,
     cli_multitask,
     cli_peft,
     cli_pretrain,
@@ -299,6 +300,7 @@ def inspect(
         terminal.show_inspection(found)
 
 
+cli_harness.register(app)
 cli_peft.register(app)
 cli_templates.register(app)
 cli_compare.register(app)

@@ -7,7 +7,6 @@ Dimensions: N examples, B rows, C candidates.
 from __future__ import annotations
 
 import itertools
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fewtune.backbone.backbone import Backbone, Output
+from fewtune.backbone.shared import beginnings
 from fewtune.data import choices
 from fewtune.data.example import Example, Prediction
 from fewtune.deltas.delta import Installed, remove_all
@@ -347,9 +347,9 @@ class TunedModel:
             return self.written(examples, batch_size=batch_size, tally=tally)[1]
         total_NC = torch.zeros(len(examples), self.most(examples))
         for number, (template, rows) in enumerate(self.encoded(examples)):
-            for front, members in self._fronts(rows).items():
-                rest = [rows[index].rest if front else rows[index] for index in members]
-                with torch.inference_mode(), self.backbone.after(front):
+            for members, start in self._beginnings(rows):
+                rest = [rows[index].after(start) for index in members]
+                with torch.inference_mode():
                     scores_NC, left_N = self._row_scores(rest, template, batch_size, total_NC.shape[1], early=layers_N is not None)
                 total_NC[members] += scores_NC
                 if layers_N is not None:
@@ -373,16 +373,14 @@ class TunedModel:
         """How many candidates a row has at most."""
         return len(self.task.labels) or max((len(candidates_of(self.task, one)) for one in examples), default=0)
 
-    def _fronts(self, rows: Sequence[Row]) -> dict[tuple[int, ...], list[int]]:
-        """The rows that begin with the same demonstrations, by these tokens, which are then computed once; by none those that are
-        computed whole, because they alone begin so or the PLM cannot go on after others' tokens."""
-        goes_on = self.backbone.goes_on
-        fronts = [row.ids[: row.front] if goes_on else () for row in rows]
-        times = Counter(fronts)
-        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for index, front in enumerate(fronts):
-            groups[front if times[front] > 1 else ()].append(index)
-        return groups
+    def _beginnings(self, rows: Sequence[Row]) -> Iterator[tuple[list[int], int]]:
+        """Rows by their numbers, with how many of their first tokens were computed once for all of them, and are in front for as long as
+        they are the last that were given; none where more is read of a row than its slot."""
+        if not self.readout.needs_slot or self.readout.reverses:
+            yield list(range(len(rows))), 0
+            return
+        for members, start in beginnings(self.backbone, [row.ids for row in rows]):
+            yield sorted(members), start
 
     def scores(self, examples: Sequence[Example], *, batch_size: int = 32, tally: Tally | None = None) -> Tensor:
         """scores_NC for the calibrator: uncalibrated, without what each candidate gets in the template alone where that is the bias."""

@@ -173,3 +173,23 @@ def test_scores_are_those_of_whole_prompts(family, deltas, readout):
         assert tokens[1] < 0.75 * sum(lengths)  # two of the five are examples themselves and see others
     else:
         assert tokens[1] >= sum(lengths)
+
+
+LONG = "Read the review and say in one word whether whoever wrote it liked what was seen, whatever else is said: {text}\nSentiment: {slot}"
+
+
+@pytest.mark.parametrize("readout", [ft.Cloze(), Likelihood()], ids=str)
+def test_the_templates_beginning_is_computed_once_for_all_rows(readout):
+    words = {"negative": "terrible", "positive": "great fun" if isinstance(readout, Likelihood) else "great"}
+    task = ft.Task.classification(["negative", "positive"], template=LONG, words=words)
+    scores, counts = [], []
+    for kind in (Whole, Counting):
+        model, tokenizer = tiny.model("llama")
+        backbone = kind(model, tokenizer, name="llama")
+        asked = ft.fit(task, ROWS, backbone=backbone, strategy="zeroshot", calibration=ft.Uncalibrated(), readout=readout)
+        before = getattr(backbone, "tokens", 0)
+        scores.append(asked.raw_scores(QUERIES))
+        counts.append(getattr(backbone, "tokens", 0) - before)
+        assert torch.equal(asked.raw_scores(QUERIES), scores[-1])  # the same bytes, run for run
+    torch.testing.assert_close(scores[0], scores[1], atol=1e-5, rtol=1e-5)
+    assert counts[1] < 0.6 * sum(len(row.ids) for row in asked.rows(QUERIES, 0))

@@ -107,6 +107,7 @@ def test_any_requests_in_any_portions(asked, together, logits):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "AT_ONCE", logits)
         patch.setattr(scoring.shared, "WORTH", 1)
+        patch.setattr(scoring.shared, "LEAST", 1)
         assert_alike(score(backbone, asked, together=together), one_by_one(plain(backbone), asked))
 
 

@@ -18,6 +18,8 @@ from fewtune.backbone.backbone import Backbone
 Ids = tuple[int, ...]
 WORTH = 64
 """So many tokens must be saved by computing a beginning apart: a pass reads all weights of the model, however few tokens it has."""
+LEAST = 8
+"""And so many tokens a beginning must have: whatever goes on after it has it in front of its keys and values in every block."""
 _DEEPEST = 100  # so many times rows are told apart; what still begins alike then is left as it is
 
 
@@ -30,14 +32,14 @@ class Group:
     groups: tuple[Group, ...] = ()
 
 
-def beginnings(backbone: Backbone, ids: Sequence[Ids], *, worth: int = WORTH) -> Iterator[tuple[list[int], int]]:
+def beginnings(backbone: Backbone, ids: Sequence[Ids]) -> Iterator[tuple[list[int], int]]:
     """(numbers of rows, how many of their first tokens are in front already): until the next item is asked for, `backbone` goes on after
     these tokens. Each row comes once and is left at least its last token; rows that begin alike come one behind the other.
     """
     if not backbone.goes_on:
         yield sorted(range(len(ids)), key=ids.__getitem__), 0
         return
-    yield from _within(backbone, plan(ids, worth=worth), 0)
+    yield from _within(backbone, plan(ids, worth=WORTH, least=LEAST), 0)
 
 
 def _within(backbone: Backbone, group: Group, start: int) -> Iterator[tuple[list[int], int]]:
@@ -49,25 +51,26 @@ def _within(backbone: Backbone, group: Group, start: int) -> Iterator[tuple[list
             yield from _within(backbone, inner, start)
 
 
-def plan(ids: Sequence[Ids], *, worth: int = WORTH) -> Group:
-    """What rows share, from the longest that all have on; a beginning counts if it saves at least `worth` tokens.
+def plan(ids: Sequence[Ids], *, worth: int, least: int = 1) -> Group:
+    """What rows share, from what all have on; a beginning counts that has at least `least` tokens and saves at least `worth`.
 
     >>> plan([(1, 2, 3), (1, 2, 4), (1, 5)], worth=2)
     Group(tokens=(1,), rows=(0, 1, 2), groups=())
     """
     order = sorted(range(len(ids)), key=ids.__getitem__)
-    return _group(ids, order, 0, worth, _DEEPEST) if order else Group((), ())
+    return _group(ids, order, 0, (worth, least), _DEEPEST) if order else Group((), ())
 
 
-def _group(ids: Sequence[Ids], order: Sequence[int], start: int, worth: int, deepest: int) -> Group:
+def _group(ids: Sequence[Ids], order: Sequence[int], start: int, limits: tuple[int, int], deepest: int) -> Group:
     """`order` are rows sorted by their tokens, of which the first `start` are in front already."""
     common = _common(ids[order[0]], ids[order[-1]], most=min(len(ids[row]) for row in order) - 1)
-    taken = (common - start) * (len(order) - 1) >= worth
+    worth, least = limits
+    taken = common - start >= least and (common - start) * (len(order) - 1) >= worth
     tokens, start = (ids[order[0]][start:common], common) if taken else ((), start)
     rows: list[int] = []
     groups: list[Group] = []
     for alike in _apart(ids, order, common):
-        inner = _group(ids, alike, start, worth, deepest - 1) if len(alike) > 1 and deepest else Group((), tuple(alike))
+        inner = _group(ids, alike, start, limits, deepest - 1) if len(alike) > 1 and deepest else Group((), tuple(alike))
         if inner.tokens:
             groups.append(inner)
         else:

@@ -46,10 +46,9 @@ class Row:
     spelling: Spelling | None = None
     answer: Word = ()
 
-    @property
-    def rest(self) -> Row:
-        """What comes after the front."""
-        return replace(self, ids=self.ids[self.front :], types=self.types[self.front :], slot=self.slot - self.front, front=0)
+    def after(self, count: int) -> Row:
+        """What comes after the first `count` tokens."""
+        return replace(self, ids=self.ids[count:], types=self.types[count:], slot=self.slot - count, front=max(0, self.front - count))
 
     @property
     def length(self) -> int:

@@ -23,6 +23,7 @@ def test_what_is_not_worth_it_is_left_in_the_rows():
     ids = [(1, 1, 1, 5), (1, 1, 1, 6), (2, 5), (2, 6)]
     assert plan(ids, worth=3) == Group((), (2, 3), (Group((1, 1, 1), (0, 1)),))
     assert plan(ids, worth=4) == Group((), (0, 1, 2, 3))
+    assert plan(ids, worth=3, least=4) == Group((), (0, 1, 2, 3))
 
 
 def test_the_last_token_of_each_row_stays_with_it():
@@ -31,7 +32,7 @@ def test_the_last_token_of_each_row_stays_with_it():
 
 
 def test_no_rows():
-    assert plan([]) == Group((), ())
+    assert plan([], worth=1) == Group((), ())
 
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8).map(tuple), max_size=12), st.integers(1, 9))

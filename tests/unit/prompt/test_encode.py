@@ -245,7 +245,7 @@ def test_an_autoregressive_query_comes_last_behind_blank_lines():
     text = "Review: a mess It was bad\n\nReview: a joy It was good\n\nReview: good fun It was"
     assert CAUSAL["bpe"].decode(list(both.ids)) == text
     assert list(both.ids) == CAUSAL["bpe"](text)["input_ids"]  # and as the tokenizer itself cuts the whole text
-    assert both.slot == len(both.ids) - 1 and both.rest == row
+    assert both.slot == len(both.ids) - 1 and both.after(both.front) == row
     assert both.ids[both.front :] == row.ids
 
 
@@ -253,7 +253,7 @@ def test_what_begins_a_text_stands_once():
     tokenizer = MASKED["roberta"]
     row, both = joined("roberta", "good", [("a mess", "bad"), ("a joy", "good")], causal=True)
     assert both.ids[0] == row.ids[0] == tokenizer.bos_token_id and both.ids.count(tokenizer.bos_token_id) == 1
-    assert both.ids[both.front :] == row.ids[1:] and both.rest.slot == len(row.ids) - 2
+    assert both.ids[both.front :] == row.ids[1:] and both.after(both.front).slot == len(row.ids) - 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -279,7 +279,7 @@ def test_demonstrations_keep_their_budget_their_words_and_the_query(kind, pairs,
     row, both = joined(kind, query, pairs, most=least + extra)
     assert len(both.ids) - len(row.ids) <= least + extra and len(both.types) == len(both.ids)
     own = row.ids[len(one.specials.prefix) :]
-    assert both.rest.ids == own if kind in CAUSAL else both.ids[: len(row.ids)] == row.ids
+    assert both.after(both.front).ids == own if kind in CAUSAL else both.ids[: len(row.ids)] == row.ids
     parts = one.demonstrations([filled(*pair) for pair in pairs], most=least + extra)
     assert len(parts) == len(pairs)
     if sum(len(part.ids) for part in whole) <= least + extra:

@@ -106,7 +106,7 @@ def test_a_query_is_shortened_as_without_and_demonstrations_have_a_budget_of_the
     long = Example({"text": "great fun and a joy from start to finish " * 20})
     model = run(Demonstrations(similar=1, budget=30), max_length=40)
     plain = run(None, max_length=40)
-    assert [row.rest.ids for _, rows in model.encoded([long]) for row in rows] == [plain.rows([long], 0)[0].ids] * 4
+    assert [row.after(row.front).ids for _, rows in model.encoded([long]) for row in rows] == [plain.rows([long], 0)[0].ids] * 4
     crowded = run(Demonstrations(similar=1, budget=30), train=(*TRAIN[:6], long_labelled(long, "no"), long_labelled(long, "yes")))
     for _, rows in crowded.encoded(NEW):
         assert all(20 < len(row.ids[: row.front]) <= 30 for row in rows)
