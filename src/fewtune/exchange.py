@@ -130,6 +130,8 @@ def _beside(model: TunedModel) -> list[str]:
         ]
     if model.calibrator != Calibrator.identity(len(model.task.labels)):
         lines.append("Not in the folder: the calibration; scores are those before it.")
+    if model.exits is not None:
+        lines.append("Not in the folder: the early exits.")
     return lines
 
 

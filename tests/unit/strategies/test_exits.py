@@ -96,6 +96,14 @@ def test_decoders_read_the_slot_on_every_layer(criterion):
     assert made.exits.about["agreement"]["value"] >= 0.9
 
 
+def test_what_is_exported_to_peft_has_no_exits_and_says_so(tmp_path):
+    model = tuned("llama", deltas=(ft.LoRA(rank=2),))
+    said = []
+    made = AddExits(promise=PROMISE, fit=FEW).run(model, ROWS, session=Session())
+    ft.export_peft(made, tmp_path / "adapter", say=said.append)
+    assert "Not in the folder: the early exits." in said
+
+
 def test_same_seed_same_exits(bert, with_exits):
     again = AddExits(promise=PROMISE, fit=FEW).run(bert, ROWS, session=Session()).exits
     assert again.threshold == with_exits.exits.threshold and again.about == with_exits.exits.about
