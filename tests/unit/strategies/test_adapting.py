@@ -185,6 +185,8 @@ def test_beside_every_readout(readout):
     task = replace(TASK, templates=("Sentiment: {slot} Review: {text}",)) if reversed_ else TASK
     if not READOUTS.member(readout).needs_slot:
         task = replace(TASK, templates=("{text}",))
+    if readout == "generate":
+        task = ft.Task.generation(template=TASK.templates[0])
     run = Run("llama", task=task, readout=READOUTS.from_text(readout), adapt=(TAPT, BESIDE))
     assert len(run.losses["fit"]) == 3 and len(run.losses["fit.tapt"]) == 4
 
