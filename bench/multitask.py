@@ -252,7 +252,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--shared", type=Path, default=DEFAULT_SHARED, help="the folder with data/ and splits/")
     parser.add_argument("--part", nargs="+", default=["loss", "held-out"], choices=["loss", "held-out"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[13, 21, 42])
-    parser.add_argument("--loss", default="choice", choices=LOSSES)
+    parser.add_argument("--loss", default="both", choices=LOSSES)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--loss-steps", type=int, default=12)
     parser.add_argument("--loss-rows", type=int, default=42, help="of each task by which the loss is chosen")

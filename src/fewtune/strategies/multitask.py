@@ -43,10 +43,11 @@ class MultiTask:
     """How tasks are mixed and what a step minimises.
 
     A task is drawn in proportion to min(its rows, `cap`)^(1 / `temperature`), then some of its rows, then one of its templates. `loss` is
-    that of choosing among a row's candidates (`choice`), that of a language model on the right answer (`language`, T0's), or their sum.
+    that of choosing among a row's candidates (`choice`), that of a language model on the right answer (`language`, T0's), or their
+    sum, two of the three losses of T-Few (Liu et al. 2022, section 3.2).
     """
 
-    loss: Literal["choice", "language", "both"] = "choice"
+    loss: Literal["choice", "language", "both"] = "both"
     cap: int = 1000
     temperature: float = 1.0
 
