@@ -232,7 +232,7 @@ def _save(out: Path, backbone: Backbone, learned: Learned, new: frozenset[str], 
         store.save(backbone, folder)
         (folder / ABOUT).write_text(json.dumps(about, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(card(about), encoding="utf-8")
-        convert.flush(folder)
+        convert.settle(folder)
 
 
 def _is_update(learned: Learned) -> bool:

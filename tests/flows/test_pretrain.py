@@ -48,6 +48,7 @@ def test_a_new_model(corpus, fewtune, objective):
     assert f"{found['curve'][-1]['held_out']:.3f}" in card and "corpus.txt" in card
     assert json.loads(Path("model/pretraining.json").read_text())["curve"] == found["curve"]
     assert not Path(".model.work").exists()
+    assert {file.stat().st_mode for file in Path("model").iterdir()} == {Path("model/config.json").stat().st_mode}
     code, _, err = fewtune(*command, "--out", "model")
     assert code == 2 and "--overwrite" in err
     code, out, _ = fewtune(*command, "--out", "model", "--overwrite")

@@ -192,11 +192,16 @@ def convert(form: str, source: Source, unpacked: Path, made: Path, *, change: Pa
 
 
 def _finish(source: Source, made: Path) -> None:
-    """Refuse a folder that lacks a file; give every file the usual mode (safetensors writes 0600), and bring all to the disk."""
+    """Refuse a folder that lacks a file, and bring the others to the disk."""
     for name in NEEDED:
         if not (made / name).is_file():
             where, fix = f"backbone {source.name}", f"Another version of the package is needed; {FOLDER_HELPS}"
             raise DownloadError(expected=f"{name} in the converted folder", got="none", where=where, fix=fix)
+    settle(made)
+
+
+def settle(made: Path) -> None:
+    """Give every file of a model folder the usual mode (safetensors writes 0600), and bring all to the disk."""
     mode = (made / "config.json").stat().st_mode
     for file in made.iterdir():
         file.chmod(mode)
