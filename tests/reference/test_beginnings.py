@@ -193,3 +193,19 @@ def test_the_templates_beginning_is_computed_once_for_all_rows(readout):
         assert torch.equal(asked.raw_scores(QUERIES), scores[-1])  # the same bytes, run for run
     torch.testing.assert_close(scores[0], scores[1], atol=1e-5, rtol=1e-5)
     assert counts[1] < 0.6 * sum(len(row.ids) for row in asked.rows(QUERIES, 0))
+
+
+@pytest.mark.parametrize("pool", ["mean", "last"])
+def test_a_head_gets_whole_rows(pool):
+    task = ft.Task.classification(["negative", "positive"], template=LONG.removesuffix("\nSentiment: {slot}"))
+    scores, counts = [], []
+    for kind in (Whole, Counting):
+        model, tokenizer = tiny.model("llama")
+        backbone = kind(model, tokenizer, name="llama")
+        options = ft.FitOptions(steps=1)
+        headed = ft.fit(task, ROWS, backbone=backbone, strategy="supervised", deltas=[], readout=ft.Head(pool=pool), options=options)
+        before = getattr(backbone, "tokens", 0)
+        scores.append(headed.raw_scores(QUERIES))
+        counts.append(getattr(backbone, "tokens", 0) - before)
+    assert torch.equal(scores[0], scores[1])
+    assert counts[1] >= sum(len(row.ids) for row in headed.rows(QUERIES, 0))
