@@ -54,7 +54,7 @@ def test_the_strictest_lets_nobody_out_and_the_laxest_everybody_at_once(name):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(low=st.floats(-1, 4), more=st.floats(0, 3), seed=st.integers(0, 99))
 def test_a_looser_threshold_never_lets_a_row_out_later(name, low, more, seed):
     scores_LBC, state_BD = drawn(seed=seed)
@@ -73,7 +73,7 @@ def test_each_row_is_judged_for_itself(name):
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("candidates", [2, 20])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(size=st.sampled_from([0.0, 1e-30, 1.0, 1e4, 1e30]), seed=st.integers(0, 99))
 def test_finite_at_extremes(name, candidates, size, seed):
     scores_LBC, state_BD = drawn(candidates=candidates, seed=seed, size=size)

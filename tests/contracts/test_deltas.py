@@ -344,7 +344,7 @@ def test_rows_of_one_batch_through_different_deltas_equal_their_solo_results(pla
 
 
 @pytest.mark.slow
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_any_rows_in_any_order_equal_their_solo_results(data):
     family = data.draw(st.sampled_from(["bert", "gpt2"]))
@@ -482,7 +482,7 @@ def test_the_draw_is_the_generators_alone(plain, name):
     assert draws == any(not torch.equal(tensor, first[key]) for key, tensor in drawn(4).items())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     family=st.sampled_from(["bert", "llama", "gpt2", "albert", "t5"]),
     moves=st.lists(st.one_of(st.none(), st.tuples(st.sampled_from(sorted(SETTINGS)), st.integers(0, 2**31))), max_size=8),

@@ -187,7 +187,7 @@ def scored(family):
 TEXTS = ("dull", "great fun", "a mess", "joy and fun", "a dull mess", "no")
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.sampled_from(["llama", "bert"]), st.permutations(TEXTS), st.integers(2, len(TEXTS)))
 def test_the_order_of_candidates_changes_no_probability(family, order, count):
     chosen = sorted(order[:count], key=TEXTS.index)

@@ -100,7 +100,7 @@ ids = st.lists(st.integers(10, 12), max_size=4).map(tuple)
 requests = st.builds(Request, ids.map(lambda some: (10, *some)), st.lists(ids, max_size=3).map(tuple))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(requests, max_size=4), st.integers(1, 30), st.integers(1, 300))
 def test_any_requests_in_any_portions(asked, together, logits):
     backbone = tiny_gpt2()

@@ -106,7 +106,7 @@ moves = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(moves)
 def test_any_moves_undone_from_the_last_leave_every_object_in_its_place(listed):
     model = stack()

@@ -238,7 +238,7 @@ def _peak(path):
 cells = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=8)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(cells, cells), min_size=1, max_size=5), st.sampled_from(["csv", "tsv", "jsonl", "parquet"]))
 def test_whatever_is_written_is_read(tmp_path_factory, values, form):
     rows = [{"one": one, "two": two} for one, two in values]
@@ -246,7 +246,7 @@ def test_whatever_is_written_is_read(tmp_path_factory, values, form):
     assert found(path) == ([(where, row) for (where, _), row in zip(found(path)[0], rows, strict=True)], [])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.binary(max_size=80), st.sampled_from(["rows.csv", "rows.tsv", "rows.jsonl", "rows.parquet", "rows.csv.gz"]))
 def test_no_bytes_end_in_anything_but_rows_and_data_errors(tmp_path_factory, content, name):
     path = tmp_path_factory.mktemp("any") / name

@@ -14,7 +14,7 @@ from fewtune.data.sampling import capped, derive, distinct, folds, pool, rates, 
 from fewtune.errors import DataError, SpecError
 
 seeds = st.integers(0, 2**63)
-quick = settings(max_examples=50, deadline=None)
+quick = settings(max_examples=50)
 
 
 @st.composite

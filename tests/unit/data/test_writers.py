@@ -131,7 +131,7 @@ def test_places_and_formats_that_are_refused(tmp_path):
 text = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=8)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(text, min_size=1, max_size=4, unique=True), st.data(), st.sampled_from(["csv", "tsv", "jsonl"]))
 def test_whatever_columns_there_are_the_answer_is_under_its_name(tmp_path_factory, columns, data, form):
     row = {name: data.draw(text) for name in columns}

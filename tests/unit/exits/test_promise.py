@@ -47,7 +47,7 @@ def test_thresholds_go_from_the_greatest_to_the_least_and_a_value_is_reached_by_
     assert numbers == sorted(numbers, reverse=True) and numbers[0] == 499 and numbers[-1] == 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=st.integers(1, 400), most=st.floats(0.001, 0.5), mean=st.floats(0, 1), seed=st.integers(0, 999))
 def test_a_bet_is_never_surer_than_chance_allows(rows, most, mean, seed):
     """The game's p-value of 0/1 losses is at least the exact one, which is the smallest that is valid."""

@@ -56,7 +56,7 @@ def templates(draw, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(text=texts.filter(lambda text: "[" not in text and "<" not in text))
 def test_a_text_alone_is_what_the_tokenizer_makes_of_it(kind, text):
     row = encode(kind, "{text}", {"text": text})
@@ -69,7 +69,7 @@ def test_a_text_alone_is_what_the_tokenizer_makes_of_it(kind, text):
 
 
 @pytest.mark.parametrize("kind", list(MASKED))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(text=texts.filter(lambda text: "[" not in text and "<" not in text))
 def test_a_masked_prompt_is_plain_tokenisation_of_the_text_with_the_mask_written_in(kind, text):
     tokenizer = MASKED[kind]
@@ -78,7 +78,7 @@ def test_a_masked_prompt_is_plain_tokenisation_of_the_text_with_the_mask_written
     assert list(row.ids) == expected and row.slot == expected.index(tokenizer.mask_token_id) and not row.shortened
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(text=texts.filter(lambda text: "<" not in text))
 def test_an_autoregressive_prompt_is_plain_tokenisation_of_the_text_up_to_the_slot(text):
     row = encode("bpe", "Review: {text}\nSentiment: {slot}", {"text": text})
@@ -103,7 +103,7 @@ def test_a_pair_for_roberta_and_for_an_autoregressive_model():
 
 
 @pytest.mark.parametrize("kind", list(MASKED))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_exactly_one_mask_and_no_special_token_that_is_not_the_templates(kind, data):
     template = data.draw(templates(kind))
@@ -153,7 +153,7 @@ def beginnings(text):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_only_fields_are_shortened_and_the_row_fits(kind, data):
     """A shortened row is, to the token, the whole encoding of the same template with beginnings of the fields in it."""
@@ -198,7 +198,7 @@ def test_a_template_that_alone_is_too_long_is_refused():
         encode("bpe", literal("{x}") + " a b c {slot}", {}, 3)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, 40), max_size=5), st.integers(0, 120))
 def test_level_is_the_greatest_that_fits(lengths, room):
     best = level(lengths, room)
@@ -270,7 +270,7 @@ def test_a_query_without_a_token_shares_no_front():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pairs=st.lists(st.tuples(texts, st.sampled_from(["good", "bad"])), min_size=1, max_size=4), query=texts, extra=st.integers(0, 60))
 def test_demonstrations_keep_their_budget_their_words_and_the_query(kind, pairs, query, extra):
     one = encoder(kind)
@@ -324,7 +324,7 @@ def read(row):
 
 
 @pytest.mark.parametrize("template", TURNED)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(one=plain, two=plain)
 def test_what_is_read_are_the_tokens_of_the_fields_behind_the_slot(template, one, two):
     row = turned(template, {"one": one, "two": two})
@@ -340,7 +340,7 @@ def test_both_fields_behind_the_slot_are_read_and_none_before_it():
     assert read(turned("A: {one}\n{slot}\nB: {two}", fields)) == " great fun"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(one=plain, most=st.integers(12, 25))
 def test_what_is_read_is_shortened_and_the_template_is_not(one, most):
     row = turned("Label: {slot}\nText: {one}\nEnd", {"one": one + " dull joy" * 9}, most)
@@ -384,7 +384,7 @@ def test_collate_with_words_put_in_by_hand():
 lengths = st.lists(st.integers(1, 60), max_size=80)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(lengths, st.integers(1, 9))
 def test_buckets_are_a_partition_from_short_to_long(given_lengths, size):
     found = buckets(given_lengths, size=size)
@@ -394,7 +394,7 @@ def test_buckets_are_a_partition_from_short_to_long(given_lengths, size):
     assert all(len(batch) == size for batch in found[:-1]) and all(1 <= len(batch) <= size for batch in found)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(lengths, st.integers(1, 9), st.integers(0, 2**62))
 def test_an_epoch_is_a_partition_and_a_function_of_its_arguments(given_lengths, size, seed):
     found = bucketed_order(given_lengths, size=size, seed=seed)
@@ -419,7 +419,7 @@ def test_an_epoch_is_drawn_anew_for_each_seed_and_pads_little():
     assert first_lengths != sorted(first_lengths)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(targets=st.lists(st.integers(0, 4), min_size=1, max_size=60), size=st.integers(2, 20), seed=st.integers(0, 99))
 def test_balanced_order_gives_partners_and_turns(targets, size, seed):
     batches = balanced_order(targets, size=2 * size, seed=seed)

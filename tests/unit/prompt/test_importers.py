@@ -304,7 +304,7 @@ hostile = st.one_of(st.text(max_size=40), st.lists(pieces, max_size=12).map("".j
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(hostile, st.sampled_from([None, *NOTATIONS]))
 @example("[" * 2000, "promptsource")
 @example("{'a':" + "-" * 20000 + "1}", "lm-bff")
@@ -317,7 +317,7 @@ def test_nothing_but_our_own_errors(text, notation):
         assert str(Template.parse(template)) == template and "{slot}" in template
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(pieces, max_size=8).map("".join))
 def test_nothing_but_our_own_errors_inside_a_template(text):
     try:

@@ -52,7 +52,7 @@ def every_assignment(log_NK, targets_N, candidates):
         yield float((own_N > rivals_N).mean()), float((own_N - np.log(np.exp(chosen_NC).sum(1))).mean()), words
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10_000), labels=st.integers(2, 3), rows=st.integers(1, 5), words=st.integers(3, 6))
 def test_it_finds_what_trying_everything_finds(seed, labels, rows, words):
     log_NK, targets_N = drawn(seed, rows * labels, 8), np.arange(rows * labels) % labels
@@ -91,7 +91,7 @@ def test_the_likelihood_ratio_by_hand():
         assert ratios_CK[1, word] == pytest.approx((second + third) / 2 - first)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10_000), labels=st.integers(2, 4))
 def test_the_likelihood_ratio_as_its_two_terms(seed, labels):
     log_NK, targets_N = drawn(seed, 3 * labels + 1, 6), np.arange(3 * labels + 1) % labels

@@ -44,19 +44,19 @@ def built(draw):
     return Template(tuple(parts))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(written())
 def test_printing_what_was_parsed_gives_the_text_again(text):
     assert str(Template.parse(text)) == text
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(built())
 def test_parsing_what_was_printed_gives_the_template_again(template):
     assert Template.parse(str(template)) == template
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text("{}ab slot\n", max_size=20))
 def test_any_text_is_parsed_or_refused_in_one_line(text):
     try:
@@ -67,7 +67,7 @@ def test_any_text_is_parsed_or_refused_in_one_line(text):
         assert Template.parse(str(template)) == template
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(letters)
 def test_literal_text_is_itself_and_reads_no_field(text):
     template = Template.parse(literal(text))

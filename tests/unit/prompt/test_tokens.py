@@ -24,7 +24,7 @@ def special_ids(tokenizer):
 
 
 @pytest.mark.parametrize("kind", list(TOKENIZERS))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(text=st.one_of(harmful, texts))
 def test_no_text_becomes_a_special_token(kind, text):
     tokenizer = TOKENIZERS[kind]
@@ -42,14 +42,14 @@ def test_every_special_token_is_spelled_out_in_text(kind, special):
 
 
 @pytest.mark.parametrize("kind", list(TOKENIZERS))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(listed=st.lists(st.one_of(harmful, texts), max_size=5))
 def test_a_batch_is_its_texts_one_by_one(kind, listed):
     assert plain_batch(TOKENIZERS[kind], listed) == [plain_ids(TOKENIZERS[kind], text) for text in listed]
 
 
 @pytest.mark.parametrize("kind", list(TOKENIZERS))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(text=texts)
 def test_text_without_special_tokens_is_what_the_tokenizer_makes_of_it(kind, text):
     tokenizer = TOKENIZERS[kind]
@@ -64,7 +64,7 @@ def test_half_of_a_surrogate_pair_is_refused(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(text=texts)
 def test_ends_are_places_in_the_text_that_never_go_back(kind, text):
     found = ends(TOKENIZERS[kind], text)

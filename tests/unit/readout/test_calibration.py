@@ -78,7 +78,7 @@ def test_temperature_is_the_most_likely_of_a_fine_grid(spread, seed):
     assert likelihood(scores, targets, temperature) >= likelihood(scores, targets, 1.0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(finite_rows, st.integers(0, 2**31))
 def test_temperature_never_changes_which_candidate_is_first(scores, seed):
     targets = torch.randint(scores.shape[1], (len(scores),), generator=torch.Generator().manual_seed(seed))
@@ -131,7 +131,7 @@ def test_temperature_is_finite_where_no_score_says_anything():
     assert 0.05 <= calibrator.temperature <= 20
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(finite_rows)
 def test_uncalibrated_leaves_probabilities_as_they_are(scores):
     calibrator = Uncalibrated().fit(scores[:0])
@@ -140,7 +140,7 @@ def test_uncalibrated_leaves_probabilities_as_they_are(scores):
 
 
 @pytest.mark.parametrize("name", list(TABLE))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(scores=finite_rows)
 def test_every_calibration_is_finite_row_by_row_carries_order_and_survives_saving(name, scores):
     calibration = TABLE.from_dict({"name": name})

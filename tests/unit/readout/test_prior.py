@@ -25,7 +25,7 @@ def test_two_rows_by_hand():
     torch.testing.assert_close(calibrated, torch.tensor([[0.75, 0.25], [0.25, 0.75]], dtype=torch.float64))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(candidates=st.integers(1, 6), rows=st.integers(1, 30), skew=st.floats(0, 1.5), seed=st.integers(0, 999))
 def test_the_mean_probabilities_are_the_prior(candidates, rows, skew, seed):
     generator = torch.Generator().manual_seed(seed)

@@ -54,7 +54,7 @@ def test_the_first_of_two_results_counts(tmp_path):
     assert store.load()["a"].seconds == 1.0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(cut=st.integers(min_value=0, max_value=10**6), long=st.booleans())
 def test_a_file_cut_anywhere_keeps_its_whole_lines_and_takes_more(tmp_path_factory, cut, long):
     store = Store(tmp_path_factory.mktemp("cut") / "out.jsonl")

@@ -32,7 +32,6 @@ def fails(name):
     return Result(name, "d", "m", 8, 13, failed="no")
 
 
-@settings(deadline=None)  # the first call imports scipy
 @given(st.lists(st.tuples(st.sampled_from("01"), st.sampled_from("01")), min_size=1, max_size=24))
 def test_mcnemar_is_the_sum_over_a_fair_coin(pairs):
     baseline, method = ("".join(column) for column in zip(*pairs, strict=True))
@@ -62,14 +61,14 @@ def rows_of(ratio):
     return list(zip(ratio.over_N.tolist(), ratio.under_N.tolist(), strict=True))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(*[st.integers(0, 32).map(lambda eighths: eighths / 8)] * 2), min_size=1, max_size=8))
 def test_errors_are_told_apart_by_all_exchanges(pairs):
     baseline, method = (Ratio("mae", np.array(side), np.ones(len(side)), most=4) for side in zip(*pairs, strict=True))
     assert permuted(baseline, method) == pytest.approx(exchanged(baseline, method))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 2))] * 2), min_size=2, max_size=8))
 def test_f1_is_told_apart_by_all_exchanges(pairs):
     # A row of two labels with so many rights and so many wrongs in each answer.

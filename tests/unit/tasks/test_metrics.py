@@ -104,7 +104,7 @@ def test_accuracy_has_wilsons_interval():
     assert (found.low, found.high) == pytest.approx(((middle - half) / (1 + z * z / 50), (middle + half) / (1 + z * z / 50)))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(measured(), st.integers(0, 5))
 def test_resampled_statistics_equal_the_metric_on_each_resample(rows, seed):
     targets, probabilities = np.array(rows[0]), rows[1]
@@ -116,7 +116,7 @@ def test_resampled_statistics_equal_the_metric_on_each_resample(rows, seed):
         assert statistic(resamples[0]) == pytest.approx(want[0], abs=1e-12)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(measured())
 def test_values_lie_within_their_intervals_and_these_within_bounds(rows):
     targets, probabilities = rows

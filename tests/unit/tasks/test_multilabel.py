@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fewtune.data.example import Example
@@ -83,7 +83,6 @@ def test_a_threshold_by_hand():
     assert best_threshold(np.zeros((0, 2), dtype=bool), np.zeros((0, 2))) == 0.5
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 9)), min_size=1, max_size=20))
 def test_no_threshold_is_better_on_the_rows_that_choose_it(pairs):
     targets, shares = np.array([[yes] for yes, _ in pairs]), np.array([[tenth / 9] for _, tenth in pairs])

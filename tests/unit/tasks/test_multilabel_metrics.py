@@ -60,7 +60,7 @@ def test_values_and_rows_equal_scikit_learn(rows, labels, seed, decimals):
     assert (found.rows, found.confusion, list(found.labels)) == (rows, (), names(labels))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(measured())
 def test_values_equal_scikit_learn_at_the_edges(rows):
     targets, probabilities = rows
@@ -72,7 +72,7 @@ def test_values_equal_scikit_learn_at_the_edges(rows):
     assert all(0 <= one.low <= one.value + 1e-12 and one.value <= one.high + 1e-12 and one.high <= 1 for one in found.values())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(measured(), st.integers(0, 5))
 def test_resamples_at_once_are_resamples_one_by_one(rows, seed):
     targets, probabilities = rows

@@ -49,7 +49,7 @@ def test_resamples_at_once_are_resamples_one_by_one(pairs, seed):
         assert together == pytest.approx([float(metric(values[one], predicted[one])) for one in chosen], abs=1e-12)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.floats(0, 5), st.floats(0, 5)), min_size=1, max_size=12))
 def test_values_lie_within_their_intervals_and_these_within_bounds(pairs):
     values, predicted = np.array(pairs).T

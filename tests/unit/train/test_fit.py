@@ -69,7 +69,7 @@ def ctrl_c_at(step):
 # The schedule
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(1, 500), st.floats(0, 1))
 def test_the_rate_rises_to_its_peak_then_falls_and_is_never_zero(steps, warmup):
     shares = [schedule(step, steps=steps, warmup=warmup) for step in range(steps)]
@@ -205,7 +205,7 @@ def test_options_out_of_range_are_refused_by_name(field, value):
 # Checkpoints
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(cuts=st.lists(st.integers(1, STEPS), min_size=1, max_size=3))
 def test_cut_anywhere_any_number_of_times_ends_with_the_same_bytes(tmp_path_factory, cuts):
     folder, whole = tmp_path_factory.mktemp("fit"), run()
