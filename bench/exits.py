@@ -129,8 +129,8 @@ def times(
     model: TunedModel, out: Mapping[str, TunedModel], texts: Sequence[Example], size: int, options: argparse.Namespace
 ) -> dict[str, Any]:
     """For each way the seconds of each round, and the mean layer of these texts; one round of warm-up."""
-    rows = model.rows(texts, 0)
-    batches = [model.collate([rows[index] for index in indices], 0) for indices in model.buckets(rows, 0, size=size)]
+    rows = model.asking.rows(texts, 0)
+    batches = [model.asking.collate([rows[index] for index in indices], 0) for indices in model.asking.buckets(rows, 0, size=size)]
     ways = runners(model, out)
     found: dict[str, Any] = {name: {"clock": [], "processor": []} for name in ways}
     for number in range(options.rounds + 1):

@@ -113,10 +113,10 @@ class Alike(Side):
         super().__init__(setting, folder, backbone, train)
         delta = self.recipe.deltas[0].install(backbone, generator=torch.Generator().manual_seed(SEED))
         self.model: TunedModel | None = replace(self.untuned, deltas=(delta,))
-        rows = self.model.rows(train, 0)
+        rows = self.model.asking.rows(train, 0)
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(SEED)).tolist()
         self.chosen = [order[start : start + SIZE] for start in range(0, len(order), SIZE)]
-        self.batches = [self.model.collate([rows[index] for index in indices], 0) for indices in self.chosen]
+        self.batches = [self.model.asking.collate([rows[index] for index in indices], 0) for indices in self.chosen]
         self.targets = [torch.tensor([self.labels[index] for index in indices]) for indices in self.chosen]
         self.cache = StateCache()
         self.trained = delta.trained_parameters + sum(weight.numel() for weight in self.model.reader.weights.values())
@@ -197,7 +197,7 @@ class Used(Side):
     def __init__(self, setting: Setting, folder: str, backbone: Backbone, train: tuple[Example, ...]) -> None:
         super().__init__(setting, folder, backbone, train)
         words = [token for (token,) in self.untuned.asked.words[0].ids] if backbone.causal else None
-        prompts = tuple(row.ids for row in self.untuned.rows(train, 0))
+        prompts = tuple(row.ids for row in self.untuned.asking.rows(train, 0))
         answers = tuple(words[label] for label in self.labels) if words else None
         self.texts = Texts(prompts, tuple(self.labels), answers, backbone.tokenizer.pad_token_id or 0)
         self.blocks = range(backbone.first_block(setting.top), backbone.depth) if setting.top < 1 else None

@@ -138,7 +138,7 @@ def prompts_of(recipe: Recipe, train: Sequence[Example], backbone: Backbone) -> 
     """Encode as fewtune does, so that both sides read the same tokens."""
     model = TunedModel.assemble(backbone, recipe.task, recipe.readout, max_length=recipe.max_length)
     tokens = tuple(itertools.chain.from_iterable(model.asked.words[0].ids))
-    rows = model.rows(train, 0)
+    rows = model.asking.rows(train, 0)
     labels = tuple(recipe.task.labels.index(example.label or "") for example in train)
     answers = tuple(tokens[label] for label in labels)
     return Prompts(Texts(tuple(row.ids for row in rows), labels, answers, backbone.tokenizer.pad_token_id or 0), tokens)

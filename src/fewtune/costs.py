@@ -187,13 +187,13 @@ def probe(model: TunedModel, step: Step, *, seed: int = 0) -> Batch:
         raise SpecError(expected=f"1 to {backbone.room} tokens", got=got, where=f"a step on {backbone.name}", fix=fix)
     generator = torch.Generator().manual_seed(seed)
     ids_BT = torch.randint(len(backbone.tokenizer), (step.batch_size, step.length), generator=generator)
-    return model.collate([_row(model, ids) for ids in ids_BT.tolist()], 0)
+    return model.asking.collate([_row(model, ids) for ids in ids_BT.tolist()], 0)
 
 
 def _row(model: TunedModel, ids: list[int]) -> Row:
     """A row of these tokens; where texts are read behind words, a word and as many tokens as there is room for."""
-    if model.fillings:
-        ids = ids[: max(1, len(ids) - model.fillings[0].room)]
+    if model.asking.fillings:
+        ids = ids[: max(1, len(ids) - model.asking.fillings[0].room)]
         return Row(tuple(ids), (0,) * len(ids), 0, own=tuple(range(len(ids))), said=len(ids))
     return Row(tuple(ids), (0,) * len(ids), len(ids) - 1)
 

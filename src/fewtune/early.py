@@ -65,11 +65,11 @@ def check(model: TunedModel) -> None:
         reason = "labels that are judged each for itself" if kind.independent else model.task.kind
         fix = "Of several labels each would be done on a layer of its own, which is not built." if kind.independent else "Leave exits out."
         raise TaskError(expected="a task with one label of a closed set, or a value", got=reason, where="exits", fix=fix)
-    if model.writes:
+    if model.asking.writes:
         got = "a decoder, which writes the answer once the whole text is read"
         raise TaskError(expected="a readout of the stack that reads the text", got=got, where="exits", fix="Fit with --readout head.")
-    if model.passes > 1:
-        got = f"the mean of {model.passes}, whose rows would leave on as many layers"
+    if model.asking.passes > 1:
+        got = f"the mean of {model.asking.passes}, whose rows would leave on as many layers"
         raise TaskError(expected="answers from one prompt", got=got, where="exits", fix="Fit with one --template and draws=1.")
 
 
@@ -78,9 +78,9 @@ def seen(model: TunedModel, examples: Sequence[Example], layers: Sequence[int], 
     """One pass over all layers; the last readout's scores are those of the model without exits, to the bit."""
     states_NLD = torch.zeros(len(examples), len(layers), model.backbone.width)
     full_NC = torch.zeros(len(examples), len(model.task.labels))
-    for template, rows in model.encoded(examples):
-        for indices in model.buckets(rows, template, size=batch_size):
-            batch = model.collate([rows[index] for index in indices], template)
+    for template, rows in model.asking.encoded(examples):
+        for indices in model.asking.buckets(rows, template, size=batch_size):
+            batch = model.asking.collate([rows[index] for index in indices], template)
             read, output = climbed(model, batch, layers)
             states_NLD[indices] = torch.stack(read, 1).cpu()
             full_NC[indices] = model.reader.scores(output, batch).float().cpu()

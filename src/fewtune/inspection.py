@@ -83,7 +83,7 @@ def inspect(model: TunedModel, examples: Sequence[Example], *, batch_size: int =
     Δh is the difference between a token's two states; its length relative to h is averaged over a text's tokens, then over texts.
     A readout that was trained itself has no answer from before.
     """
-    if model.free is not None:
+    if model.asking.free is not None:
         fix = "Read what `fewtune predict` writes, before and after."
         raise TaskError(expected="answers to choose from", got=model.task.kind, where="inspect", fix=fix)
     note = "The readout was trained, too, so there is no answer from before tuning." if model.reader.weights else None
@@ -94,9 +94,9 @@ def inspect(model: TunedModel, examples: Sequence[Example], *, batch_size: int =
         after_NC[indices] += widened(_scores(model, batch, 0).cpu(), after_NC.shape[1])
         before_NC[indices] += widened(_scores(model, batch, NOBODY).cpu(), before_NC.shape[1])
     if model.calibrator.premise:
-        premise_NC = model.passes * model.premise(examples, batch_size=batch_size)
+        premise_NC = model.asking.passes * model.premise(examples, batch_size=batch_size)
         after_NC, before_NC = after_NC - premise_NC, before_NC - premise_NC
-    embeddings, *steps = (moved_NL / model.passes).mean(0).tolist()
+    embeddings, *steps = (moved_NL / model.asking.passes).mean(0).tolist()
     changed = () if note else tuple(_changed(model, examples, before_NC, after_NC))
     return Inspection(len(examples), embeddings, tuple(steps), changed, note)
 
@@ -137,9 +137,9 @@ def _scores(model: TunedModel, batch: Batch, entry: int) -> Tensor:
 
 
 def _batches(model: TunedModel, examples: Sequence[Example], size: int) -> Iterator[tuple[list[int], Batch]]:
-    for template, rows in model.encoded(examples):
-        for indices in model.buckets(rows, template, size=size):
-            yield indices, model.collate([rows[index] for index in indices], template)
+    for template, rows in model.asking.encoded(examples):
+        for indices in model.asking.buckets(rows, template, size=size):
+            yield indices, model.asking.collate([rows[index] for index in indices], template)
 
 
 def _changed(model: TunedModel, examples: Sequence[Example], before_NC: Tensor, after_NC: Tensor) -> Iterator[Changed]:
@@ -150,4 +150,4 @@ def _changed(model: TunedModel, examples: Sequence[Example], before_NC: Tensor, 
 
 
 def _answers(model: TunedModel, examples: Sequence[Example], scores_NC: Tensor) -> list[Answer]:
-    return [Answer(answer.label, answer.probability) for answer in model.answers(examples, scores_NC / model.passes)]
+    return [Answer(answer.label, answer.probability) for answer in model.answers(examples, scores_NC / model.asking.passes)]

@@ -529,7 +529,7 @@ def measured(
     else:
         if kind_of(model.task).offered == "row":
             task, note = kind_of(model.task).settled(model.task, reading.examples)
-            model = model.asking(task) if isinstance(model, Routes) else replace(model, task=task)
+            model = model.settled(task) if isinstance(model, Routes) else replace(model, task=task)
             say(note or "A label names its candidate by its text.")
         return {"method": model.about["method"], **_metrics(model, reading.examples, seconds, batch_size)}
     examples, start = read(source, labeled=False, task=model.task, say=say).examples, time.perf_counter()

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fewtune.asking import Asking
 from fewtune.backbone.backbone import Backbone, Output
-from fewtune.backbone.shared import beginnings
 from fewtune.data import choices
 from fewtune.data.example import Example, Prediction
 from fewtune.deltas.delta import Installed, remove_all
@@ -29,25 +29,12 @@ from fewtune.prompt.defaults import Asked
 from fewtune.prompt.demonstrations import Demonstrated
 from fewtune.prompt.encode import (
     Batch,
-    Encoder,
     Row,
-    buckets,
-    collate,
-    collate_answered,
-    collate_filled,
-    collate_spelled,
-    collate_written,
 )
-from fewtune.prompt.spelling import Filling, Spelling, spell
-from fewtune.prompt.template import Prompt
-from fewtune.prompt.tokens import sentinel
-from fewtune.prompt.verbalizer import WholeWords, WordIds, spelled
 from fewtune.readout.calibration import CONTENT_FREE, Calibrator
-from fewtune.readout.free_text import FreeText
 from fewtune.readout.readout import Reader, Readout, widened
 from fewtune.registry import Plain
 from fewtune.tasks import kind_of
-from fewtune.tasks.generation import Generation
 from fewtune.tasks.task import Task, candidates_of
 
 WINDOW = 512
@@ -109,6 +96,11 @@ class TunedModel:
         length = min(max_length, backbone.max_length)
         return cls(backbone, task, asked, readout, reader, Calibrator.identity(len(task.labels)), deltas, length)
 
+    @cached_property
+    def asking(self) -> Asking:
+        """How the task is asked of this PLM: from examples to batches."""
+        return Asking(self.backbone, self.task, self.asked, self.readout, self.max_length, self.demonstrations)
+
     @property
     def trained_parameters(self) -> int:
         """How many numbers were trained: those of the deltas and of the readout."""
@@ -130,67 +122,9 @@ class TunedModel:
             for module in modules:
                 module.eval()
 
-    @cached_property
-    def fillings(self) -> tuple[Filling, ...]:
-        """For each template the words that are put into its slot, where the readout reads the texts behind them."""
-        return tuple(Filling(words.ids) for words in self.asked.words if isinstance(words, WholeWords)) if self.readout.reverses else ()
-
-    @cached_property
-    def spellings(self) -> tuple[Spelling, ...]:
-        """For each template how the labels' words of several tokens are read, where the readout reads all of their tokens."""
-        whole = [words for words in self.asked.words if isinstance(words, WholeWords) and not self.readout.reverses]
-        return tuple(spell(words, causal=self.backbone.causal, seq2seq=self.backbone.seq2seq) for words in whole)
-
-    @property
-    def writes(self) -> bool:
-        """Whether what is read is a decoder's."""
-        return self.backbone.seq2seq and self.readout.needs_slot
-
-    @cached_property
-    def free(self) -> FreeText | None:
-        """How answers in free text are written, if the task asks for such."""
-        kind = kind_of(self.task)
-        return FreeText(kind, self.backbone) if isinstance(kind, Generation) else None
-
-    def encoder(self, template: int) -> Encoder:
-        """From prompts to rows, within what is left of the PLM's length beside demonstrations and label words of several tokens."""
-        words = () if self.writes else self.spellings or self.fillings
-        length = min(self.max_length, self.backbone.room - self.budget)
-        room = self.free.room(length) if self.free is not None else words[template].room if words else 0
-        return Encoder(
-            self.backbone.tokenizer,
-            causal=self.backbone.causal,
-            max_length=length - room,
-            reverses=self.readout.reverses,
-            seq2seq=self.backbone.seq2seq,
-        )
-
-    @property
-    def budget(self) -> int:
-        """The most tokens that demonstrations take."""
-        return 0 if self.demonstrations is None else min(self.demonstrations.spec.budget, self.backbone.room // 2)
-
-    def rows(self, examples: Sequence[Example], template: int) -> list[Row]:
-        """Each example rendered through template number `template` and encoded, without demonstrations."""
-        chosen = self.asked.templates[template]
-        prompts = [chosen.render(example.fields) for example in examples]
-        if self.free is not None:
-            rows = self.encoder(template).encode(prompts)
-            return [replace(row, answer=self.free.ids(one.label, chosen)) for row, one in zip(rows, examples, strict=True)]
-        own = self._own(examples, defaults.lead(chosen, seq2seq=self.backbone.seq2seq))
-        rows = self.encoder(template).encode(prompts, rooms=[0 if self.writes else spelling.reach for spelling in own])
-        return [replace(row, spelling=spelling) for row, spelling in zip(rows, own, strict=True)] if own else rows
-
-    def _own(self, examples: Sequence[Example], lead: str | None) -> list[Spelling]:
-        """How each row's own candidates are read, where rows have some; `lead` is what stands before the slot."""
-        if kind_of(self.task).offered != "row":
-            return []
-        words = (spelled(self.backbone.tokenizer, one.candidates or (), lead=lead, where=one.where or "candidates") for one in examples)
-        return [spell(one, causal=self.backbone.causal, seq2seq=self.backbone.seq2seq) for one in words]
-
     def written(self, examples: Sequence[Example], *, batch_size: int = 32, tally: Tally | None = None) -> tuple[list[Example], Tensor]:
         """The examples of a task of free text, each with what the PLM writes as its only candidate, and log-probabilities_N1 of these."""
-        rows, free = self.rows(examples, 0), self.free
+        rows, free = self.asking.rows(examples, 0), self.asking.free
         assert free is not None
         if tally:
             _count(tally, rows)
@@ -201,105 +135,10 @@ class TunedModel:
         self, examples: Sequence[Example], *, batch_size: int = 32, tally: Tally | None = None
     ) -> tuple[Sequence[Example], Tensor, Tensor]:
         """The examples with what they are answered from, and its scores and layers as `scored` gives them."""
-        if self.free is None:
+        if self.asking.free is None:
             return (examples, *self.scored(examples, batch_size=batch_size, tally=tally))
         depth_N = torch.full((len(examples),), self.backbone.depth)
         return (*self.written(examples, batch_size=batch_size, tally=tally), depth_N)
-
-    def showing(self, rows: Sequence[Row], template: int, chosen: Sequence[tuple[int, ...]]) -> list[Row]:
-        """`rows` of one template, each with the examples that were chosen for it; raises `TaskError` where these cannot be cut to fit."""
-        encoder = self.encoder(template)
-        parts = {one: encoder.demonstrations(self._filled(one, template), most=self.budget) for one in dict.fromkeys(chosen)}
-        return [encoder.join(row, parts[one]) for row, one in zip(rows, chosen, strict=True)]
-
-    def _filled(self, chosen: Sequence[int], template: int) -> list[Prompt]:
-        """The chosen examples' prompts, each with its label's word in the slot."""
-        assert self.demonstrations is not None
-        fills, examples = self._fills, [self.demonstrations.examples[number] for number in chosen]
-        return [self.asked.templates[template].render(one.fields).filled(fills[one.label or ""]) for one in examples]
-
-    def check_budget(self) -> None:
-        """Raise `TaskError` where the demonstrations of all labels do not fit, even with their texts left out."""
-        shown = self.demonstrations
-        if shown is None:
-            return
-        empty = {name: "" for name in self.task.fields}
-        for number, template in enumerate(self.asked.templates):
-            prompts = [template.render(empty).filled(fill) for label, fill in self._fills.items() if label in shown.members]
-            self.encoder(number).demonstrations(prompts * shown.most, most=self.budget)
-
-    @property
-    def _fills(self) -> dict[str, str]:
-        """The word that stands in the slot for each label."""
-        return dict(zip(self.task.labels, self.asked.fills, strict=True))
-
-    @property
-    def passes(self) -> int:
-        """How many scores each row gets, of which the mean is taken: one for each template and draw of demonstrations."""
-        return len(self.asked.templates) * (1 if self.demonstrations is None else self.demonstrations.spec.draws)
-
-    def encoded(self, examples: Sequence[Example]) -> Iterator[tuple[int, list[Row]]]:
-        """For each pass its template and the examples' rows, as they are answered."""
-        shown = self.demonstrations
-        similarity_QN = None if shown is None else shown.similarity(examples)
-        for template in range(len(self.asked.templates)):
-            rows = self.rows(examples, template)
-            if shown is None:
-                yield template, rows
-                continue
-            for draw in range(shown.spec.draws):
-                yield template, self.showing(rows, template, shown.draw(examples, draw, similarity_QN))
-
-    def given(self, row: Row, template: int) -> list[tuple[tuple[int, ...], ...]]:
-        """What decides the states of each row that `collate` makes of this one: tokens, segments, and how the last tokens go on."""
-        if self.fillings:
-            return [*self.fillings[template].put(row.ids, row.types, row.slot)]
-        if row.answer and not self.writes:
-            return [(row.ids + row.answer, row.types)]
-        spelling = row.spelling or (self.spellings[template] if self.spellings else None)
-        if self.writes or spelling is None:
-            return [(row.ids, row.types)]
-        return [(*put, spelling.parents) for put in spelling.put(row.ids, row.types, row.slot, self._mask)]
-
-    @property
-    def _mask(self) -> int | None:
-        """The token that stands for a word to be read; None for autoregressive models, which read what follows."""
-        mask: int | None = None if self.backbone.causal else self.backbone.tokenizer.mask_token_id
-        return mask
-
-    def collate(self, rows: Sequence[Row], template: int) -> Batch:
-        """One batch of rows of the same template, on the backbone's device."""
-        tokenizer = self.backbone.tokenizer
-        pad = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        if self.fillings:
-            return collate_filled(rows, self.fillings[template], pad=pad).to(self.backbone.device)
-        if self.free is not None and all(row.answer for row in rows):
-            return collate_answered(rows, pad=pad, begin=self.free.begin(rows)).to(self.backbone.device)
-        if self.writes:
-            return self._collate_written(rows, template, pad).to(self.backbone.device)
-        if spellings := self._spelled(rows, template):
-            return collate_spelled(rows, spellings, pad=pad, mask=self._mask).to(self.backbone.device)
-        words = self.asked.words[template] if self.asked.words else None
-        ids = words.ids if isinstance(words, WordIds) else None
-        return collate(rows, pad=pad, words=ids).to(self.backbone.device)
-
-    def _spelled(self, rows: Sequence[Row], template: int) -> tuple[Spelling, ...]:
-        """How words of several tokens are read: one way for all rows, or each row's own candidates."""
-        return self.spellings[template : template + 1] or tuple(row.spelling for row in rows if row.spelling)
-
-    def _collate_written(self, rows: Sequence[Row], template: int, pad: int) -> Batch:
-        words = self.asked.words[template] if self.asked.words else None
-        read = words.ids if isinstance(words, WordIds) else None
-        begin, tokenizer = self.backbone.start, self.backbone.tokenizer
-        return collate_written(
-            rows, pad=pad, start=begin, sentinel=sentinel(tokenizer), words=read, spellings=self._spelled(rows, template)
-        )
-
-    def buckets(self, rows: Sequence[Row], template: int, *, size: int) -> list[list[int]]:
-        """Indices in batches of `size` rows of like length; of fewer where `collate` makes several of each."""
-        words = self.spellings or self.fillings
-        fills = len(words[template].fills) if words else max((len(row.spelling.fills) for row in rows if row.spelling), default=1)
-        return buckets([row.length for row in rows], size=max(1, size // fills))
 
     @property
     def first_block(self) -> int:
@@ -343,11 +182,11 @@ class TunedModel:
         Where rows have candidates of their own, C is the number of the most of them, and a row that has fewer scores -inf behind them.
         Where `layers_N` is given, rows may leave early, and it takes after how many steps each did.
         """
-        if self.free is not None:
+        if self.asking.free is not None:
             return self.written(examples, batch_size=batch_size, tally=tally)[1]
         total_NC = torch.zeros(len(examples), self.most(examples))
-        for number, (template, rows) in enumerate(self.encoded(examples)):
-            for members, start in self._beginnings(rows):
+        for number, (template, rows) in enumerate(self.asking.encoded(examples)):
+            for members, start in self.asking.beginnings(rows):
                 rest = [rows[index].after(start) for index in members]
                 with torch.inference_mode():
                     scores_NC, left_N = self._row_scores(rest, template, batch_size, total_NC.shape[1], early=layers_N is not None)
@@ -356,12 +195,12 @@ class TunedModel:
                     layers_N[members] = left_N
             if tally and number == 0:
                 _count(tally, rows)
-        return total_NC / self.passes
+        return total_NC / self.asking.passes
 
     def _row_scores(self, rows: Sequence[Row], template: int, batch_size: int, candidates: int, *, early: bool) -> tuple[Tensor, Tensor]:
         scores_NC, layers_N = torch.zeros(len(rows), candidates), torch.full((len(rows),), self.backbone.depth)
-        for indices in self.buckets(rows, template, size=batch_size):
-            batch = self.collate([rows[index] for index in indices], template)
+        for indices in self.asking.buckets(rows, template, size=batch_size):
+            batch = self.asking.collate([rows[index] for index in indices], template)
             if early and self.exits is not None and self.exits.on:
                 left = leave(self.backbone, batch, Through(self.reader, self.calibrator, self.exits))
                 scores_NC[indices], layers_N[indices] = left.scores_BC.cpu(), left.layers_B.cpu()
@@ -372,15 +211,6 @@ class TunedModel:
     def most(self, examples: Sequence[Example]) -> int:
         """How many candidates a row has at most."""
         return len(self.task.labels) or max((len(candidates_of(self.task, one)) for one in examples), default=0)
-
-    def _beginnings(self, rows: Sequence[Row]) -> Iterator[tuple[list[int], int]]:
-        """Rows by their numbers, with how many of their first tokens were computed once for all of them, and are in front for as long as
-        they are the last that were given; none where more is read of a row than its slot."""
-        if not self.readout.needs_slot or self.readout.reverses:
-            yield list(range(len(rows))), 0
-            return
-        for members, start in beginnings(self.backbone, [row.ids for row in rows]):
-            yield sorted(members), start
 
     def scores(self, examples: Sequence[Example], *, batch_size: int = 32, tally: Tally | None = None) -> Tensor:
         """scores_NC for the calibrator: uncalibrated, without what each candidate gets in the template alone where that is the bias."""
@@ -407,7 +237,7 @@ class TunedModel:
     def likely(self, scores_NC: Tensor) -> Tensor:
         """Calibrated probabilities_NC, float64, of what `scores` gives; the kind of task says whether they add up to 1. Free text has that
         of its tokens."""
-        if self.free is not None:
+        if self.asking.free is not None:
             return scores_NC.double().exp()
         if kind_of(self.task).independent:
             return self.calibrator.each(scores_NC).sigmoid()

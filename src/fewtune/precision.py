@@ -29,7 +29,7 @@ def settle_precision(model: TunedModel, wanted: Wanted, split: Split) -> None:
 
     def same() -> bool:
         full_NC, half_NC = _probe(model, probes, "float32"), _probe(model, probes, "bfloat16")
-        return agree(full_NC, half_NC, independent=kind_of(model.task).independent or model.free is not None)
+        return agree(full_NC, half_NC, independent=kind_of(model.task).independent or model.asking.free is not None)
 
     settle(model.backbone, wanted, same if probes else None)
 

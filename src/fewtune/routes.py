@@ -83,7 +83,7 @@ class Routes:
         """What scores answer to the examples before the calibrator over all."""
         return self.models[0].calibrated(self.calibrator).answers(examples, scores_NC)
 
-    def asking(self, task: Task) -> Routes:
+    def settled(self, task: Task) -> Routes:
         """The same routes of a task that has settled what it left open."""
         return replace(self, models=tuple(replace(model, task=task) for model in self.models))
 

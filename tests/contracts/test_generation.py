@@ -71,8 +71,8 @@ def test_the_loss_is_transformers_own_over_the_answers_tokens(family, slot):
     task = ft.Task.generation(max_tokens=8, template=slot)
     model = job.zeroshot(task, backbone=made(family))
     plain, tokenizer = tiny.model(family)
-    rows = model.rows(ROWS, 0)
-    batch = model.collate(rows, 0)
+    rows = model.asking.rows(ROWS, 0)
+    batch = model.asking.collate(rows, 0)
     loss = model.reader.loss(model.output(batch), batch, torch.zeros(3), torch.zeros(()))
     scores_B1 = model.batch_scores(batch)
     total, tokens = 0.0, 0

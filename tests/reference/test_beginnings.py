@@ -168,7 +168,7 @@ def test_scores_are_those_of_whole_prompts(family, deltas, readout):
         scores.append(shown.raw_scores(QUERIES))
         tokens.append(getattr(backbone, "tokens", 0) - before)
     torch.testing.assert_close(scores[0], scores[1], atol=1e-4, rtol=1e-4)  # float32, unlike above
-    lengths = [len(row.ids) for _, rows in shown.encoded(QUERIES) for row in rows]
+    lengths = [len(row.ids) for _, rows in shown.asking.encoded(QUERIES) for row in rows]
     if family in CAUSAL and not any(isinstance(delta, SoftPrompt) for delta in deltas):
         assert tokens[1] < 0.75 * sum(lengths)  # two of the five are examples themselves and see others
     else:
@@ -192,7 +192,7 @@ def test_the_templates_beginning_is_computed_once_for_all_rows(readout):
         counts.append(getattr(backbone, "tokens", 0) - before)
         assert torch.equal(asked.raw_scores(QUERIES), scores[-1])  # the same bytes, run for run
     torch.testing.assert_close(scores[0], scores[1], atol=1e-5, rtol=1e-5)
-    assert counts[1] < 0.6 * sum(len(row.ids) for row in asked.rows(QUERIES, 0))
+    assert counts[1] < 0.6 * sum(len(row.ids) for row in asked.asking.rows(QUERIES, 0))
 
 
 @pytest.mark.parametrize("pool", ["mean", "last"])
@@ -208,4 +208,4 @@ def test_a_head_gets_whole_rows(pool):
         scores.append(headed.raw_scores(QUERIES))
         counts.append(getattr(backbone, "tokens", 0) - before)
     assert torch.equal(scores[0], scores[1])
-    assert counts[1] >= sum(len(row.ids) for row in headed.rows(QUERIES, 0))
+    assert counts[1] >= sum(len(row.ids) for row in headed.asking.rows(QUERIES, 0))

@@ -102,11 +102,11 @@ def test_states_that_are_kept_below_the_first_trained_block_give_the_same():
     model = assembled("llama")
     model = replace(model, deltas=(LoRA(top=1 / 3).install(model.backbone, generator=torch.Generator().manual_seed(1)),))
     try:
-        rows = model.rows(examples(), 0)
-        batch = model.collate(rows, 0)
-        assert model.first_block > 0 and sum(len(model.given(row, 0)) for row in rows) == len(batch.ids_BT)
+        rows = model.asking.rows(examples(), 0)
+        batch = model.asking.collate(rows, 0)
+        assert model.first_block > 0 and sum(len(model.asking.given(row, 0)) for row in rows) == len(batch.ids_BT)
         kept_BTD = model.below(batch)
-        assert [ids for row in rows for ids, _ in model.given(row, 0)] == [
+        assert [ids for row in rows for ids, _ in model.asking.given(row, 0)] == [
             tuple(ids[: sum(mask)]) for ids, mask in zip(batch.ids_BT.tolist(), batch.mask_BT.tolist(), strict=True)
         ]
         torch.testing.assert_close(model.batch_scores(batch, kept_BTD), model.batch_scores(batch), atol=1e-5, rtol=1e-6)
@@ -143,7 +143,7 @@ def test_over_all_texts_of_a_token_the_probabilities_add_up_to_one():
 
 def test_in_parts_of_few_logits_scores_and_gradients_are_the_same(monkeypatch):
     model = assembled("llama")
-    batch = model.collate(model.rows(examples(), 0), 0)
+    batch = model.asking.collate(model.asking.rows(examples(), 0), 0)
     states_BTD = model.output(batch).hidden_BTD
 
     def found():
@@ -176,9 +176,9 @@ def test_any_batch_size_and_order_give_the_same(texts, size, order):
 
 def test_a_text_too_long_is_cut_alike_for_all_labels():
     model = replace(assembled("gpt2"), max_length=24)
-    (row,) = model.rows(examples(["dull joy " * 40]), 0)
+    (row,) = model.asking.rows(examples(["dull joy " * 40]), 0)
     longest = max(len(word) for words in model.asked.words[0].ids for word in words)
-    batch = model.collate([row], 0)
+    batch = model.asking.collate([row], 0)
     assert row.shortened and batch.ids_BT.shape[1] == len(row.ids) + longest <= 24
     read = [ids[own].tolist() for ids, own in zip(batch.ids_BT, batch.own_BT, strict=True)]
     assert len(read) == 4 and all(one == read[0] and one for one in read)

@@ -73,7 +73,7 @@ def by_hand(model, rows, length=lambda text, word: 1):
     """Scores of each row's candidates, -inf behind them."""
     found = torch.full((len(rows), max(len(row.candidates) for row in rows)), float("-inf"))
     for number, example in enumerate(rows):
-        row = model.rows([example], 0)[0]
+        row = model.asking.rows([example], 0)[0]
         for place, candidate in enumerate(example.candidates):
             word = word_of(model, candidate)
             found[number, place] = log_probability(model, row.ids, row.slot, word) / length(candidate, word)
@@ -135,7 +135,7 @@ def test_what_is_kept_below_the_first_trained_block_gives_the_same_scores(family
     delta = LoRA(top=1 / 2).install(model.backbone, generator=torch.Generator().manual_seed(1))
     model = replace(model, deltas=(delta,))
     try:
-        batch = model.collate(model.rows(ROWS, 0), 0)
+        batch = model.asking.collate(model.asking.rows(ROWS, 0), 0)
         with torch.no_grad():
             assert model.first_block > 0 or family == "t5"
             torch.testing.assert_close(model.batch_scores(batch, model.below(batch)), model.batch_scores(batch), atol=1e-6, rtol=0)
@@ -149,7 +149,7 @@ def test_the_loss_of_a_batch_is_the_mean_of_each_rows_over_its_own_candidates(fa
     delta = LoRA().install(model.backbone, generator=torch.Generator().manual_seed(1))
     model, targets = replace(model, deltas=(delta,)), torch.tensor([2, 0, 3])
     try:
-        batch = model.collate(model.rows(ROWS, 0), 0)
+        batch = model.asking.collate(model.asking.rows(ROWS, 0), 0)
         loss = model.reader.loss(model.output(batch), batch, targets, torch.zeros(()))
         alone = [model.raw_scores([row])[0].log_softmax(-1)[target] for row, target in zip(ROWS, targets, strict=True)]
         torch.testing.assert_close(loss, -torch.stack(alone).mean(), atol=1e-5, rtol=0)
@@ -163,7 +163,7 @@ def test_the_loss_of_a_batch_is_the_mean_of_each_rows_over_its_own_candidates(fa
 def test_a_few_logits_at_a_time_give_the_same_scores_and_gradients(family, monkeypatch):
     model = assembled(family)
     delta = LoRA().install(model.backbone, generator=torch.Generator().manual_seed(1))
-    model, batch = replace(model, deltas=(delta,)), model.collate(model.rows(ROWS, 0), 0)
+    model, batch = replace(model, deltas=(delta,)), model.asking.collate(model.asking.rows(ROWS, 0), 0)
 
     def found():
         scores_BC = model.batch_scores(batch)

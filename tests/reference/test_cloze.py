@@ -78,10 +78,10 @@ def plain_scores(family, text):
 def test_scores_equal_a_plain_forward_in_one_padded_batch(family):
     model = assembled(family)
     expected_NC = torch.cat([plain_scores(family, text) for text in TEXTS])
-    rows = model.rows(examples(), 0)
+    rows = model.asking.rows(examples(), 0)
     assert len({len(row.ids) for row in rows}) > 1, "nothing was padded"
     with torch.no_grad():
-        together_BC = model.batch_scores(model.collate(rows, 0))
+        together_BC = model.batch_scores(model.asking.collate(rows, 0))
     torch.testing.assert_close(together_BC, expected_NC, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(model.raw_scores(examples(), batch_size=3), expected_NC, atol=1e-5, rtol=1e-5)
 

@@ -56,7 +56,7 @@ def by_hand(model, logits_of, length=lambda text, word: 1):
         each = [log_probability(model, row, word, logits_of) / length(text, word) for text, word in zip(said, words, strict=True)]
         return sum(each) / len(each)
 
-    rows = model.rows(examples(), 0)
+    rows = model.asking.rows(examples(), 0)
     return torch.tensor([[score(row, *pair) for pair in zip(texts, model.asked.words[0].ids, strict=True)] for row in rows])
 
 

@@ -132,7 +132,7 @@ WORDS = {"a": ("terrible",), "b": ("great",), "c": ("yes",)}
 
 def slot_logits(adapted, mine, text):
     """The whole model's own logits at the slot, for the words of each label."""
-    (row,) = mine.rows([Example({"text": text})], 0)
+    (row,) = mine.asking.rows([Example({"text": text})], 0)
     with torch.no_grad():
         logits_TV = quietly(adapted, input_ids=torch.tensor([row.ids]), attention_mask=torch.ones(1, len(row.ids))).logits[0]
     place = row.slot - len(row.ids)  # from the end, for vectors may stand in front

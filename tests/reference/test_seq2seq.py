@@ -96,11 +96,11 @@ def test_cloze_reads_the_first_token_that_the_decoder_writes(template):
 
 def test_a_slot_with_text_behind_it_needs_the_sentinel():
     model = assembled(Likelihood(), template=INSIDE)
-    assert model.rows(examples(), 0)[0].slot == 1 and assembled(Likelihood()).rows(examples(), 0)[0].slot == 0
+    assert model.asking.rows(examples(), 0)[0].slot == 1 and assembled(Likelihood()).asking.rows(examples(), 0)[0].slot == 0
     known = model.backbone.tokenizer.get_vocab()
     model.backbone.tokenizer.get_vocab = lambda: {piece: token for piece, token in known.items() if piece != "<extra_id_0>"}
     with pytest.raises(TaskError, match="the sentinel <extra_id_0>, got one without.*Put {slot} last"):
-        model.rows(examples(), 0)
+        model.asking.rows(examples(), 0)
 
 
 def test_pmi_takes_off_what_the_words_get_in_the_template_alone():
@@ -117,7 +117,7 @@ def test_the_encoder_runs_once_for_all_words_of_a_prompt():
     hook = model.backbone.model.encoder.register_forward_hook(lambda module, inputs, output: seen.append(output[0].shape[0]))
     model.raw_scores(examples(), batch_size=64)
     hook.remove()
-    assert seen == [len(TEXTS)] and len(model.spellings[0].fills) > 2
+    assert seen == [len(TEXTS)] and len(model.asking.spellings[0].fills) > 2
 
 
 def test_rows_score_alike_alone_and_together():
@@ -171,7 +171,7 @@ def test_rows_of_several_entries_share_a_pass():
             installed = LoRA(rank=2, sites=("query", "ffn_out")).install(backbone, generator=torch.Generator().manual_seed(seed))
             for weight in installed.weights.values():
                 torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(seed))
-    batch = model.collate(model.rows(examples(), 0), 0)
+    batch = model.asking.collate(model.asking.rows(examples(), 0), 0)
     given = (batch.ids_BT, batch.mask_BT, batch.types_BT)
 
     def hidden(route_B, rows=slice(None)):

@@ -207,5 +207,5 @@ def beside(model: TunedModel, recipe: Recipe, pool: Sequence[Example]) -> Beside
         return None
     worded = [example for example in pool if any(text.strip() for text in example.fields.values())]
     templates = range(len(model.asked.templates))
-    rows = itertools.chain.from_iterable(model.rows(worded[number :: len(templates)], number) for number in templates)
+    rows = itertools.chain.from_iterable(model.asking.rows(worded[number :: len(templates)], number) for number in templates)
     return Beside(spec.weight, Language.of(model, rows, spec.batch_size, derive(recipe.seed, "auxiliary")))

@@ -126,7 +126,7 @@ class AddExits:
 
     def _together(self, model: TunedModel, taught: tuple[Example, ...], session: Session) -> None:
         """Tune on what was tuned, and the exits with it."""
-        exits, rows, aims_N = model.exits, model.rows(taught, 0), targets(model, taught).to(model.backbone.device)
+        exits, rows, aims_N = model.exits, model.asking.rows(taught, 0), targets(model, taught).to(model.backbone.device)
         assert exits is not None
         bias_C = torch.tensor(model.calibrator.bias_C, device=model.backbone.device)
         size = min(self.fit.batch_size, 16)
@@ -138,7 +138,7 @@ class AddExits:
 
         def batches(step: int) -> tuple[int, Batch, list[int]]:
             indices = order(seed=derive(self.seed, "order", step // length))[step % length]
-            return step, model.collate([rows[index] for index in indices], 0), indices
+            return step, model.asking.collate([rows[index] for index in indices], 0), indices
 
         def loss(drawn: tuple[int, Batch, list[int]]) -> Tensor:
             step, batch, indices = drawn

@@ -147,8 +147,8 @@ class _Mixture:
         indices = self.epoch(place, before // length)[before % length]
         prompts = self.prompts[place]
         model, template = prompts[derive(self.seed, "template", number) % len(prompts)]
-        rows = model.rows([self.lessons[place].rows[index] for index in indices], template)
-        return _Drawn(model, model.collate(rows, template), self.targets[place][indices].to(model.backbone.device))
+        rows = model.asking.rows([self.lessons[place].rows[index] for index in indices], template)
+        return _Drawn(model, model.asking.collate(rows, template), self.targets[place][indices].to(model.backbone.device))
 
     def loss(self, drawn: _Drawn) -> Tensor:
         """What is minimised of it."""

@@ -183,7 +183,7 @@ def _tune(model: TunedModel, recipe: Recipe, split: Split, session: Session, tem
 
 def _rows(model: TunedModel, train: tuple[Example, ...]) -> Callable[[int], _Rows]:
     """epoch → rows: a pure function, and without demonstrations always the same rows."""
-    plain = [model.rows(train, template) for template in range(len(model.asked.templates))]
+    plain = [model.asking.rows(train, template) for template in range(len(model.asked.templates))]
     shown = model.demonstrations
     if shown is None:
         return lambda number: plain
@@ -192,7 +192,7 @@ def _rows(model: TunedModel, train: tuple[Example, ...]) -> Callable[[int], _Row
     @lru_cache(maxsize=2)
     def rows(number: int) -> _Rows:
         chosen = shown.epoch(train, number, similarity_NN)
-        return [model.showing(own, template, chosen) for template, own in enumerate(plain)]
+        return [model.asking.showing(own, template, chosen) for template, own in enumerate(plain)]
 
     return rows
 
@@ -230,7 +230,7 @@ def _outputs(model: TunedModel, rows: _Rows) -> Iterator[tuple[Output, Batch]]:
     """What the backbone makes of every row, template by template, in order."""
     for template, encoded in enumerate(rows):
         for start in range(0, len(encoded), 32):
-            batch = model.collate(encoded[start : start + 32], template)
+            batch = model.asking.collate(encoded[start : start + 32], template)
             with torch.no_grad():
                 yield model.output(batch), batch
 
@@ -242,7 +242,7 @@ def _forecast(model: TunedModel, rows: _Rows, recipe: Recipe, epoch: _Epoch, ste
     size, (template, indices) = min(zip(sizes, epoch, strict=True), key=lambda sized: abs(sized[0] - middle))
     new = [len(encoded[index].ids) for _, encoded, missing in _uncached(model, rows, cache) for index in missing]
     cached = _pays(model, recipe, steps, len(new))
-    batch = model.collate([rows[template][index] for index in indices], template)
+    batch = model.asking.collate([rows[template][index] for index in indices], template)
     found = forecast.seconds(model, batch, cached=cached, most=max(1, steps // 20))
     return found.step * steps * middle / size + found.states * sum(new) / size
 
@@ -273,7 +273,7 @@ def _batches(rows: Callable[[int], _Rows], model: TunedModel, epoch: Callable[[i
         number = step // length
         template, indices = epoch(number)[step % length]
         chosen = [rows(number)[template][index] for index in indices]
-        return _Drawn(model.collate(chosen, template), template, chosen, indices)
+        return _Drawn(model.asking.collate(chosen, template), template, chosen, indices)
 
     return at
 
@@ -346,7 +346,7 @@ def _loss(model: TunedModel, train: tuple[Example, ...], cache: StateCache | Non
 def _keys(model: TunedModel, rows: Sequence[Row], template: int) -> list[Hashable]:
     """What the rows' states below the first trained block depend on: the frozen weights there, how they compute, and the tokens."""
     frozen = model.backbone.fingerprint, model.backbone.precision, model.first_block
-    return [(*frozen, *given) for row in rows for given in model.given(row, template)]
+    return [(*frozen, *given) for row in rows for given in model.asking.given(row, template)]
 
 
 def _kept_below(model: TunedModel, rows: _Rows, recipe: Recipe, steps: int, session: Session) -> StateCache | None:
@@ -385,9 +385,9 @@ def _pays(model: TunedModel, recipe: Recipe, steps: int, computed: int) -> bool:
 
 
 def _fill(model: TunedModel, rows: Sequence[Row], template: int, cache: StateCache) -> bool:
-    for indices in model.buckets(rows, template, size=32):
+    for indices in model.asking.buckets(rows, template, size=32):
         chosen = [rows[index] for index in indices]
-        batch = model.collate(chosen, template)
+        batch = model.asking.collate(chosen, template)
         with torch.no_grad():
             hidden_BTD = model.below(batch)
         if not cache.add(_keys(model, chosen, template), batch.mask_BT.sum(1).tolist(), hidden_BTD):

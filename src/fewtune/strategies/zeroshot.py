@@ -65,7 +65,7 @@ def label_embeddings(model: TunedModel, reader: SimilarityReader) -> Tensor:
 def side_by_side(models: Sequence[TunedModel], wanted: Calibration | None, split: Split) -> Routes:
     """Untuned models that answer together, calibrated over all as each of them is: contextual unless told otherwise, none where a readout
     reads the texts or rows have candidates of their own. Raises `TaskError` for free text."""
-    if models[0].free is not None:
+    if models[0].asking.free is not None:
         fix = "Name one --backbone: texts that are written have no mean."
         raise TaskError(expected="one PLM for free text", got=str(len(models)), where="--backbone", fix=fix)
     usual = Uncalibrated() if any(model.readout.reverses for model in models) else Contextual()
@@ -93,7 +93,7 @@ def demonstrated(model: TunedModel, recipe: Recipe, split: Split, session: Sessi
     embed = sentences.lazily(spec.encoder)
     shown = spec.of(split.train, recipe.task, seed=recipe.seed, in_front=model.backbone.causal, embed=embed)
     model = replace(model, demonstrations=shown)
-    model.check_budget()
+    model.asking.check_budget()
     counts = {label: len(numbers) for label, numbers in shown.members.items()}
     if unseen := [label for label in recipe.task.labels if label not in counts]:
         session.say(f"No demonstration of {', '.join(unseen)}: no labelled row has that label.")
@@ -109,11 +109,13 @@ def calibrate(model: TunedModel, wanted: Calibration | None, split: Split, *, ot
     With none named: whichever of none and contextual makes the labelled rows likelier, or `otherwise` where there are none; none where
     the readout reads the texts, so that texts which say nothing tell nothing. Raises `TaskError` for a calibration by such texts there.
     """
-    if model.free is not None:
+    if model.asking.free is not None:
         if wanted not in (None, Uncalibrated()):
             fix = "Leave --calibration out."
             raise TaskError(expected="none for free text", got=type(wanted).__name__.lower(), where="--calibration", fix=fix)
-        model.rows([Example(dict.fromkeys(model.task.fields, ""))], 0)  # a template that cannot be read is refused before anything is done
+        model.asking.rows(
+            [Example(dict.fromkeys(model.task.fields, ""))], 0
+        )  # a template that cannot be read is refused before anything is done
         return model.calibrator
     if model.readout.reverses:
         wanted = wanted or Uncalibrated()

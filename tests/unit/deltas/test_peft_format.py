@@ -403,7 +403,7 @@ def test_an_imported_model_can_be_trained_on_and_taken_out(tmp_path, family, del
     weights = [weight for held in (*model.deltas, model.reader) for weight in held.weights.values()]
     before = [weight.detach().clone() for weight in weights]
     examples = [Example({"text": "great fun and a joy"}), Example({"text": "a dull, lifeless mess"})]
-    batch = model.collate(model.rows(examples, 0), 0)
+    batch = model.asking.collate(model.asking.rows(examples, 0), 0)
     aims_B = torch.tensor([1, 0])
     optimizer = torch.optim.SGD(weights, lr=1e-3)
     loss = torch.nn.functional.cross_entropy(model.batch_scores(batch), aims_B)

@@ -79,8 +79,8 @@ def test_frozen_embeddings_alone_are_a_classifier():
 
 def test_tuning_pulls_texts_of_a_label_together():
     def gap(model):
-        rows = model.rows(TRAIN, 0)
-        batch = model.collate(rows, 0)
+        rows = model.asking.rows(TRAIN, 0)
+        batch = model.asking.collate(rows, 0)
         with torch.no_grad():
             embeddings_BD = model.reader.embeddings(model.output(batch), batch)
         similar_BB = embeddings_BD @ embeddings_BD.T

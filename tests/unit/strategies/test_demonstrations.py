@@ -46,7 +46,7 @@ def run(demonstrations=ALL, *, family="llama", strategy="zeroshot", train=TRAIN,
 
 def shown(model, examples=NEW):
     """The prompts as text, pass by pass."""
-    return [[model.backbone.tokenizer.decode(list(row.ids)) for row in rows] for _, rows in model.encoded(examples)]
+    return [[model.backbone.tokenizer.decode(list(row.ids)) for row in rows] for _, rows in model.asking.encoded(examples)]
 
 
 # In-context learning
@@ -73,13 +73,13 @@ def test_scores_are_the_mean_over_templates_and_draws(family, words):
     for template in range(2):
         for draw in range(3):
             chosen = model.demonstrations.draw(NEW, draw, None)
-            rows = model.showing(model.rows(NEW, template), template, chosen)
+            rows = model.asking.showing(model.asking.rows(NEW, template), template, chosen)
             for row in rows:  # one by one and whole
                 with torch.no_grad():
-                    scores.append(model.batch_scores(model.collate([row], template)))
+                    scores.append(model.batch_scores(model.asking.collate([row], template)))
     expected = torch.cat(scores).view(6, len(NEW), 2).mean(0)
     torch.testing.assert_close(model.raw_scores(NEW), expected, atol=1e-4, rtol=1e-4)
-    assert model.passes == 6 and not torch.allclose(scores[0], scores[len(NEW)], atol=1e-3)
+    assert model.asking.passes == 6 and not torch.allclose(scores[0], scores[len(NEW)], atol=1e-3)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -106,9 +106,11 @@ def test_a_query_is_shortened_as_without_and_demonstrations_have_a_budget_of_the
     long = Example({"text": "great fun and a joy from start to finish " * 20})
     model = run(Demonstrations(similar=1, budget=30), max_length=40)
     plain = run(None, max_length=40)
-    assert [row.after(row.front).ids for _, rows in model.encoded([long]) for row in rows] == [plain.rows([long], 0)[0].ids] * 4
+    assert [row.after(row.front).ids for _, rows in model.asking.encoded([long]) for row in rows] == [
+        plain.asking.rows([long], 0)[0].ids
+    ] * 4
     crowded = run(Demonstrations(similar=1, budget=30), train=(*TRAIN[:6], long_labelled(long, "no"), long_labelled(long, "yes")))
-    for _, rows in crowded.encoded(NEW):
+    for _, rows in crowded.asking.encoded(NEW):
         assert all(20 < len(row.ids[: row.front]) <= 30 for row in rows)
 
 
@@ -118,9 +120,9 @@ def long_labelled(example, label):
 
 def test_where_the_plm_has_no_place_demonstrations_get_half_of_it():
     model = run(Demonstrations(similar=1, budget=2000), max_length=1000, family="bert")
-    assert model.budget == 256 and model.encoder(0).max_length == 256
+    assert model.asking.budget == 256 and model.asking.encoder(0).max_length == 256
     long = [Example({"text": "great fun " * 400})]
-    assert all(len(row.ids) <= 512 and row.shortened for _, rows in model.encoded(long) for row in rows)
+    assert all(len(row.ids) <= 512 and row.shortened for _, rows in model.asking.encoded(long) for row in rows)
     model.raw_scores(long)
 
 
