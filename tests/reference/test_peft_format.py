@@ -21,6 +21,7 @@ from fewtune.deltas.lora import LoRA
 from fewtune.deltas.prefix import Prefix
 from fewtune.deltas.scaling import IA3
 from fewtune.deltas.soft_prompt import SoftPrompt
+from fewtune.errors import ArtifactError
 from fewtune.exchange import export_peft, import_peft
 from fewtune.model import TunedModel
 from fewtune.readout.classifiers import CLASSIFIERS
@@ -179,6 +180,16 @@ def test_every_other_familys_classifier_both_ways(family, tmp_path):
     torch.testing.assert_close(their_scores(again, backbone.tokenizer), wanted_NC, **FINE)
 
 
+def bare(family, model):
+    """The model without its LM head; of T5 the encoder, which is the stack."""
+    if family != "t5":
+        return model.base_model
+    encoder, _ = tiny.model(family, head=False)
+    own = encoder.state_dict()
+    encoder.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if name in own})
+    return encoder
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_an_adapter_of_the_bare_stack_is_found_below_the_language_model(family, tmp_path):
     model, tokenizer = tiny.model(family)
@@ -186,7 +197,7 @@ def test_an_adapter_of_the_bare_stack_is_found_below_the_language_model(family, 
     config = peft.LoraConfig(
         task_type="FEATURE_EXTRACTION", r=2, target_modules=[name.split(".", 1)[1] for name in attention_names(backbone)]
     )
-    adapted = saved(model.base_model, config, tmp_path).double()
+    adapted = saved(bare(family, model), config, tmp_path).double()
     ((delta, state),) = peft_read.read(tmp_path, backbone).deltas
     delta.install(backbone, generator=torch.Generator()).load_state_dict(state)
     for weight in (weight for module in backbone.model.modules() if isinstance(module, Bank) for weight in module.held.parameters()):
@@ -196,6 +207,13 @@ def test_an_adapter_of_the_bare_stack_is_found_below_the_language_model(family, 
         theirs_BTD = adapted(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT)).last_hidden_state
         mine_BTD = backbone.forward(ids_BT, torch.ones_like(ids_BT)).hidden_BTD
     torch.testing.assert_close(mine_BTD, theirs_BTD.float(), **FINE)
+
+
+def test_an_adapter_of_a_decoder_is_refused(tmp_path):
+    model, tokenizer = tiny.model("t5")
+    saved(model.base_model, peft.LoraConfig(task_type="FEATURE_EXTRACTION", r=2, target_modules=["q", "v"]), tmp_path)
+    with pytest.raises(ArtifactError, match=r"another place: decoder\.block\.0"):
+        peft_read.read(tmp_path, Backbone(model, tokenizer, name="t5"))
 
 
 PATTERNS = {
