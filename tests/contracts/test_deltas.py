@@ -487,6 +487,7 @@ def test_the_draw_is_the_generators_alone(plain, name):
     family=st.sampled_from(["bert", "llama", "gpt2", "albert", "t5"]),
     moves=st.lists(st.one_of(st.none(), st.tuples(st.sampled_from(sorted(SETTINGS)), st.integers(0, 2**31))), max_size=8),
 )
+@pytest.mark.slow
 def test_install_and_remove_in_any_order_leave_no_trace(family, moves):
     """`None` takes the uppermost delta away; each time the backbone is what it was before that delta, to the bit."""
     model, tokenizer = tiny.model(family)

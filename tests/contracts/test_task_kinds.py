@@ -262,6 +262,7 @@ def test_every_other_readout_refuses_it(name, readout):
         tuned(CASES[name], readout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["bert", "t5"])
 @EACH
 def test_with_nothing_chosen_it_is_tuned_in_a_way_that_suits_it(name, backbone):

@@ -70,6 +70,7 @@ def keys(path):
     return [json.loads(line)["key"] for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_one_table(work, fewtune):
     code, out, err = fewtune("compare", "job.toml", "--json")
     assert code == 0, err
@@ -94,6 +95,7 @@ def test_one_table(work, fewtune):
     assert "failed" in out and "reviews, refused: strategy zeroshot: expected" in out
 
 
+@pytest.mark.slow
 def test_a_changed_job_file_reuses_what_is_the_same(work, fewtune):
     assert fewtune("compare", "job.toml")[0] == 0
     before = Path("job.jsonl").read_bytes()
@@ -106,6 +108,7 @@ def test_a_changed_job_file_reuses_what_is_the_same(work, fewtune):
     assert [row["method"] for row in json.loads(out)["rows"]] == ["zeroshot", "new", "refused", "head"]
 
 
+@pytest.mark.slow
 def test_stopped_in_between(work, fewtune, monkeypatch):
     measured, seen = worker._measured, []
 

@@ -35,6 +35,7 @@ def model(work, fewtune, bert):
     return "model"
 
 
+@pytest.mark.slow
 def test_exits_are_added_used_and_measured(fewtune, model, work):
     code, out, err = fewtune("exits", model, "--data", "texts.csv", "--agree", "0.9", "--out", "fast", "--json")
     assert code == 0, err

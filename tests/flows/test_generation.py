@@ -27,6 +27,7 @@ def work(work):
     return work
 
 
+@pytest.mark.slow
 def test_zero_shot_fit_evaluate_predict(work, fewtune, llama):
     code, out, err = fewtune("zeroshot", "questions.csv", *FREE, "--backbone", llama)
     assert code == 0, err

@@ -256,6 +256,7 @@ def test_several_labels_from_a_file_to_answers(work, fewtune, llama, readout):
     assert fewtune("inspect", "m", "feelings.csv")[0] == 0
 
 
+@pytest.mark.slow
 def test_several_labels_are_judged_where_no_method_is_chosen(work, fewtune, llama):
     (work / "feelings.csv").write_text(FEELINGS)
     code, out, err = fewtune("fit", "feelings.csv", "--kind", "multilabel", "--backbone", llama, "--out", "m", "--json")

@@ -33,6 +33,7 @@ def tasks(work):
     return ("multitask", "tasks", "--held-out", "good", "--steps", "3", "--accumulate", "2", "--delta", "lora:rank=2")
 
 
+@pytest.mark.slow
 def test_a_better_plm_other_commands_start_from(fewtune, tasks, llama, work):
     code, out, err = fewtune(*tasks, "--backbone", llama, "--out", "better", "--json")
     assert code == 0, err

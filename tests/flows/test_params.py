@@ -37,6 +37,7 @@ def test_what_params_says_of_a_task_is_what_fit_writes(work, fewtune, llama):
     assert method["trained_parameters"] == json.loads((work / "model/manifest.json").read_text())["trained_parameters"]
 
 
+@pytest.mark.slow
 def test_params_of_the_usual_methods(work, fewtune, llama):
     code, out, err = fewtune("params", "--backbone", llama, *STEP)
     assert code == 0, err

@@ -23,6 +23,7 @@ def fit(fewtune, llama, *more):
     return fewtune("fit", *more, "--out", "model", "--backbone", llama, "--steps", "3", *WORDS, "--json")
 
 
+@pytest.mark.slow
 def test_the_student_answers_and_the_artifact_says_who_taught_it(work, fewtune, llama):
     code, out, err = fit(fewtune, llama, "few.csv", "--unlabeled", "pool.csv", "--strategy", "pet:guard=false")
     assert code == 0, err

@@ -129,6 +129,7 @@ def test_rows_score_alike_alone_and_together():
 @pytest.mark.parametrize(
     "delta", [LoRA(rank=2), SoftPrompt(length=3), Prefix(length=2), Subset(part="all")], ids=lambda delta: type(delta).__name__
 )
+@pytest.mark.slow
 def test_what_a_delta_learns_reaches_the_words_and_is_saved(delta, tmp_path):
     task = Task.classification(list(WORDS), template=AT_END, words=WORDS)
     backbone = Backbone(*tiny.model("t5"), name=str(tiny.save("t5", tmp_path / "plm")))

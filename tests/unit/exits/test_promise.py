@@ -84,6 +84,7 @@ def losses(sure_NL, agrees_NL, threshold):
     return 1.0 - agrees_N
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("confidence", [0.8, 0.9])
 @pytest.mark.parametrize("rows", [150, 400])
 def test_over_300_splits_a_promise_is_broken_no_more_often_than_its_confidence_allows(confidence, rows):

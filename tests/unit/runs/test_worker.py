@@ -51,6 +51,7 @@ def run_all(jobs):
     return {result.key: replace(result, seconds=0.0) for result in kept}
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_order(jobs):
     forth, back = run_all(jobs), run_all(jobs[::-1])
     alone = {one.key: replace(Worker().run(one), seconds=0.0) for one in jobs}

@@ -211,6 +211,7 @@ def test_of_several_plms_one_without_an_lm_head_learns_from_labels_alone():
         adapting.able(recipes[1:], split, Session())
 
 
+@pytest.mark.slow
 def test_the_members_of_pet_adapt_once_for_all_patterns_and_folds():
     rows = TRAIN * 2
     train = tuple(replace(row, fields={"text": f"{row.fields['text']} {number}"}) for number, row in enumerate(rows))

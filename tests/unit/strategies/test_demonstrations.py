@@ -202,6 +202,7 @@ def test_a_run_that_goes_on_ends_with_the_same_bytes(family, tmp_path):
     assert all(torch.equal(tensor, on[file][name]) for file, own in alone.items() for name, tensor in own.items())
 
 
+@pytest.mark.slow
 def test_the_ladder_has_a_rung_that_only_shows_them():
     said = []
     session = Session(say=said.append)

@@ -75,6 +75,7 @@ def test_the_model_itself_stays_as_it_was_to_the_bit(bert, training):
     assert all(torch.equal(weight, head[name]) for name, weight in bert.reader.weights.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", ["joint", "alternate"])
 def test_tuned_together_the_readouts_learn_on_every_layer(training):
     model = tuned("bert", deltas=(ft.LoRA(rank=2),))
@@ -96,6 +97,7 @@ def test_decoders_read_the_slot_on_every_layer(criterion):
     assert made.exits.about["agreement"]["value"] >= 0.9
 
 
+@pytest.mark.slow
 def test_what_is_exported_to_peft_has_no_exits_and_says_so(tmp_path):
     model = tuned("llama", deltas=(ft.LoRA(rank=2),))
     said = []

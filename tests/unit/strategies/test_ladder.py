@@ -89,6 +89,7 @@ def among(*families, **given):
     return model, (first, *others), notes
 
 
+@pytest.mark.slow
 def test_of_several_plms_the_rows_choose_one():
     model, backbones, notes = among("llama", "t5")
     names = [rung["name"] for rung in model.about["rungs"]]
@@ -128,6 +129,7 @@ def test_the_kept_model_has_the_temperature_that_suits_rows_not_seen_unless_a_ca
     assert mended.calibrator.temperature != 1.0 and named.calibrator.temperature == 1.0
 
 
+@pytest.mark.slow
 def test_examples_are_shown_where_they_come_cheap_and_there_is_room_for_them():
     def rungs(family, template):
         backbone, settings = Backbone(*tiny.model(family), name=family), job.Settings(strategy="ladder", fit=FitOptions(steps=2))

@@ -92,6 +92,7 @@ def test_rows_with_candidates_of_their_own_are_trained_on_beside_others(installe
     assert right_answers(own, installed[0].backbone).shape == (1, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["choice", "language"])
 def test_a_wording_never_seen_is_answered_better(loss):
     backbone = Backbone(*tiny.model("llama"), name="llama")

@@ -133,6 +133,7 @@ def test_a_task_without_right_and_wrong_answers_is_refused():
         run("pet", task=task, train=(Example({"text": "a"}, "joy"),))
 
 
+@pytest.mark.slow
 def test_a_label_that_nobody_predicts_is_said_and_it_ends():
     school = ft.Task.classification(["no", "yes", "never"], template="Review: {text}\nSentiment: {slot}")
     task = replace(school, words={"no": ("terrible",), "yes": ("great",), "never": ("capital",)})
@@ -187,6 +188,7 @@ def test_enough_unlabelled_rows_are_learned_from_by_default():
         assert with_pool(TASK, chosen, 500, notes.append) == chosen
 
 
+@pytest.mark.slow
 def test_soft_labels_are_learned():
     shares = {"yes": 0.8, "no": 0.2}
     rows = tuple(replace(row, label=None, shares=shares) for row in TRAIN)
@@ -235,6 +237,7 @@ def test_a_teacher_alone_stands_in_for_members():
     assert accuracy(model) > 0.7 and not any("members are tuned" in note for note in notes if "1 members" not in note)
 
 
+@pytest.mark.slow
 def test_a_teacher_is_audited_on_labelled_rows():
     known = taught((*POOL, *TRAIN))
     model, notes = with_teacher("pet:patterns=0,guard=false", known)

@@ -85,6 +85,7 @@ def test_a_folds_search_never_sees_the_rows_that_judge_it(looked):
     assert all(len(rows) == 2 for rows in held) and set().union(*held) == everything
 
 
+@pytest.mark.slow
 def test_the_ladder_judges_the_search_in_folds_and_keeps_the_simplest(looked):
     said = []
     model, _ = run("ladder", "llama", search=BOTH[:1], session=Session(say=said.append))
@@ -101,6 +102,7 @@ PLANTED = ("this book", "capital")
 """How the texts of each label end: of what stands beside the slot even a random model makes much the same whatever comes before."""
 
 
+@pytest.mark.slow
 def test_words_that_help_on_rows_without_a_part_in_finding_them_are_used(looked):
     fronts = ("the", "a", "who wrote", "great", "dull", "a book")
     train = tuple(Example({"text": f"{front} {PLANTED[place]}"}, TASK.labels[place]) for front in fronts for place in range(2))
@@ -111,6 +113,7 @@ def test_words_that_help_on_rows_without_a_part_in_finding_them_are_used(looked)
     assert [len(rows) for rows in looked] == [12] + [9] * 4, "once with all texts and once without each fold"
 
 
+@pytest.mark.slow
 def test_words_for_labels_that_are_drawn_by_lot_are_not_used():
     words = [word for text in (*YES, *NO) for word in text.split()]
     train = tuple(Example({"text": f"{words[number]} {words[-number]}"}, ["no", "yes"][number // 2 % 2]) for number in range(1, 21))

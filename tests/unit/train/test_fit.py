@@ -205,6 +205,7 @@ def test_options_out_of_range_are_refused_by_name(field, value):
 # Checkpoints
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(cuts=st.lists(st.integers(1, STEPS), min_size=1, max_size=3))
 def test_cut_anywhere_any_number_of_times_ends_with_the_same_bytes(tmp_path_factory, cuts):
