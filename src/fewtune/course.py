@@ -5,8 +5,6 @@ Knows every part and computes nothing itself; it prints nothing.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -181,7 +179,7 @@ def _key(found: Collection, backbone: Backbone, course: Course) -> str:
     lessons = [[one.name, [wording.to_dict() for wording in one.wordings], plain_rows(one.rows)] for one in found.trained]
     machine = [backbone.precision, torch.__version__, torch.get_num_threads(), str(backbone.device)]
     plain = [course.to_dict(), lessons, backbone.fingerprint, *machine]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return registry.key_of(plain)
 
 
 def _about(found: Collection, course: Course, scores: Sequence[Score]) -> dict[str, registry.Plain]:

@@ -6,7 +6,6 @@ Dimensions: N examples, B rows, L exits, C candidates, D width.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,7 +19,7 @@ from fewtune.exits.criteria import same
 from fewtune.exits.exits import Exits, mended, place_of, state
 from fewtune.exits.monitor import Monitor
 from fewtune.exits.promise import exit_numbers
-from fewtune.model import WINDOW, TunedModel
+from fewtune.model import WINDOW, TunedModel, windows
 from fewtune.prompt.encode import Batch
 from fewtune.tasks import kind_of
 
@@ -101,8 +100,8 @@ def watched(
     model: TunedModel, examples: Iterable[Example], monitor: Monitor, *, batch_size: int = 32, window: int = WINDOW
 ) -> Iterator[Prediction]:
     """`model.stream`, with what the monitor wants to know; the rows that it draws are answered by the whole stack, too."""
-    iterator, whole, exits = iter(examples), replace(model, exits=None), model.exits
-    while chunk := list(itertools.islice(iterator, window)):
+    whole, exits = replace(model, exits=None), model.exits
+    for chunk in windows(examples, window):
         scores_NC, layers_N = model.scored(chunk, batch_size=batch_size)
         drawn = monitor.drawn(len(chunk)) if exits is not None else []
         otherwise = 0

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import time
 from dataclasses import dataclass
@@ -66,7 +64,7 @@ def exits_files(
     taught = job.read(train, labeled=True, task=model.task, say=say).examples if train else ()
     work = target.with_name(f".{target.name}.work")
     said = [str(spec), manifest["fingerprint"], job.plain_rows((*rows, *taught))]
-    key = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    key = registry.key_of(said)
     start = time.perf_counter()
     made = spec.run(model, rows, taught=taught, session=Session(work, key, progress=progress, say=say))
     seconds = time.perf_counter() - start

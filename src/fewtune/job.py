@@ -5,9 +5,7 @@ The command line and the Python interface both call it; it prints nothing.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -372,7 +370,7 @@ def _key(task: Task, split: Split, backbones: Sequence[Backbone], settings: Sett
         torch.get_num_threads(),
         str(backbones[0].device),
     ]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return registry.key_of(plain)
 
 
 def plain_rows(examples: Sequence[Example]) -> list[list[registry.Plain]]:

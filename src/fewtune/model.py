@@ -268,8 +268,7 @@ class TunedModel:
         self, examples: Iterable[Example], *, batch_size: int = 32, window: int = WINDOW, tally: Tally | None = None
     ) -> Iterator[Prediction]:
         """Answers in the order of the examples, `window` of which are held at a time."""
-        iterator = iter(examples)
-        while chunk := list(itertools.islice(iterator, window)):
+        for chunk in windows(examples, window):
             yield from self._answer(chunk, batch_size, tally)
 
     def _answer(self, examples: Sequence[Example], batch_size: int, tally: Tally | None) -> Iterator[Prediction]:
@@ -295,6 +294,13 @@ class TunedModel:
         from fewtune import artifact
 
         return artifact.save(self, folder, overwrite=overwrite)
+
+
+def windows(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
+    """The examples in their order, `size` of them at a time."""
+    iterator = iter(examples)
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk
 
 
 def _count(tally: Tally, rows: Sequence[Row]) -> None:

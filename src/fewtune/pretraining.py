@@ -8,7 +8,6 @@ every part and computes nothing itself; it prints nothing.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -220,7 +219,7 @@ def _settings(spec: Pretraining) -> dict[str, registry.Plain]:
 
 
 def _hash(plain: Sequence[object]) -> str:
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return registry.key_of(plain)
 
 
 def _save(out: Path, backbone: Backbone, learned: Learned, new: frozenset[str], about: dict[str, Any]) -> None:

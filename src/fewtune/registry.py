@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
+import json
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +17,15 @@ from fewtune.errors import SpecError
 
 T = TypeVar("T")
 Plain = Any  # what JSON and TOML can hold: None, bool, int, float, str, list, dict
+
+
+def key_of(facts: Plain) -> str:
+    """What names these facts and no others: the SHA-256 of their JSON, in hexadecimal; the order in a dict says nothing.
+
+    >>> key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1})
+    True
+    """
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

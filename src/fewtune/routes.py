@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fewtune.data.example import Example, Prediction
-from fewtune.model import WINDOW, Tally, TunedModel
+from fewtune.model import WINDOW, Tally, TunedModel, windows
 from fewtune.readout.calibration import CONTENT_FREE, Calibrator
 from fewtune.registry import Plain
 from fewtune.tasks.task import Task
@@ -75,8 +75,7 @@ class Routes:
         self, examples: Iterable[Example], *, batch_size: int = 32, window: int = WINDOW, tally: Tally | None = None
     ) -> Iterator[Prediction]:
         """Answers in the order of the examples, `window` of which are held at a time."""
-        iterator = iter(examples)
-        while chunk := list(itertools.islice(iterator, window)):
+        for chunk in windows(examples, window):
             yield from self.answers(chunk, self.raw_scores(chunk, batch_size=batch_size, tally=tally))
 
     def answers(self, examples: Sequence[Example], scores_NC: Tensor) -> list[Prediction]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -16,6 +15,7 @@ from pathlib import Path
 import torch
 
 from fewtune import job as main
+from fewtune import registry
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Example, Split
 from fewtune.data.sampling import shots as draw
@@ -127,7 +127,7 @@ def key_of(task: Task, split: Split, settings: Settings, backbones: Sequence[Bac
         str(backbones[0].device),
         code_version(),
     ]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return registry.key_of(facts)
 
 
 @cache

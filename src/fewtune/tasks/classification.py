@@ -15,11 +15,11 @@ from fewtune.data.example import Example
 from fewtune.data.readers import Written
 from fewtune.errors import DataError
 from fewtune.tasks.metrics import Measures, Ratio, measure
-from fewtune.tasks.task import Offered, Task
+from fewtune.tasks.task import NothingOpen, Offered, Task
 
 
 @dataclass(frozen=True)
-class Classification:
+class Classification(NothingOpen):
     """One label of `task.labels` per example."""
 
     metrics: tuple[str, ...] = ("accuracy", "macro_f1", "mcc", "ece")
@@ -34,16 +34,6 @@ class Classification:
     def labels(self, examples: Sequence[Example]) -> tuple[str, ...]:
         """Those that occur, in alphabetical order."""
         return tuple(sorted({example.label for example in examples if example.label is not None}))
-
-    def settled(self, task: Task, examples: Sequence[Example]) -> tuple[Task, str | None]:
-        """The task as it is: its labels say all."""
-        del examples
-        return task, None
-
-    def decided(self, task: Task, examples: Sequence[Example], probabilities_NC: NDArray[Any]) -> Task:
-        """The task as it is: nothing is left to decide."""
-        del examples, probabilities_NC
-        return task
 
     def check(self, task: Task, examples: Sequence[Example], where: str) -> None:
         """Raise `DataError` for an unlabelled example, a label that the task does not know, or a single label in all of them."""

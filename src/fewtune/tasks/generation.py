@@ -18,13 +18,13 @@ from fewtune.data.readers import Written
 from fewtune.errors import DataError, SpecError
 from fewtune.tasks import generation_metrics
 from fewtune.tasks.metrics import Measures, Ratio
-from fewtune.tasks.task import Offered, Task
+from fewtune.tasks.task import NothingOpen, Offered, Task
 
 _ESCAPE = re.compile(r"\\(n|t|\\|u[0-9a-fA-F]{4})")
 
 
 @dataclass(frozen=True)
-class Generation:
+class Generation(NothingOpen):
     r"""Free text of at most `max_tokens` tokens, which ends before any of `stop`, or where the PLM ends it.
 
     In `stop` a new line is written `\n`, a tab `\t`, a backslash `\\`, and any other character may be `\u002c` (a comma, which a flag
@@ -60,16 +60,6 @@ class Generation:
         """None."""
         del examples
         return ()
-
-    def settled(self, task: Task, examples: Sequence[Example]) -> tuple[Task, str | None]:
-        """The task as it is: nothing is left open."""
-        del examples
-        return task, None
-
-    def decided(self, task: Task, examples: Sequence[Example], probabilities_NC: NDArray[Any]) -> Task:
-        """The task as it is: nothing is left to decide."""
-        del examples, probabilities_NC
-        return task
 
     def check(self, task: Task, examples: Sequence[Example], where: str) -> None:
         """Raise `DataError` for a row without an answer, and for an answer that could not be given, for it would be stopped."""

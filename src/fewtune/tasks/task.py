@@ -376,3 +376,17 @@ class TaskKind(Protocol):
     def described(self, task: Task) -> str:
         """A sentence on what is answered."""
         ...
+
+
+class NothingOpen:
+    """What kinds share whose tasks leave nothing to the labelled rows."""
+
+    def settled(self, task: Task, examples: Sequence[Example]) -> tuple[Task, str | None]:
+        """The task as it is."""
+        del examples
+        return task, None
+
+    def decided(self, task: Task, examples: Sequence[Example], probabilities_NC: NDArray[Any]) -> Task:
+        """The task as it is: nothing is left to decide."""
+        del examples, probabilities_NC
+        return task
