@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fewtune import cli
+from fewtune.cli import app as cli
 from fewtune.backbone import tiny
 
 PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "multitask.md").read_text(encoding="utf-8")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fewtune import cli, job
+from fewtune import job
+from fewtune.cli import app as cli
 from fewtune.backbone import tiny
 from fewtune.backbone.load import load
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fewtune import cli
+from fewtune.cli import app as cli
 from fewtune.backbone import tiny
 from fewtune.tasks.task import Task
 

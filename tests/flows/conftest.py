@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from fewtune import cli
+from fewtune.cli import app as cli
 from fewtune.backbone import tiny
 
 TRAIN = """review,sentiment

@@ -153,7 +153,7 @@ def test_what_is_wrong_is_said_before_anything_runs(work, fewtune, change, argum
 
 SCRIPT = """
 import sys, time
-from fewtune import cli
+from fewtune.cli import app as cli
 from fewtune.runs import worker
 measured, slow = worker._measured, float(sys.argv[1])
 def slowly(*arguments):

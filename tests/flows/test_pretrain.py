@@ -115,7 +115,7 @@ def test_a_step_of_two_processes_is_that_of_one_which_accumulates_two(corpus, fe
     settings = ["--objective", "mlm", "--vocabulary", "350", "--length", "16", "--batch-size", "4", "--steps", "6", "--points", "2"]
     code, out, err = fewtune("pretrain", "corpus.txt", *settings, "--accumulate", "2", "--out", "alone", "--json")
     assert code == 0, err
-    command = [sys.executable, "-m", "fewtune.cli", "pretrain", "corpus.txt", *settings, "--out", "both", "--json"]
+    command = [sys.executable, "-m", "fewtune", "pretrain", "corpus.txt", *settings, "--out", "both", "--json"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -138,7 +138,8 @@ def test_a_step_of_two_processes_is_that_of_one_which_accumulates_two(corpus, fe
 
 SCRIPT = """
 import sys, time
-from fewtune import cli, pretraining
+from fewtune import pretraining
+from fewtune.cli import app as cli
 from fewtune.train import fit
 make, step, slow = pretraining.pretrain_files.__kwdefaults__, fit._step, float(sys.argv[1])
 make["every_seconds"] = 0.0

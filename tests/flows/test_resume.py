@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow  # each run is a process of its own; the loop's ow
 SCRIPT = """
 import sys
 from pathlib import Path
-from fewtune import cli
+from fewtune.cli import app as cli
 from fewtune.train import fit
 every, slow = float(sys.argv[1]), float(sys.argv[2])
 make = fit.Session.__init__

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fewtune.flags import Device, Label, Overwrite, Text
-from fewtune.terminal import say
+from fewtune.cli.flags import Device, Label, Overwrite, Text
+from fewtune.cli.terminal import say
 
 
 def register(app: typer.Typer) -> None:

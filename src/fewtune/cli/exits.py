@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fewtune import flags, terminal
+from fewtune.cli import flags, terminal
+from fewtune.cli.flags import AsJson, Device, Label, Overwrite, Seed, SkipBadRows, Text
+from fewtune.cli.terminal import print_json, print_lines, say
 from fewtune.errors import SpecError
-from fewtune.flags import AsJson, Device, Label, Overwrite, Seed, SkipBadRows, Text
-from fewtune.terminal import print_json, print_lines, say
 
 if TYPE_CHECKING:
     from fewtune.exits.promise import Promise

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fewtune import flags, terminal
-from fewtune.flags import (
+from fewtune.cli import flags, terminal
+from fewtune.cli.flags import (
     AsJson,
     BackboneName,
     Device,
@@ -25,7 +25,7 @@ from fewtune.flags import (
     Text,
     Words,
 )
-from fewtune.terminal import print_json, say
+from fewtune.cli.terminal import print_json, say
 
 
 def register(app: typer.Typer) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from fewtune.flags import AsJson
-from fewtune.terminal import print_json, print_lines, say
+from fewtune.cli.flags import AsJson
+from fewtune.cli.terminal import print_json, print_lines, say
 
 app = typer.Typer(no_args_is_help=True, help="The catalogue of PLMs that need no hub.")
 

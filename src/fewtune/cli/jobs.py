@@ -1,33 +1,17 @@
-"""The command line: arguments → one call each. Holds no logic beyond reading flags and printing results.
-
-Nothing heavy is imported before a command runs, so that `fewtune --help` answers at once.
-"""
+"""The commands of the main job, `fit`, `predict`, `evaluate`, and what looks at a method or a model, `params`, `inspect`: arguments → one
+call each. Holds no logic; nothing heavy is imported before one runs."""
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewtune import (
-    cli_backbones,
-    cli_compare,
-    cli_exits,
-    cli_harness,
-    cli_multitask,
-    cli_peft,
-    cli_pretrain,
-    cli_search,
-    cli_templates,
-    cli_zeroshot,
-    terminal,
-)
-from fewtune.errors import FewtuneError, InputError
-from fewtune.flags import (
+from fewtune.cli import terminal
+from fewtune.cli.flags import (
     Adapt,
     AsJson,
     BackboneName,
@@ -54,29 +38,26 @@ from fewtune.flags import (
     Text,
     Words,
 )
-from fewtune.flags import adaptations as _adaptations
-from fewtune.flags import deltas as _deltas
-from fewtune.flags import listed as _list
-from fewtune.flags import searches as _searches
-from fewtune.flags import source as _source
-from fewtune.flags import task as _task
-from fewtune.flags import templates as _templates
-from fewtune.flags import words as _words
-from fewtune.terminal import print_json, print_lines, say
+from fewtune.cli.flags import adaptations as _adaptations
+from fewtune.cli.flags import deltas as _deltas
+from fewtune.cli.flags import listed as _list
+from fewtune.cli.flags import searches as _searches
+from fewtune.cli.flags import source as _source
+from fewtune.cli.flags import task as _task
+from fewtune.cli.flags import templates as _templates
+from fewtune.cli.flags import words as _words
+from fewtune.cli.terminal import print_json, print_lines, say
 
 if TYPE_CHECKING:
     from fewtune.readout.readout import Readout as ReadoutSpec
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Tune pre-trained language models with few labels and few parameters.",
-)
-app.add_typer(cli_backbones.app, name="backbones")
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    for command in (fit, predict, evaluate, params, inspect):
+        app.command()(command)
 
 
-@app.command()
 def fit(
     out: Annotated[Path, typer.Option("--out", help="The folder to write.")],
     train: Annotated[
@@ -184,7 +165,6 @@ def fit(
         terminal.show_evaluation(fitted.evaluation)
 
 
-@app.command()
 def predict(
     model: Annotated[Path, typer.Argument(help="A folder that `fewtune fit` wrote.")],
     file: Annotated[Path, typer.Argument(help="Rows to answer: csv, tsv, jsonl or parquet, also .gz.")],
@@ -225,7 +205,6 @@ def predict(
         say(f"{tally.rows:,} rows in {seconds:.1f} s, {tally.rows / seconds:.0f} a second → {out}")
 
 
-@app.command()
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A folder that `fewtune fit` wrote.")],
     test: Annotated[Path, typer.Argument(help="Labelled rows.")],
@@ -248,7 +227,6 @@ def evaluate(
     print_lines({"seconds": ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())})
 
 
-@app.command()
 def params(
     backbone: BackboneName = "smollm2-135m",
     delta: Annotated[list[str] | None, typer.Option("--delta", help="As for fit, several at once; without it, the usual methods.")] = None,
@@ -279,7 +257,6 @@ def params(
         terminal.show_costs(found)
 
 
-@app.command()
 def inspect(
     model: Annotated[Path, typer.Argument(help="A folder that `fewtune fit` wrote.")],
     file: Annotated[Path, typer.Argument(help="Texts: csv, tsv, jsonl or parquet, also .gz.")],
@@ -300,39 +277,6 @@ def inspect(
         terminal.show_inspection(found)
 
 
-cli_harness.register(app)
-cli_peft.register(app)
-cli_templates.register(app)
-cli_compare.register(app)
-cli_search.register(app)
-cli_pretrain.register(app)
-cli_exits.register(app)
-cli_zeroshot.register(app)
-cli_multitask.register(app)
-
-
-def main() -> None:
-    """Run the command line; exit codes: 0 done, 2 the user's input is wrong, 1 anything else."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        app()
-    except InputError as error:
-        _fail(str(error), 2)
-    except FewtuneError as error:
-        _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail("Stopped.", 1)
-    except BrokenPipeError:
-        # The reader of our output has gone (`| head`); Python would complain again while shutting down.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    print(message, file=sys.stderr)
-    sys.exit(code)
-
-
 def _readout(text: str | None) -> ReadoutSpec | None:
     from fewtune.readout import READOUTS
 
@@ -343,7 +287,3 @@ def _calibration(name: str | None) -> Any:
     from fewtune.readout import CALIBRATIONS
 
     return None if name is None or name == "auto" else CALIBRATIONS.from_text(name, "--calibration")
-
-
-if __name__ == "__main__":
-    main()

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from fewtune import flags
-from fewtune.flags import Labels, Overwrite
-from fewtune.terminal import say
+from fewtune.cli import flags
+from fewtune.cli.flags import Labels, Overwrite
+from fewtune.cli.terminal import say
 
 Notation = Annotated[str | None, typer.Option("--notation", help="promptsource, openprompt, lm-bff or pet; recognised if left out.")]
 

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from fewtune import flags, terminal
-from fewtune.flags import AsJson, BackboneName, BatchSize, Device, Engine, MaxLength, Overwrite, Precision, RayAddress, Seed
-from fewtune.terminal import print_json, say
+from fewtune.cli import flags, terminal
+from fewtune.cli.flags import AsJson, BackboneName, BatchSize, Device, Engine, MaxLength, Overwrite, Precision, RayAddress, Seed
+from fewtune.cli.terminal import print_json, say
 
 
 def register(app: typer.Typer) -> None:

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from fewtune import flags, terminal
-from fewtune.flags import AsJson, BackboneName, BatchSize, Device, Overwrite, Precision, Seed, SkipBadRows, Text
-from fewtune.terminal import print_json, print_lines, say
+from fewtune.cli import flags, terminal
+from fewtune.cli.flags import AsJson, BackboneName, BatchSize, Device, Overwrite, Precision, Seed, SkipBadRows, Text
+from fewtune.cli.terminal import print_json, print_lines, say
 
 
 def register(app: typer.Typer) -> None:

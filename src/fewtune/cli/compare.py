@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from fewtune import terminal
-from fewtune.flags import AsJson, Engine, RayAddress
-from fewtune.terminal import print_json, say
+from fewtune.cli import terminal
+from fewtune.cli.flags import AsJson, Engine, RayAddress
+from fewtune.cli.terminal import print_json, say
 
 Limit = Annotated[float | None, typer.Option("--limit-seconds", min=0, help="Start no job after that time; what is done is kept.")]
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from fewtune import flags
-from fewtune.flags import AsJson, BackboneName, Device, MaxLength, Overwrite, Template, Words
-from fewtune.terminal import print_json, say
+from fewtune.cli import flags
+from fewtune.cli.flags import AsJson, BackboneName, Device, MaxLength, Overwrite, Template, Words
+from fewtune.cli.terminal import print_json, say
 
 Labels = Annotated[str, typer.Option("--labels", help="The labels, separated by commas, in the order of the classifier's rows.")]
 Fields = Annotated[list[str] | None, typer.Option("--text", help="Name of the text, by default text; repeat for a pair.")]
