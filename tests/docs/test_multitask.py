@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fewtune.cli import app as cli
 from fewtune.backbone import tiny
+from fewtune.cli import app as cli
 
 PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "multitask.md").read_text(encoding="utf-8")
 COMMANDS = [shlex.split(line) for line in re.findall(r"```console\n(.*?)```", PAGE, flags=re.DOTALL)[0].splitlines()]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from fewtune import job
-from fewtune.cli import app as cli
 from fewtune.backbone import tiny
 from fewtune.backbone.load import load
+from fewtune.cli import app as cli
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fewtune.cli import app as cli
 from fewtune.backbone import tiny
+from fewtune.cli import app as cli
 from fewtune.tasks.task import Task
 
 PAGE = (Path(__file__).parents[2] / "docs/how-to/zero-shot.md").read_text(encoding="utf-8")

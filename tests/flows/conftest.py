@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from fewtune.cli import app as cli
 from fewtune.backbone import tiny
+from fewtune.cli import app as cli
 
 TRAIN = """review,sentiment
 great fun and joy,positive
