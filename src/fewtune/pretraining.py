@@ -77,12 +77,14 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Start:
-    """What training starts from: a PLM, or a model of a size and an objective with a vocabulary learned on the corpus."""
+    """What training starts from: a PLM, or a model of a size and an objective with a vocabulary learned on the corpus; `shared`: its layers
+    are one block (ALBERT)."""
 
     backbone: str | None = None
     objective: Objective | None = None
     size: str = "tiny"
     vocabulary: int = 16_384
+    shared: bool = False
     device: str | None = None
 
 
@@ -156,9 +158,12 @@ def _started(texts: Corpus, start: Start, spec: Pretraining, say: Say) -> tuple[
             raise SpecError(expected="a PLM that deltas change", got="a model from nothing", where="--delta", fix=fix)
         tokenizer = fresh.learn_tokenizer(start.objective, texts.sample(_LEARNED_FROM), vocabulary=start.vocabulary)
         say(f"Learned a tokenizer of {len(tokenizer):,} pieces.")
-        made = fresh.make(start.objective, start.size, tokenizer, length=texts.length, seed=seed)
+        made = fresh.make(start.objective, start.size, tokenizer, length=texts.length, seed=seed, shared=start.shared)
         made.model.to(start.device or default_device())
         return made, frozenset(name for name, _ in made.model.named_parameters())
+    if start.shared:
+        fix = "Leave --backbone or --shared out."
+        raise SpecError(expected="a model from nothing", got=f"--backbone {start.backbone}", where="--shared", fix=fix)
     backbone, new = load_backbone(start.backbone, device=start.device, say=say), frozenset[str]()
     if start.objective and start.objective != _objective(backbone):
         fix = "Leave --objective out, or take another --backbone."
@@ -199,6 +204,7 @@ def _about(texts: Corpus, start: Start, spec: Pretraining, backbone: Backbone, b
         "objective": _objective(backbone),
         "backbone": start.backbone,
         "size": None if start.backbone else start.size,
+        "shared": None if start.backbone else start.shared,
         "corpus": {"files": [path.name for path in texts.paths], **_plain(texts), "tokens": len(blocks.ids), "blocks": len(blocks)},
         "held_out": {"blocks": len(blocks.held_out())},
         "settings": _settings(spec),
@@ -261,7 +267,8 @@ def _write_update(path: Path, backbone: Backbone, learned: Learned, new: frozens
 def card(about: dict[str, Any]) -> str:
     """The model's README.md with the Hub's metadata header, from what is known of its training."""
     fit, corpus_ = about["settings"]["fit"], about["corpus"]
-    origin = f"`{about['backbone']}`, trained further" if about["backbone"] else f"from nothing, size {about['size']}"
+    layers = ", one block for all layers (ALBERT)" if about["shared"] else ""
+    origin = f"`{about['backbone']}`, trained further" if about["backbone"] else f"from nothing, size {about['size']}{layers}"
     how = f"{about['steps']:,} steps of {fit['batch_size']} blocks of {corpus_['length']} tokens, {about['precision']}"
     rows = [
         ("start", origin),

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from fewtune.backbone import tiny, update
 from fewtune.backbone.load import load
@@ -55,6 +56,27 @@ def test_a_new_model(corpus, fewtune, objective):
     assert code == 0 and "perplexity" in out
 
 
+def test_a_new_model_whose_layers_are_one_block(corpus, fewtune):
+    command = ("pretrain", "corpus.txt", "--objective", "mlm", "--shared", "--vocabulary", "350", *SMALL)
+    code, out, err = fewtune(*command, "--out", "model", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["curve"][-1]["held_out"] < found["curve"][0]["held_out"] and found["shared"] is True
+    assert found["trained_parameters"] == found["parameters"]
+    assert "one block for all layers (ALBERT)" in Path("model/README.md").read_text()
+    backbone = load("model")
+    assert (backbone.depth, len(backbone.blocks), backbone.parameters) == (2, 1, found["parameters"])
+    plain, tokenizer = AutoModelForMaskedLM.from_pretrained("model").eval(), AutoTokenizer.from_pretrained("model")
+    asked = tokenizer("great [MASK]", return_tensors="pt")
+    assert torch.equal(asked["input_ids"][0], torch.tensor(backbone.tokenizer("great [MASK]")["input_ids"]))
+    with torch.no_grad():
+        states = backbone.forward(asked["input_ids"], asked["attention_mask"]).hidden_BTD
+        torch.testing.assert_close(backbone.lm_logits(states[0], None), plain(**asked).logits[0], atol=1e-5, rtol=1e-5)
+    assert fewtune(*command, "--out", "again")[0] == 0 and weights("again") == weights("model")
+    code, out, err = fewtune("pretrain", "corpus.txt", "--backbone", "model", *SMALL, "--out", "further", "--json")
+    assert code == 0 and json.loads(out)["parameters"] == found["parameters"], err
+
+
 def test_a_plm_goes_on_with_all_its_weights(corpus, fewtune, llama):
     code, out, err = fewtune("pretrain", "corpus.txt", "--backbone", llama, *SMALL, "--out", "model", "--json", "--learning-rate", "1e-3")
     assert code == 0, err
@@ -94,6 +116,8 @@ def test_an_update_of_a_bare_encoder_makes_the_whole_folder_again(corpus, fewtun
     (("--objective", "mlm", "--epochs", "0"), "--epochs: expected a number above 0"),
     (("--objective", "mlm", "--held-out", "1.5"), "--held-out: expected a share"),
     (("--objective", "mlm", "--length", "512", "--vocabulary", "350"), "at least two blocks"),
+    (("--objective", "clm", "--shared", "--vocabulary", "350"), "--shared: expected a masked model"),
+    (("--backbone", "PLM", "--shared"), "--shared: expected a model from nothing"),
     (("--backbone", "PLM", "--objective", "mlm"), "which learns clm"),
     (("--backbone", "PLM", "--length", "2000"), "--length: expected at most 512"),
     (("--backbone", "PLM", "--delta", "ia3"), "Take lora"),

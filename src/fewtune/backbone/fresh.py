@@ -31,13 +31,24 @@ SIZES: Mapping[str, Size] = {"tiny": Size(2, 128, 2), "mini": Size(4, 256, 4), "
 """The sizes of Turc et al. 2019, "Well-read students learn better", table 1."""
 
 
-def make(objective: Objective, size: str, tokenizer: Any, *, length: int, seed: int) -> Backbone:
-    """A random model that takes at least `length` tokens, as transformers initialises it; raises `SpecError` for an unknown size."""
+_EMBEDDING = 128
+"""ALBERT's width of the embeddings (Lan et al. 2020, table 3, where it is the best for shared layers)."""
+
+
+def make(objective: Objective, size: str, tokenizer: Any, *, length: int, seed: int, shared: bool = False) -> Backbone:
+    """A random model that takes at least `length` tokens, as transformers initialises it.
+
+    A `shared` one is an ALBERT: one block stands for all layers, and the embeddings are V × E and E × H. E is at most half the width,
+    so that this is the smaller. Raises `SpecError` for an unknown size, and for a shared autoregressive model.
+    """
     import transformers
 
     if size not in SIZES:
         raise SpecError(expected="a size by name", got=f'"{size}"', where="--size", fix=f"Known: {', '.join(SIZES)}.")
-    shape, kind = SIZES[size], {"mlm": "bert", "clm": "llama"}[objective]
+    if shared and objective != "mlm":
+        fix = "Take --objective mlm, or leave --shared out."
+        raise SpecError(expected="a masked model, as ALBERT is one", got=f"--objective {objective}", where="--shared", fix=fix)
+    shape, kind = SIZES[size], "albert" if shared else {"mlm": "bert", "clm": "llama"}[objective]
     inner = 4 * shape.width if objective == "mlm" else -(-8 * shape.width // 3 // 64) * 64  # of a gated layer as many weights
     config = transformers.AutoConfig.for_model(
         kind,
@@ -51,6 +62,7 @@ def make(objective: Objective, size: str, tokenizer: Any, *, length: int, seed: 
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         tie_word_embeddings=True,
+        **({"embedding_size": min(_EMBEDDING, shape.width // 2)} if shared else {}),
     )
     wanted = transformers.AutoModelForMaskedLM if objective == "mlm" else transformers.AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):

@@ -30,6 +30,7 @@ def pretrain(
     vocabulary: Annotated[
         int, typer.Option("--vocabulary", min=300, help="Of a new model: the most pieces its tokenizer learns.")
     ] = 16_384,
+    shared: Annotated[bool, typer.Option("--shared", help="Of a new model: one block for all layers, narrow embeddings (ALBERT).")] = False,
     delta: Annotated[
         list[str] | None, typer.Option("--delta", help="Train low-rank updates (lora:rank=16 …) instead of all weights; may repeat.")
     ] = None,
@@ -61,7 +62,7 @@ def pretrain(
         made = pretrain_files(
             Corpus(tuple(corpus), documents, length, held_out),
             out,
-            start=Start(backbone, objective, size, vocabulary, device),
+            start=Start(backbone, objective, size, vocabulary, shared, device),
             spec=Pretraining(
                 deltas=flags.deltas(delta or ()),
                 whole_words=whole_words,

@@ -56,6 +56,21 @@ def test_a_new_model_is_a_function_of_its_seed(tokenizers, objective):
     assert made[0].model.config.model_type == {"mlm": "bert", "clm": "llama"}[objective]
 
 
+@pytest.mark.parametrize(("size", "narrow"), [("tiny", 64), ("mini", 128), ("small", 128)])
+def test_a_shared_model_has_one_block_and_factorised_embeddings(tokenizers, size, narrow):
+    tokenizer, shape = tokenizers["mlm"], fresh.SIZES[size]
+    made = fresh.make("mlm", size, tokenizer, length=16, seed=1, shared=True)
+    V, E, P, D, inner = len(tokenizer), narrow, 512, shape.width, 4 * shape.width
+    embeddings = (V + P + 2) * E + 2 * E + (E * D + D)  # tokens, positions, segments; a norm; up to the states
+    block = 4 * (D * D + D) + 2 * D + (D * inner + inner) + (inner * D + D) + 2 * D
+    head = (D * E + E) + 2 * E + V  # the last projection is the embeddings' own
+    assert made.parameters == embeddings + block + head
+    assert (made.model.config.model_type, made.depth, len(made.blocks)) == ("albert", shape.blocks, 1)
+    plain = fresh.make("mlm", size, tokenizer, length=16, seed=1)
+    of_blocks = [sum(weight.numel() for weight in one.blocks.parameters()) for one in (made, plain)]
+    assert of_blocks == [block, shape.blocks * block] and plain.depth == made.depth
+
+
 def test_a_size_nobody_knows_is_refused(tokenizers):
     with pytest.raises(SpecError, match="Known: tiny, mini, small"):
         fresh.make("mlm", "huge", tokenizers["mlm"], length=8, seed=0)
