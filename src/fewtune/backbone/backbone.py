@@ -468,6 +468,13 @@ class Backbone:
             logits_NK = nn.functional.linear(hidden_ND, weight, bias)
         return logits_NK.float()
 
+    @property
+    def lm_weights(self) -> list[nn.Parameter]:
+        """What of the LM head is trained, deltas' own weights included; each once."""
+        places = [step for step in (*self.family.transform, self.family.decoder) if not step.startswith("act:")]
+        held = {id(weight): weight for place in places for weight in self.model.get_submodule(place).parameters()}
+        return [weight for weight in held.values() if weight.requires_grad]
+
     def _step(self, step: str) -> Callable[[Tensor], Tensor]:
         if step.startswith("act:"):
             from transformers.activations import ACT2FN

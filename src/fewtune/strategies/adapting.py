@@ -128,7 +128,8 @@ class Language:
         """The language-modelling loss of a batch, through the PLM's own LM head; only states that predict something go through it."""
         batch, asked = drawn
         states_ND = self.model.output(batch).hidden_BTD.flatten(0, 1)[asked.places_N]
-        return language_loss(states_ND, asked.targets_N, lambda part_ND: self.model.backbone.lm_logits(part_ND, None))
+        head, weights = self.model.backbone.lm_logits, self.model.backbone.lm_weights
+        return language_loss(states_ND, asked.targets_N, lambda part_ND: head(part_ND, None), weights=weights)
 
     def seconds(self, steps: int) -> float:
         """What so many steps will take, each like one on a batch of the middle size."""

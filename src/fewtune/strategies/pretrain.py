@@ -160,7 +160,8 @@ class Language:
         """The mean loss of a batch's predictions; only states that predict something go through the LM head."""
         mask_BT, asked = drawn
         states_ND = self.backbone.forward(asked.ids_BT, mask_BT).hidden_BTD.flatten(0, 1)[asked.places_N]
-        return language_loss(states_ND, asked.targets_N, lambda part_ND: self.backbone.lm_logits(part_ND, None))
+        head, weights = self.backbone.lm_logits, self.backbone.lm_weights
+        return language_loss(states_ND, asked.targets_N, lambda part_ND: head(part_ND, None), weights=weights)
 
     @torch.no_grad()
     def judged(self) -> float:

@@ -9,15 +9,16 @@ Dimensions: B rows, T tokens, N predictions, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from fewtune.train.losses import cross_entropy
 
@@ -113,21 +114,44 @@ def _words(sizes_W: NDArray[np.int64], count: int, random: np.random.Generator) 
     return chosen or [int(sizes_W.argmin())]
 
 
-def language_loss(hidden_ND: Tensor, targets_N: Tensor, logits: Callable[[Tensor], Tensor], *, most: int = _MOST) -> Tensor:
+def language_loss(
+    hidden_ND: Tensor, targets_N: Tensor, logits: Callable[[Tensor], Tensor], *, weights: Sequence[Tensor] = (), most: int = _MOST
+) -> Tensor:
     """The mean over predictions of the cross-entropy between the tokens and softmax of `logits` of the states that predict them.
 
-    `logits` (states_ND → logits_NV) is called on at most `most` states at a time; where there are more, nothing of that is kept for
-    the gradient, for which it is called once more.
+    `logits` (states_ND → logits_NV) is called on at most `most` states at a time, and once for each: the gradient is taken at once, while
+    the logits are there, so neither are they kept nor computed again. `weights` are those of `logits` that are trained; others get no
+    gradient. What is given can be derived once, not twice.
 
     >>> round(language_loss(torch.zeros(3, 8), torch.tensor([0, 3, 7]), lambda states_ND: states_ND, most=2).item(), 4)
     2.0794
     """
+    loss: Tensor = _InParts.apply(hidden_ND, targets_N, logits, most, *weights)  # type: ignore[no-untyped-call]
+    return loss
 
-    def summed(part_ND: Tensor, own_N: Tensor) -> Tensor:
-        return cross_entropy(logits(part_ND), own_N) * len(own_N)
 
-    parts = list(zip(torch.split(hidden_ND, most), torch.split(targets_N, most), strict=True))
-    if len(parts) == 1:
-        return summed(*parts[0]) / len(targets_N)
-    sums = [checkpoint(summed, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
-    return torch.stack(sums).sum() / len(targets_N)
+class _InParts(torch.autograd.Function):
+    """Forward: the loss, and with it the gradients of all that takes one; backward: these, times what comes from above."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, targets_N: Tensor, logits: Callable[[Tensor], Tensor], most: int, *weights: Tensor) -> Tensor:
+        derived = any(ctx.needs_input_grad)
+        total, states, sums = hidden_ND.new_zeros(()), list[Tensor](), [torch.zeros_like(weight) for weight in weights if derived]
+        for part_ND, own_N in zip(torch.split(hidden_ND, most), torch.split(targets_N, most), strict=True):
+            with torch.set_grad_enabled(derived):
+                leaf_ND = part_ND.detach().requires_grad_(derived)
+                part = cross_entropy(logits(leaf_ND), own_N) * (len(own_N) / len(targets_N))
+            total += part.detach()
+            if derived:
+                state_ND, *others = torch.autograd.grad(part, [leaf_ND, *weights], allow_unused=True)
+                states.append(state_ND)
+                for kept, other in zip(sums, others, strict=True):
+                    kept += 0 if other is None else other
+        ctx.save_for_backward(*([torch.cat(states), *sums] if derived else []))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
+        states_ND, *sums = (gradient * above for gradient in ctx.saved_tensors)
+        return (states_ND, None, None, None, *sums)

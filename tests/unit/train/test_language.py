@@ -128,15 +128,15 @@ def test_the_loss_and_its_gradients_are_those_of_all_logits_at_once(count, most)
             return part_ND @ head_VD.T
 
         if parted:
-            loss = language_loss(states_ND, targets_N, logits, most=most)
+            loss = language_loss(states_ND, targets_N, logits, weights=[head_VD], most=most)
         else:
             loss = torch.nn.functional.cross_entropy(states_ND @ head_VD.T, targets_N)
-        loss.backward()
+        (3 * loss).backward()
         found.append((loss.detach(), states_ND.grad, head_VD.grad))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
     assert max(sizes) <= most
-    assert len(sizes) == (1 if count <= most else 2 * -(-count // most)), "once, and once more for the gradient where there are several"
+    assert sum(sizes) == count, "once for each state, for the loss and its gradient together"
 
 
 def test_by_hand():
