@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fewtune import registry
 from fewtune.backbone import bank, fingerprints, seq2seq, surgery, tree, turns, walk
 from fewtune.backbone.attention import Given, KeyValues, Prefixes, Seen
-from fewtune.backbone.bank import NOBODY, Edit, Routing
+from fewtune.backbone.bank import NOBODY, Edit, Routing, Shelf
 from fewtune.backbone.climb import Climb
 from fewtune.backbone.families import FAMILIES, SITES, Family
 from fewtune.backbone.front import Fronts, Packed
@@ -59,6 +59,7 @@ class Backbone:
         self.stack: nn.Module = model.get_submodule(self.family.stack) if self.family.stack else model.base_model
         self.entry = 0
         self.routing, self.fronts = Routing(), Fronts()
+        self.claims: list[str] = []
         self.prefixes = Prefixes(model, self.routing)
         # Counted before any delta adds its own; tied weights count once.
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -85,14 +86,14 @@ class Backbone:
         """The token that the decoder's answers start from."""
         return seq2seq.start(self.model)
 
-    @cached_property
+    @property
     def blocks(self) -> nn.ModuleList:
         """The stack's blocks, from the bottom."""
         blocks = self.stack.get_submodule(self.family.blocks)
         assert isinstance(blocks, nn.ModuleList)
         return blocks
 
-    @cached_property
+    @property
     def order(self) -> tuple[int, ...]:
         """The number of the block that each step of the stack runs; one block may stand for several steps (ALBERT)."""
         distinct = len(self.blocks)
@@ -240,9 +241,30 @@ class Backbone:
             )
         return [f"{self._stack_path}{self.family.blocks}.{block}.{self.family.attention}" for block in self.upper(top)]
 
+    def claim(self, what: str) -> surgery.Undo:
+        """Keep the backbone for one model, of which `what` says why: every row runs what was changed. Undo lets others in again.
+
+        Raises `BackboneError` where models are side by side already.
+        """
+        shelves = (module for module in self.model.modules() if isinstance(module, Shelf))
+        entries = {self.entry, *(entry for shelf in shelves for entry in shelf.entries), *(owner for owner, _ in self.fronts.held)}
+        if entries != {0}:
+            raise self._claimed(what)
+        self.claims.append(what)
+        return lambda: self.claims.remove(what)
+
+    def _claimed(self, what: str) -> BackboneError:
+        fix = "Load it on a PLM of its own."
+        return BackboneError(expected="models that share a PLM", got=what, where=f'backbone "{self.name}"', fix=fix)
+
     @contextmanager
     def installing(self, entry: int) -> Iterator[None]:
-        """Within it, deltas are installed for the rows that are routed to `entry` (0 for all that are not routed)."""
+        """Within it, deltas are installed for the rows that are routed to `entry` (0 for all that are not routed).
+
+        Raises `BackboneError` for a row of its own where one model has the backbone for itself.
+        """
+        if self.claims and entry > 0:
+            raise self._claimed(self.claims[0])
         before, self.entry = self.entry, entry
         try:
             yield

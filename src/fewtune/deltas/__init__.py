@@ -5,10 +5,20 @@ from fewtune.deltas.delta import Delta
 from fewtune.deltas.lora import LoRA
 from fewtune.deltas.prefix import Prefix
 from fewtune.deltas.scaling import IA3
+from fewtune.deltas.shallow import Shallow
 from fewtune.deltas.soft_prompt import SoftPrompt
 from fewtune.deltas.subset import Subset
 from fewtune.registry import Table
 
 DELTAS: Table[Delta] = Table(
-    "delta", {"lora": LoRA, "subset": Subset, "adapter": Adapter, "ia3": IA3, "soft-prompt": SoftPrompt, "prefix": Prefix}
+    "delta",
+    {
+        "lora": LoRA,
+        "subset": Subset,
+        "adapter": Adapter,
+        "ia3": IA3,
+        "soft-prompt": SoftPrompt,
+        "prefix": Prefix,
+        "shallow": Shallow,
+    },
 )

@@ -1,0 +1,74 @@
+"""A stack of which some steps remain: which ones are left, what of the model counts them, and the way back. Knows blocks and the
+model's configuration; no delta."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from fewtune.backbone import surgery
+from fewtune.backbone.backbone import Backbone
+from fewtune.errors import BackboneError
+
+_COUNTED = "layer_idx"  # transformers' name for a block's place among keys and values that are kept
+_KINDS = "layer_types"  # and for what each block sees
+
+
+def spread(count: int, depth: int) -> tuple[int, ...]:
+    """`count` of `depth` steps, evenly from the first to the last, both of them included: those of DistilBERT (Sanh et al. 2019), six of
+    BERT's twelve. One alone is the first.
+
+    >>> spread(6, 12), spread(3, 6), spread(1, 6)
+    ((0, 2, 4, 7, 9, 11), (0, 2, 5), (0,))
+    """
+    return tuple(round(number * (depth - 1) / max(1, count - 1)) for number in range(count))
+
+
+def keep(backbone: Backbone, steps: Sequence[int]) -> surgery.Undo:
+    """Leave `steps` of the stack only, by their numbers from the bottom; undo puts everything back.
+
+    Raises `BackboneError` where they are not steps of it in order, where the lowest one holds something that all need, or where a family
+    with blocks that several steps share would run others.
+    """
+    _check(backbone, steps)
+    config: Any = backbone.stack.config
+    kept = [backbone.blocks[backbone.order[step]] for step in steps]
+    undo = [_set(config, "num_hidden_layers", len(steps))]
+    kinds = getattr(config, _KINDS, None)
+    if kinds is not None:
+        undo.append(_set(config, _KINDS, [kinds[step] for step in steps]))
+    if not backbone.family.shared:
+        undo.append(surgery.replace(backbone.stack, backbone.family.blocks, nn.ModuleList(kept)))
+        undo += [
+            _set(module, _COUNTED, number) for number, block in enumerate(kept) for module in block.modules() if _COUNTED in vars(module)
+        ]
+
+    def back() -> None:
+        for one in reversed(undo):
+            one()
+
+    return back
+
+
+def _check(backbone: Backbone, steps: Sequence[int]) -> None:
+    depth, family = backbone.depth, backbone.family
+    if not steps or list(steps) != sorted(set(steps)) or not 0 <= steps[0] <= steps[-1] < depth:
+        raise _refused(backbone, f"some of the steps 0 to {depth - 1}, from the bottom", steps, "Change --delta shallow or distill:layers.")
+    if family.carries is not None and steps[0] != 0:
+        raise _refused(backbone, "step 0 among them, whose relative positions all others use", steps, "Keep step 0.")
+    run = tuple(number * len(backbone.blocks) // len(steps) for number in range(len(steps)))
+    if family.shared and run != tuple(backbone.order[step] for step in steps):
+        reason = "steps whose blocks are those that a stack of so many steps runs"
+        raise _refused(backbone, reason, steps, "Keep as many steps of each group of blocks, or take a PLM with one.")
+
+
+def _refused(backbone: Backbone, expected: str, steps: Sequence[int], fix: str) -> BackboneError:
+    return BackboneError(expected=expected, got=", ".join(map(str, steps)) or "none", where=f"fewer layers of {backbone.name}", fix=fix)
+
+
+def _set(owner: Any, name: str, value: object) -> surgery.Undo:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    return lambda: setattr(owner, name, before)
