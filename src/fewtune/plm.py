@@ -88,7 +88,7 @@ def install(backbone: Backbone, deltas: Sequence[Delta], *, seed: int) -> tuple[
     try:
         for number, delta in enumerate(deltas):
             installed.append(delta.install(backbone, generator=torch.Generator().manual_seed(derive(seed, "init", number))))
-        _merged(backbone, installed)
+        merged(backbone, installed)
     except FewtuneError as error:
         remove_all(installed)
         fix = f"Choose lora, ia3, bitfit or subset, each at a place of its own ({error.fix.rstrip('.')})."
@@ -117,8 +117,8 @@ def _file(number: int) -> str:
     return f"delta-{number}.safetensors"
 
 
-def _merged(backbone: Backbone, installed: Sequence[Installed]) -> dict[str, Tensor]:
-    """The weights of the PLM with the deltas in them, which stay as they are."""
+def merged(backbone: Backbone, installed: Sequence[Installed]) -> dict[str, Tensor]:
+    """The weights of the PLM with the deltas in them, which stay as they are; raises `BackboneError` for what cannot be merged."""
     undo = []
     try:
         for delta in installed:
@@ -131,6 +131,6 @@ def _merged(backbone: Backbone, installed: Sequence[Installed]) -> dict[str, Ten
 
 def _write_in(backbone: Backbone, installed: Sequence[Installed]) -> None:
     """Write the deltas into the weights for good and take them out."""
-    weights = _merged(backbone, installed)
+    weights = merged(backbone, installed)
     remove_all(installed)
     backbone.model.load_state_dict(weights)

@@ -1,7 +1,6 @@
 """Fewer layers in every family: what remains is what running these blocks by hand gives, walks and caches agree with it, deltas stand on
 it, and it goes without a trace."""
 
-
 import pytest
 import torch
 

@@ -155,14 +155,15 @@ class Backbone:
                 continue
             inputs, outputs = sizes(module)
             size = outputs // place.parts
-            path = f"{self._stack_path}{self.family.blocks}.{block}.{place.module}"
+            path = f"{self.blocks_path}.{block}.{place.module}"
             yield Site(name, block, path, place.part * size, (place.part + 1) * size, inputs, outputs)
 
     @cached_property
-    def _stack_path(self) -> str:
+    def blocks_path(self) -> str:
+        """Where the blocks stand in the whole model; each is called by its number below."""
         if self.family.stack:
-            return f"{self.family.stack}."
-        return f"{self.model.base_model_prefix}." if self.has_lm_head else ""
+            return f"{self.family.stack}.{self.family.blocks}"
+        return f"{self.model.base_model_prefix}.{self.family.blocks}" if self.has_lm_head else self.family.blocks
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The mixed precision that was chosen for this backbone."""
@@ -239,7 +240,7 @@ class Backbone:
                 where=f'backbone "{self.name}"',
                 fix="Take a soft prompt, or another --backbone.",
             )
-        return [f"{self._stack_path}{self.family.blocks}.{block}.{self.family.attention}" for block in self.upper(top)]
+        return [f"{self.blocks_path}.{block}.{self.family.attention}" for block in self.upper(top)]
 
     def claim(self, what: str) -> surgery.Undo:
         """Keep the backbone for one model, of which `what` says why: every row runs what was changed. Undo lets others in again.

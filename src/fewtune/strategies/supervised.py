@@ -284,7 +284,9 @@ def _epochs(model: TunedModel, recipe: Recipe, train: tuple[Example, ...], rows:
 
     @lru_cache(maxsize=2)
     def epoch(number: int) -> _Epoch:
-        return _paired(alike, templates, recipe, number) if model.readout.pairs else _epoch(rows(number), recipe, number)
+        if model.readout.pairs:
+            return _paired(alike, templates, recipe, number)
+        return mixed_epoch(rows(number), size=recipe.fit.batch_size, seed=recipe.seed, number=number)
 
     return epoch
 
@@ -313,15 +315,14 @@ def _paired(targets: Sequence[int], templates: int, recipe: Recipe, number: int)
     ]
 
 
-def _epoch(rows: _Rows, recipe: Recipe, number: int) -> _Epoch:
+def mixed_epoch(rows: _Rows, *, size: int, seed: int, number: int) -> _Epoch:
+    """Batches of `size` rows of like length, each of one template; all rows in all templates, in an order of this epoch's own."""
     batches = [
         (template, indices)
         for template, encoded in enumerate(rows)
-        for indices in bucketed_order(
-            [len(row.ids) for row in encoded], size=recipe.fit.batch_size, seed=derive(recipe.seed, "order", number, template)
-        )
+        for indices in bucketed_order([len(row.ids) for row in encoded], size=size, seed=derive(seed, "order", number, template))
     ]
-    order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(derive(recipe.seed, "order", number)))
+    order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(derive(seed, "order", number)))
     return [batches[index] for index in order.tolist()] if len(rows) > 1 else batches
 
 

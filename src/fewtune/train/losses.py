@@ -1,6 +1,6 @@
 """Losses: scores and targets → one number to minimise. Knows tensors; nothing of models, labels or the loop.
 
-Dimensions: B rows, or N where they are all; C candidates, D width.
+Dimensions: B rows, or N where they are all; T positions, R heads of relations, C candidates, D width.
 """
 
 from __future__ import annotations
@@ -53,6 +53,53 @@ def distillation(scores_BC: Tensor, shares_BC: Tensor, temperature_B: Tensor) ->
     student_BC = (scores_BC.to(precision) / temperature_B1).log_softmax(-1)
     parts_B = torch.nn.functional.kl_div(student_BC, teacher_BC, reduction="none").sum(-1)
     return (temperature_B1[:, 0] ** 2 * parts_B).mean()
+
+
+def distillation_each(scores_BC: Tensor, shares_BC: Tensor, temperature_B: Tensor) -> Tensor:
+    """`distillation` where each candidate is judged for itself: the mean over rows and candidates of T² · KL of the two softened answers
+    yes and no.
+
+    >>> round(distillation_each(torch.zeros(1, 1), torch.tensor([[0.9]]), torch.tensor([2.0])).item(), 4)
+    0.5232
+    """
+    yes_no_BC2 = torch.stack([shares_BC, 1 - shares_BC], -1).clamp(min=0.0)
+    scores_BC2 = torch.stack([scores_BC, torch.zeros_like(scores_BC)], -1)
+    return distillation(scores_BC2.flatten(0, 1), yes_no_BC2.flatten(0, 1), temperature_B.repeat_interleave(scores_BC.shape[1]))
+
+
+def states_apart(student_BTD: Tensor, teacher_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+    """The mean over real tokens, where `mask_BT` is 1, and numbers of the squared distance of two states (Jiao et al. 2020, eq. 8).
+
+    >>> states_apart(torch.tensor([[[1.0, 3.0], [9.0, 9.0]]]), torch.zeros(1, 2, 2), torch.tensor([[1, 0]])).item()
+    5.0
+    """
+    apart_BT = (student_BTD.float() - teacher_BTD.float()).square().mean(-1)
+    return apart_BT[mask_BT.bool()].mean()
+
+
+def relations_apart(student_BTD: Tensor, teacher_BTD: Tensor, mask_BT: Tensor, *, heads: int) -> Tensor:
+    """The mean over real tokens and heads of KL(teacher ‖ student) of what each token's vector has to do with those of the others: softmax
+    of the scaled products of queries with queries, say, or values with values (Wang et al. 2021, section 3.1).
+
+    The vectors of all attention heads stand side by side and are cut anew into `heads` heads of relations, so that student and teacher
+    may have other numbers of heads and other widths.
+
+    >>> tokens = torch.eye(2)[None]
+    >>> round(relations_apart(torch.zeros(1, 2, 2), tokens * 2**0.25, torch.ones(1, 2), heads=1).item(), 4)
+    0.1109
+    """
+    teacher_BRTT, student_BRTT = (_related(each, mask_BT, heads) for each in (teacher_BTD, student_BTD))
+    seen_B11T = mask_BT.bool()[:, None, None]
+    apart_BRTT = (teacher_BRTT.exp() * (teacher_BRTT - student_BRTT)).masked_fill(~seen_B11T, 0.0)
+    return apart_BRTT.sum(-1).mean(1)[mask_BT.bool()].mean()
+
+
+def _related(vectors_BTD: Tensor, mask_BT: Tensor, heads: int) -> Tensor:
+    """Log-probabilities_BRTT of each token's relations to the real ones."""
+    vectors_BRTE = vectors_BTD.float().reshape(*vectors_BTD.shape[:2], heads, -1).transpose(1, 2)
+    scores_BRTT = vectors_BRTE @ vectors_BRTE.transpose(-1, -2) * vectors_BRTE.shape[-1] ** -0.5
+    seen_BRTT: Tensor = scores_BRTT.masked_fill(~mask_BT.bool()[:, None, None], torch.finfo(torch.float32).min)
+    return seen_BRTT.log_softmax(-1)
 
 
 def row_losses(log_NC: Tensor, targets: Tensor) -> Tensor:

@@ -1,0 +1,75 @@
+"""Every way to make a model smaller: the teacher stays as it was, the result is a model like any other, and the same seed gives the same."""
+
+import pytest
+import torch
+
+import fewtune as ft
+from fewtune import artifact, job, plm
+from fewtune.backbone import tiny
+from fewtune.data.example import Example, Split
+from fewtune.strategies.compression import COMPRESSIONS
+from fewtune.train.fit import FitOptions, Session
+
+WAYS = {"distill": "distill:layers=2,steps=60,learning_rate=0.003"}
+"""One of each member, small enough for a test."""
+GOOD, BAD = ("great", "fun", "joy"), ("dull", "mess", "terrible")
+ROWS = tuple(
+    Example({"text": f"{one} and {other}"}, label) for label, words in (("pos", GOOD), ("neg", BAD)) for one in words for other in words
+)
+POOL = tuple(Example({"text": f"it was {one}, {other}"}) for one in (*GOOD, *BAD) for other in (*GOOD, *BAD))
+TEXTS = [row.fields["text"] for row in (*ROWS, *POOL)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(tiny.save("bert", tmp_path_factory.mktemp("plm") / "bert", blocks=4))
+
+
+@pytest.fixture(scope="module")
+def teacher(folder):
+    settings = job.Settings(
+        strategy="supervised", readout=ft.Head(), deltas=(ft.Subset("all"),), fit=FitOptions(steps=40, learning_rate=0.003), seed=3
+    )
+    return job.tune(ft.Task.classification(["neg", "pos"]), Split(train=ROWS), plm.load(folder), settings, session=Session())
+
+
+def run(way, teacher):
+    return COMPRESSIONS.from_text(way).run(teacher, Split(train=ROWS, unlabeled=POOL), session=Session())
+
+
+def test_every_way_is_seen():
+    assert list(COMPRESSIONS) == list(WAYS) == ["distill"]
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_the_teacher_stays_as_it_was_and_the_artifact_keeps_the_answers(way, teacher, tmp_path):
+    before = teacher.predict(TEXTS)
+    weights = {name: {key: weight.clone() for key, weight in state.items()} for name, state in artifact.tensors(teacher).items()}
+    made = run(way, teacher)
+    answers = made.predict(TEXTS)
+    after = artifact.tensors(teacher)
+    assert all(torch.equal(weight, after[name][key]) for name, state in weights.items() for key, weight in state.items())
+    made.save(tmp_path / "small")
+    loaded = artifact.load(tmp_path / "small")
+    assert loaded.predict(TEXTS) == answers
+    loaded.remove()
+    made.remove()
+    assert teacher.predict(TEXTS) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_the_same_seed_gives_the_same_numbers(way, teacher):
+    one, other = run(way, teacher), run(way, teacher)
+    assert one.predict(TEXTS) == other.predict(TEXTS)
+    one.remove()
+    other.remove()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_the_smaller_model_answers_what_the_teacher_answers(way, teacher):
+    made = run(way, teacher)
+    same = [one.label == other.label for one, other in zip(made.predict(TEXTS), teacher.predict(TEXTS), strict=True)]
+    assert sum(same) / len(same) >= 0.8
+    made.remove()
