@@ -215,4 +215,4 @@ def file_bytes(state: Mapping[str, Tensor]) -> int:
     return 8 + -(-text // 8) * 8 + start
 
 
-_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8"}

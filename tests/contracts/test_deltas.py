@@ -15,6 +15,7 @@ from fewtune.backbone.families import FAMILIES
 from fewtune.deltas import DELTAS
 from fewtune.deltas.adapter import Adapter
 from fewtune.deltas.lora import LoRA
+from fewtune.deltas.mask import Mask
 from fewtune.deltas.prefix import Prefix
 from fewtune.deltas.scaling import IA3
 from fewtune.deltas.soft_prompt import SoftPrompt
@@ -42,10 +43,14 @@ SETTINGS = {
     "norms": Subset("norms"),
     "last": Subset("last"),
     "none": Subset("none"),
+    "mask": Mask(),
+    "mask-words": Mask(share=0.3, sites=("words", "ffn_in")),
+    "mask-own": Mask(share=0.25, sites=("attention_in", "words"), values="own"),
 }
 ELSEWHERE = {"shallow"}
 """They train nothing and change all rows alike: test_shallow.py."""
 MERGES = ("lora", "lora-everywhere", "lora-dropout", "rslora-ranks", "dora", "ia3", "ia3-top", "all", "biases", "norms", "last")
+MERGES += ("mask", "mask-words", "mask-own")
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +158,7 @@ def close(actual, expected, atol=1e-5):
 
 
 def test_every_delta_and_family_is_seen():
-    assert len(DELTAS) == 7 and {DELTAS.name_of(delta) for delta in SETTINGS.values()} == set(DELTAS) - ELSEWHERE
+    assert len(DELTAS) == 8 and {DELTAS.name_of(delta) for delta in SETTINGS.values()} == set(DELTAS) - ELSEWHERE
     assert len(FAMILIES) == 16
     assert len(CASES) == 16 * len(SETTINGS) - len(REFUSED)
 
@@ -214,7 +219,7 @@ def test_no_block_below_the_first_is_changed_or_keeps_a_graph(plain, family, nam
     below = range(first + 1) if first else ()  # with all blocks trained the embeddings may be, too
     assert all(torch.equal(before[step], after[step]) and not after[step].requires_grad for step in below)
     for step in range(first + 1, backbone.depth + 1):
-        assert after[step].requires_grad and not torch.equal(before[step][real], after[step][real])
+        assert after[step].requires_grad == bool(installed.weights) and not torch.equal(before[step][real], after[step][real])
 
 
 @pytest.mark.parametrize(("family", "name"), CASES)
@@ -373,6 +378,8 @@ def expected_parameters(delta, backbone):
         return delta.length * backbone.embed(torch.zeros(1, 1, dtype=torch.long)).shape[-1]
     if isinstance(delta, Prefix):
         return None  # its own reference test counts them
+    if isinstance(delta, Mask):
+        return None  # not all that is stored is trained: counted below
     if isinstance(delta, IA3):
         outs = sum(site.stop - site.start for name in delta.outputs for site in backbone.sites(name, top=delta.top))
         return outs + sum(site.inputs for name in delta.inputs for site in backbone.sites(name, top=delta.top))
@@ -404,6 +411,19 @@ def test_as_many_weights_are_trained_as_the_formula_says(plain, family, name):
     expected = expected_parameters(delta, backbone)
     installed = delta.install(backbone, generator=generator())
     assert expected is None or installed.trained_parameters == expected == installed.stored_parameters
+
+
+@pytest.mark.parametrize(("family", "name"), [one for one in CASES if one.values[1].startswith("mask")])
+def test_a_mask_trains_what_remains_and_stores_a_bit_for_each_weight(plain, family, name):
+    backbone, delta = case(plain, family, name)
+    modules = {backbone.model.get_submodule(site.path) for one in delta.sites if one != "words" for site in backbone.sites(one)}
+    modules |= {backbone.model.get_input_embeddings()} if "words" in delta.sites else set()
+    sizes = [module.weight.numel() for module in modules]
+    biases = sum(module.bias.numel() for module in modules if getattr(module, "bias", None) is not None)
+    installed = delta.install(backbone, generator=generator())
+    trained = sum(size - round(size * delta.share) for size in sizes) + biases if delta.values == "trained" else 0
+    assert installed.trained_parameters == trained
+    assert installed.stored_parameters == trained + sum(-(-size // 8) for size in sizes)
 
 
 # Several

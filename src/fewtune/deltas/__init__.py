@@ -3,6 +3,7 @@
 from fewtune.deltas.adapter import Adapter
 from fewtune.deltas.delta import Delta
 from fewtune.deltas.lora import LoRA
+from fewtune.deltas.mask import Mask
 from fewtune.deltas.prefix import Prefix
 from fewtune.deltas.scaling import IA3
 from fewtune.deltas.shallow import Shallow
@@ -20,5 +21,6 @@ DELTAS: Table[Delta] = Table(
         "soft-prompt": SoftPrompt,
         "prefix": Prefix,
         "shallow": Shallow,
+        "mask": Mask,
     },
 )

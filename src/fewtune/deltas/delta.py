@@ -163,22 +163,28 @@ def require(holds: bool, *, where: str, expected: str, got: object) -> None:
 
 def load_strictly(weights: Mapping[str, nn.Parameter], state: Mapping[str, Tensor], where: str) -> None:
     """Copy `state` into `weights`; raises `ArtifactError` unless names and shapes are the same."""
-    odd = sorted(weights.keys() ^ state.keys())
+    check_tensors({name: weight.shape for name, weight in weights.items()}, state, where)
+    for name, weight in weights.items():
+        with torch.no_grad():
+            weight.copy_(state[name])
+
+
+def check_tensors(shapes: Mapping[str, torch.Size], state: Mapping[str, Tensor], where: str) -> None:
+    """Raise `ArtifactError` unless `state` has tensors of these names and shapes, and no others."""
+    odd = sorted(shapes.keys() ^ state.keys())
     if odd:
-        missing = odd[0] in weights
+        missing = odd[0] in shapes
         raise ArtifactError(
             expected=f'the tensor "{odd[0]}"' if missing else "only tensors of this artifact",
             got="none" if missing else f'"{odd[0]}"',
             where=where,
             fix="The file does not belong to this manifest; copy the whole folder again.",
         )
-    for name, weight in weights.items():
-        if weight.shape != state[name].shape:
+    for name, shape in shapes.items():
+        if state[name].shape != shape:
             raise ArtifactError(
-                expected=f'"{name}" of shape {tuple(weight.shape)}',
+                expected=f'"{name}" of shape {tuple(shape)}',
                 got=f"shape {tuple(state[name].shape)}",
                 where=where,
                 fix="The file does not belong to this manifest; copy the whole folder again.",
             )
-        with torch.no_grad():
-            weight.copy_(state[name])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from fewtune.backbone.bank import Bank, Edit
 from fewtune.deltas.delta import Installed, require
 from fewtune.errors import BackboneError
 
+T = TypeVar("T")
 Part = Literal["all", "biases", "norms", "last", "none"]
 
 
@@ -61,14 +62,14 @@ class Subset:
             self,
             backbone,
             weights,
-            edits=[(path, Own(held)) for path, held in _owners(backbone.model, mine).items()],
+            edits=[(path, Own(held)) for path, held in owners(backbone.model, mine).items()],
             train_mode=self._train_mode(backbone),
             first_block=self._first_block(backbone),
         )
 
     def _choose(self, backbone: Backbone) -> Iterable[tuple[str, nn.Parameter]]:
         """Frozen weights only: what an earlier delta trains, or lets its own stand in for, it goes on training."""
-        free = self._wanted(backbone) - _taken(backbone)
+        free = self._wanted(backbone) - taken(backbone)
         for name, parameter in backbone.model.named_parameters():
             if id(parameter) in free and not parameter.requires_grad:
                 yield name.replace(".base.", "."), parameter
@@ -122,26 +123,27 @@ class Own(Edit):
         return {name: weight.detach() for name, weight in self.held.items()}
 
 
-def _taken(backbone: Backbone) -> set[int]:
+def taken(backbone: Backbone) -> set[int]:
     """The weights for which the current entry has others already."""
     banks = [module for module in backbone.model.modules() if isinstance(module, Bank)]
     return {id(bank.base.get_parameter(name)) for bank in banks for edit in bank.of(backbone.entry) for name in edit.instead()}
 
 
-def _owners(root: nn.Module, mine: Mapping[int, nn.Parameter]) -> dict[str, dict[str, nn.Parameter]]:
-    """Path of each module that computes with one of the parameters → its names for them; tied weights have several.
+def owners(root: nn.Module, mine: Mapping[int, T]) -> dict[str, dict[str, T]]:
+    """Path of each module that computes with one of the parameters (by `id`) → its names for what is `mine` of them; tied weights have
+    several.
 
     An LM head's own name for the bias of its projection is left out, for nothing is computed there.
     """
-    owners: dict[str, dict[str, nn.Parameter]] = {}
+    found: dict[str, dict[str, T]] = {}
     for path, module in root.named_modules():
         base = surgery.unwrapped(module)
         if any(True for _ in base.children()) or path.endswith(".base"):
             continue
         held = {name: mine[id(parameter)] for name, parameter in base.named_parameters() if id(parameter) in mine}
         if held:
-            owners[path] = held
-    return owners
+            found[path] = held
+    return found
 
 
 def _norms(backbone: Backbone) -> list[nn.Module]:
