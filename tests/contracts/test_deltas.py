@@ -47,8 +47,8 @@ SETTINGS = {
     "mask-words": Mask(share=0.3, sites=("words", "ffn_in")),
     "mask-own": Mask(share=0.25, sites=("attention_in", "words"), values="own"),
 }
-ELSEWHERE = {"shallow"}
-"""They train nothing and change all rows alike: test_shallow.py."""
+ELSEWHERE = {"narrow", "shallow"}
+"""They change all rows alike: test_narrow.py, test_shallow.py."""
 MERGES = ("lora", "lora-everywhere", "lora-dropout", "rslora-ranks", "dora", "ia3", "ia3-top", "all", "biases", "norms", "last")
 MERGES += ("mask", "mask-words", "mask-own")
 
@@ -158,7 +158,7 @@ def close(actual, expected, atol=1e-5):
 
 
 def test_every_delta_and_family_is_seen():
-    assert len(DELTAS) == 8 and {DELTAS.name_of(delta) for delta in SETTINGS.values()} == set(DELTAS) - ELSEWHERE
+    assert len(DELTAS) == 9 and {DELTAS.name_of(delta) for delta in SETTINGS.values()} == set(DELTAS) - ELSEWHERE
     assert len(FAMILIES) == 16
     assert len(CASES) == 16 * len(SETTINGS) - len(REFUSED)
 

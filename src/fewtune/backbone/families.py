@@ -37,6 +37,8 @@ class Family:
     it gives its states alone. `carries`: the argument of a block that takes the second value of the block before.
     `counts_from_padding`: positions do not start at 0. `unrouted`: endings of the paths of modules that are given, or read for,
     something else than a row for each of the batch, so that a delta there cannot tell the rows apart.
+    `head_bias` is the position of the attention's argument that has a value for each head. `rigid` says why a part of a block ("heads")
+    cannot be made narrower.
     `lacks` says why something is not to be had ("lm_head"); `limits` gives a number in the configuration beyond which models are
     refused, and why.
     """
@@ -59,6 +61,8 @@ class Family:
     carries: int | None = None
     counts_from_padding: bool = False
     unrouted: tuple[str, ...] = ()
+    head_bias: int | None = None
+    rigid: Mapping[str, str] = field(default_factory=dict)
     lacks: Mapping[str, str] = field(default_factory=dict)
     limits: Mapping[str, tuple[float, str]] = field(default_factory=dict)
 
@@ -147,6 +151,7 @@ _MPNET = replace(
     attention=None,
     outputs=1,
     unrouted=("relative_attention_bias",),
+    head_bias=2,
 )
 
 _DEBERTA = replace(
@@ -243,6 +248,7 @@ _T5 = Family(
     carries=2,
     # The model reads the type of this projection's weight before it calls it.
     unrouted=("relative_attention_bias", "DenseReluDense.wo"),
+    rigid={"heads": "blocks that hand each other one table of relative positions, with a column for each head"},
     lacks={"lm_head": "an encoder alone, for its words are written by a decoder"},
 )
 

@@ -4,6 +4,7 @@ from fewtune.deltas.adapter import Adapter
 from fewtune.deltas.delta import Delta
 from fewtune.deltas.lora import LoRA
 from fewtune.deltas.mask import Mask
+from fewtune.deltas.narrow import Narrow
 from fewtune.deltas.prefix import Prefix
 from fewtune.deltas.scaling import IA3
 from fewtune.deltas.shallow import Shallow
@@ -22,5 +23,6 @@ DELTAS: Table[Delta] = Table(
         "prefix": Prefix,
         "shallow": Shallow,
         "mask": Mask,
+        "narrow": Narrow,
     },
 )
