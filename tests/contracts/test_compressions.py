@@ -1,4 +1,4 @@
-"""Every way to make a model smaller: the teacher stays as it was, the result is a model like any other, and the same seed gives the same."""
+"""Every way to make a model smaller: the teacher stays as it was, the result is a model like any other, a seed gives one result."""
 
 import pytest
 import torch

@@ -66,7 +66,7 @@ def _weights(teacher: TunedModel) -> dict[str, Tensor]:
     try:
         return plm.merged(teacher.backbone, _handed(teacher.deltas))
     except BackboneError as error:
-        fix = "Choose distill:train=deltas, which trains these on, or another backbone for the student."
+        fix = "Choose distill:trained=deltas, which trains these on, or another backbone for the student."
         raise SpecError(expected="a teacher whose deltas are changes of weights", got=error.got, where="distill", fix=fix) from error
 
 

@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from fewtune.train.losses import cross_entropy, distillation, row_losses, supervised_contrastive
+from fewtune.train.losses import (
+    cross_entropy,
+    distillation,
+    distillation_each,
+    relations_apart,
+    row_losses,
+    states_apart,
+    supervised_contrastive,
+)
 
 
 def test_hard_targets_by_formula_and_torch():
@@ -137,3 +145,39 @@ def test_a_student_that_says_what_its_teacher_says_has_nothing_to_learn():
     loss = distillation(scores, shares, torch.tensor([3.0]))
     loss.backward()
     assert abs(loss.item()) < 1e-6 and scores.grad.abs().max() < 1e-6
+
+
+def test_distillation_of_labels_judged_each_for_itself_by_formula():
+    generator = torch.Generator().manual_seed(3)
+    scores, odds, warm = torch.randn(4, 3, generator=generator), torch.randn(4, 3, generator=generator), 2.5
+    p, q = (odds / warm).sigmoid(), (scores / warm).sigmoid()
+    formula = warm**2 * (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum(1).mean() / 3
+    found = distillation_each(scores, odds.sigmoid(), torch.full((4,), warm))
+    assert found.item() == pytest.approx(formula.item(), rel=1e-4)
+
+
+def test_states_are_apart_where_tokens_are_real():
+    student, teacher = torch.zeros(2, 3, 4), torch.full((2, 3, 4), 2.0)
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    teacher[0, 2] = teacher[1, 1:] = 99.0
+    assert states_apart(student, teacher, mask).item() == 4.0
+    assert states_apart(teacher, teacher, mask).item() == 0.0
+
+
+def test_relations_by_the_papers_formula_with_other_widths_and_heads():
+    """Wang et al. 2021, eq. 2 and 5: softmax of the scaled products of each head, row by row, KL summed over the others, then means."""
+    generator = torch.Generator().manual_seed(5)
+    student, teacher, lengths, heads = torch.randn(2, 4, 6, generator=generator), torch.randn(2, 4, 12, generator=generator), (4, 2), 3
+    mask = (torch.arange(4) < torch.tensor(lengths)[:, None]).long()
+    total, tokens = 0.0, 0
+    for row, length in enumerate(lengths):
+        tokens += length
+        for head in range(heads):
+            related = []
+            for vectors in (teacher, student):
+                size = vectors.shape[-1] // heads
+                own = vectors[row, :length, head * size : (head + 1) * size]
+                related.append((own @ own.T / math.sqrt(size)).softmax(-1))
+            total += (related[0] * (related[0] / related[1]).log()).sum().item() / heads
+    assert relations_apart(student, teacher, mask, heads=heads).item() == pytest.approx(total / tokens, rel=1e-5)
+    assert relations_apart(teacher, teacher, mask, heads=heads).item() == pytest.approx(0.0, abs=1e-6)
