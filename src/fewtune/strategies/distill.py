@@ -35,7 +35,7 @@ from fewtune.tasks import kind_of
 from fewtune.train.fit import FitOptions, Group, Session, fit
 from fewtune.train.losses import cross_entropy, distillation, distillation_each, relations_apart, states_apart
 
-_Drawn = tuple[Batch, list[int]]
+Drawn = tuple[Batch, list[int]]
 """A batch, and the numbers of its rows."""
 
 
@@ -87,12 +87,12 @@ class Distill:
     def taught_by(self, teachers: Sequence[TunedModel], split: Split, *, session: Session) -> TunedModel:
         """The student of several teachers of one task, whose probabilities are averaged; it starts from the first and looks into it."""
         first = teachers[0]
-        _check(teachers, split)
+        check(teachers, split)
         layers = max(1, first.backbone.depth // 2) if self.layers is None and self.backbone is None else self.layers
         student = smaller(first, layers, self.backbone, trained=self.trained, seed=self.seed)
         try:
-            lesson = _Lesson.of(self, teachers, student, split, session)
-            lesson.learn(session)
+            teaching = Teaching.of(self, teachers, student, split, session)
+            teaching.learn(session)
         except BaseException:
             student.remove()
             raise
@@ -109,23 +109,24 @@ def layer_map(student: int, teacher: int) -> tuple[int, ...]:
     return tuple(-(-(number + 1) * teacher // student) - 1 for number in range(student))
 
 
-def _check(teachers: Sequence[TunedModel], split: Split) -> None:
+def check(teachers: Sequence[TunedModel], split: Split, where: str = "distill") -> None:
+    """Raise `InputError` where there is nothing that could be taught, or that it could be learned from."""
     first = teachers[0]
     kind = kind_of(first.task)
     if kind.offered != "task" or first.readout.pairs:
         got = first.task.kind if kind.offered != "task" else "a readout that learns from pairs of rows"
         fix = "Its answers are no distribution over labels that a student could learn; tune a smaller PLM with fit."
-        raise TaskError(expected="a task and a readout whose scores can be learned", got=got, where="distill", fix=fix)
+        raise TaskError(expected="a task and a readout whose scores can be learned", got=got, where=where, fix=fix)
     if any(one.task.labels != first.task.labels or one.task.kind != first.task.kind for one in teachers):
-        raise TaskError(expected="teachers of one task", got="several", where="distill", fix="Give models with the same labels.")
+        raise TaskError(expected="teachers of one task", got="several", where=where, fix="Give models with the same labels.")
     if not (split.train or split.unlabeled or split.taught):
-        raise DataError(expected="texts to learn from", got="none", where="distill", fix="Give rows with --data or --unlabeled.")
+        raise DataError(expected="texts to learn from", got="none", where=where, fix="Give rows with --data or --unlabeled.")
     if split.train:
-        kind.check(first.task, split.train, "distill")
+        kind.check(first.task, split.train, where)
 
 
 @dataclass(frozen=True)
-class _Lesson:
+class Teaching:
     """What one student learns from: rows, what the teachers say of each, and the labels of the first `labeled` of them."""
 
     spec: Distill
@@ -137,7 +138,8 @@ class _Lesson:
     projection: nn.Linear | None
 
     @classmethod
-    def of(cls, spec: Distill, teachers: Sequence[TunedModel], student: TunedModel, split: Split, session: Session) -> _Lesson:
+    def of(cls, spec: Distill, teachers: Sequence[TunedModel], student: TunedModel, split: Split, session: Session) -> Teaching:
+        """Ask the teachers."""
         rows = (*split.train, *split.unlabeled, *(replace(row, shares=None) for row in split.taught))
         session.say(f"{len(rows):,} rows are answered by {'the teacher' if len(teachers) == 1 else f'{len(teachers)} teachers'}.")
         said_NC = _said(teachers, (*split.train, *split.unlabeled), split.taught)
@@ -155,12 +157,12 @@ class _Lesson:
         """Say what is going to be done and for how long, and do it."""
         spec, student = self.spec, self.student
         steps = spec.steps if spec.steps is not None else max(200, spec.passes * len(self.rows) // spec.batch_size)
-        batches, groups = self._batches(), self._groups()
+        batches, groups = self.batches(), self._groups()
         if not steps or not groups:
             return
         with student.training(), ExitStack() as watched:
             insides = [watched.enter_context(watch.inside(one.backbone)) for one in (student, self.teacher)] if self._looks_inside else []
-            loss = self._loss(insides)
+            loss = self.loss(insides)
             drawn = batches(0)
             seconds = steps * forecast.step_seconds(student, lambda: loss(drawn), most=max(1, steps // 20))
             session.say(
@@ -182,21 +184,23 @@ class _Lesson:
         named = [({prefix + name: weight for name, weight in weights.items()}, rate) for prefix, weights, rate in parts if weights and rate]
         return [Group(weights, self.spec.learning_rate or rate) for weights, rate in named]
 
-    def _batches(self) -> Callable[[int], _Drawn]:
+    def batches(self) -> Callable[[int], Drawn]:
         """step → batch: a pure function."""
         student, spec = self.student, self.spec
         encoded = [student.asking.rows(self.rows, template) for template in range(len(student.asked.templates))]
         epoch = lru_cache(maxsize=2)(lambda number: mixed_epoch(encoded, size=spec.batch_size, seed=spec.seed, number=number))
         length = len(epoch(0))
 
-        def at(step: int) -> _Drawn:
+        def at(step: int) -> Drawn:
             template, indices = epoch(step // length)[step % length]
             return student.asking.collate([encoded[template][index] for index in indices], template), indices
 
         return at
 
-    def _loss(self, insides: Sequence[Inside]) -> Callable[[_Drawn], Tensor]:
-        def loss(drawn: _Drawn) -> Tensor:
+    def loss(self, insides: Sequence[Inside] = ()) -> Callable[[Drawn], Tensor]:
+        """What is minimised of a batch; `insides` are what goes on in student and teacher, where that is learned."""
+
+        def loss(drawn: Drawn) -> Tensor:
             batch, indices = drawn
             scores_BC = self.student.reader.scores(self.student.output(batch), batch)
             found = self._answers(scores_BC, torch.tensor(indices, device=scores_BC.device))
