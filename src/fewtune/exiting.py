@@ -8,11 +8,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from fewtune import artifact, job, registry
+from fewtune import artifact, job, registry, sources
 from fewtune.exits import CRITERIA
 from fewtune.exits.exits import Exits
 from fewtune.folders import check_target
-from fewtune.job import Say, Source
+from fewtune.sources import Say, Source
 from fewtune.strategies.exits import AddExits
 from fewtune.train.fit import Progress, Session
 
@@ -58,10 +58,10 @@ def exits_files(
     manifest = artifact.read_manifest(folder)
     if out is not None:
         check_target(out, overwrite=overwrite)
-    job.check_source(data)
+    sources.check_source(data)
     model, target = artifact.load(folder, device=device), out or folder
-    rows = job.read(data, labeled=spec.promise.kind == "drop", task=model.task, say=say).examples
-    taught = job.read(train, labeled=True, task=model.task, say=say).examples if train else ()
+    rows = sources.read(data, labeled=spec.promise.kind == "drop", task=model.task, say=say).examples
+    taught = sources.read(train, labeled=True, task=model.task, say=say).examples if train else ()
     work = target.with_name(f".{target.name}.work")
     said = [str(spec), manifest["fingerprint"], job.plain_rows((*rows, *taught))]
     key = registry.key_of(said)

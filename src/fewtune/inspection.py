@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fewtune import artifact, job, registry
+from fewtune import artifact, registry, sources
 from fewtune.backbone.bank import NOBODY
 from fewtune.data.example import Example
 from fewtune.errors import TaskError
@@ -67,13 +67,13 @@ class Inspection:
 
 
 def inspect_files(
-    folder: Path, source: job.Source, *, batch_size: int = 32, device: str | None = None, say: job.Say = lambda line: None
+    folder: Path, source: sources.Source, *, batch_size: int = 32, device: str | None = None, say: sources.Say = lambda line: None
 ) -> Inspection:
     """`fewtune inspect`: read the model and the texts, and look; raises `InputError` for what cannot be read."""
     artifact.read_manifest(folder)
-    job.check_source(source)
+    sources.check_source(source)
     model = artifact.load(folder, device=device)
-    return inspect(model, job.read(source, labeled=False, task=model.task, say=say).examples, batch_size=batch_size)
+    return inspect(model, sources.read(source, labeled=False, task=model.task, say=say).examples, batch_size=batch_size)
 
 
 @torch.inference_mode()

@@ -25,9 +25,9 @@ from fewtune.backbone.backbone import Backbone
 from fewtune.data import readers
 from fewtune.data.writers import open_table
 from fewtune.errors import BackboneError, DataError
-from fewtune.job import Source
 from fewtune.plm import load as load_backbone
 from fewtune.prompt.tokens import plain_batch, specials
+from fewtune.sources import Source
 
 COLUMNS = ("tokens", "log_probability", "perplexity")
 _TOGETHER = 256  # texts that are read at once

@@ -11,9 +11,9 @@ import torch
 
 import fewtune as ft
 from fewtune.backbone import tiny
-from fewtune.job import Rows, Source
 from fewtune.model import WINDOW
 from fewtune.runs import labelling
+from fewtune.sources import Rows, Source
 
 pytestmark = pytest.mark.filterwarnings("ignore:`use_.* is deprecated:DeprecationWarning")  # Ray Data warns of its own settings
 

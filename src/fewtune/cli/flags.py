@@ -13,8 +13,8 @@ from fewtune.errors import SpecError
 
 if TYPE_CHECKING:
     from fewtune.deltas.delta import Delta
-    from fewtune.job import Source
     from fewtune.prompt.search import Search as SearchSpec
+    from fewtune.sources import Source
     from fewtune.tasks.task import Task
     from fewtune.train.adapt import Adaptation
 
@@ -94,7 +94,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 def source(path: Path, text: list[str] | None, label: str | None, skip_bad_rows: bool) -> Source:
     """The file and the columns that are read of it."""
-    from fewtune.job import Source
+    from fewtune.sources import Source
 
     return Source(path, tuple(text or ()), label, skip_bad_rows)
 

@@ -26,12 +26,12 @@ def export(
     overwrite: Overwrite = False,
 ) -> None:
     """Write a folder that EleutherAI's lm-evaluation-harness runs: the model, its own task, and a script."""
-    from fewtune import artifact, job
+    from fewtune import artifact, sources
     from fewtune.harness import export as harness
 
     artifact.read_manifest(model)
     loaded = artifact.load(model, device=device)
-    source = None if test is None else job.Source(test, tuple(text or ()), label)
-    examples = () if source is None else job.read(source, labeled=True, task=loaded.task, say=say).examples
+    source = None if test is None else sources.Source(test, tuple(text or ()), label)
+    examples = () if source is None else sources.read(source, labeled=True, task=loaded.task, say=say).examples
     names = harness.export(loaded, out, examples=examples, overwrite=overwrite, say=say)
     typer.echo(f"{model} → {out}: python {out}/run.py {' '.join(names)}")

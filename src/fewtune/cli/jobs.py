@@ -179,12 +179,12 @@ def predict(
     ray_address: RayAddress = None,
 ) -> None:
     """Answer every row: the input's columns, then label, probability and exit_layer; rows stream, in order."""
-    from fewtune import artifact, job
+    from fewtune import answering, artifact, sources
     from fewtune.runs import engines
 
     manifest = artifact.read_manifest(model)
     source = _source(file, text, None, skip_bad_rows)
-    job.check_source(source)
+    sources.check_source(source)
     predict_files = engines.predict(engine, ray_address, model, device)
     start = time.perf_counter()
     with terminal.counter("rows") as advance:
@@ -198,7 +198,7 @@ def predict(
             progress=advance,
         )
     seconds = time.perf_counter() - start
-    note = job.shortened_note(tally, manifest["max_length"])
+    note = answering.shortened_note(tally, manifest["max_length"])
     if note:
         say(note)
     if out:
@@ -216,10 +216,10 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a model on labelled rows: metrics with 95 % intervals, calibration error, confusion, seconds."""
-    from fewtune import job
+    from fewtune import answering
 
     source = _source(test, text, label, skip_bad_rows)
-    _, found, seconds = job.evaluate_files(model, source, batch_size=batch_size, device=device, say=say)
+    _, found, seconds = answering.evaluate_files(model, source, batch_size=batch_size, device=device, say=say)
     if as_json:
         print_json({"model": str(model), "seconds": seconds, **found.to_dict()})
         return

@@ -79,7 +79,7 @@ def zeroshot(
     as_json: AsJson = False,
 ) -> None:
     """Answer without training. Where the file has a label column, --json measures the answers instead of writing them."""
-    from fewtune import job
+    from fewtune import answering
     from fewtune.readout import CALIBRATIONS, READOUTS
     from fewtune.settings import Settings, routes
 
@@ -97,7 +97,7 @@ def zeroshot(
         )
         for name, own in routes(backbone or [""], [READOUTS.from_text(one, "--readout") for one in readout or ()])
     ]
-    model, seconds = job.zeroshot_model(
+    model, seconds = answering.zeroshot_model(
         source,
         task=flags.task(task, describe),
         ways=ways,
@@ -111,7 +111,7 @@ def zeroshot(
     )
     if out or not as_json:
         with terminal.counter("rows") as advance:
-            job.predict_files(
+            answering.predict_files(
                 model,
                 source,
                 out or sys.stdout,
@@ -122,4 +122,4 @@ def zeroshot(
                 progress=advance,
             )
     if as_json:
-        print_json(job.measured(model, source, seconds, batch_size=batch_size, say=say))
+        print_json(answering.measured(model, source, seconds, batch_size=batch_size, say=say))

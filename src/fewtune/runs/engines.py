@@ -8,14 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
 
-from fewtune import artifact, course, job
+from fewtune import answering, artifact, course
 from fewtune.backbone.load import default_device
 from fewtune.collection import Collection
 from fewtune.course import Course, Taught
 from fewtune.errors import SpecError
-from fewtune.job import Source
 from fewtune.model import Tally
 from fewtune.runs import labelling, on_ray
+from fewtune.sources import Source
 from fewtune.train.fit import Spread, in_turn
 from fewtune.train.world import World
 
@@ -62,7 +62,7 @@ def _telling(found: Collection, out: Path, wanted: Course, world: World, **optio
 
 
 class Predict(Protocol):
-    """What `job.predict_files` does, with its model."""
+    """What `answering.predict_files` does, with its model."""
 
     def __call__(self, source: Source, target: Path | TextIO, **options: Any) -> Tally:
         """Answer a file's rows."""
@@ -74,4 +74,4 @@ def predict(engine: Name, ray_address: str | None, folder: Path, device: str | N
     check(engine, ray_address)
     if engine == "ray":
         return partial(labelling.predict_files, folder, device=device, ray_address=ray_address)
-    return partial(job.predict_files, artifact.load(folder, device=device))
+    return partial(answering.predict_files, artifact.load(folder, device=device))

@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 
 from fewtune import job as main
-from fewtune import registry
+from fewtune import registry, sources
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Example, Split
 from fewtune.data.sampling import shots as draw
-from fewtune.job import Source
 from fewtune.runs.jobfile import DataSet, JobFile
 from fewtune.settings import Settings, recipe_of, suited, with_pool
+from fewtune.sources import Source
 from fewtune.tasks import kind_of
 from fewtune.tasks.task import Task
 
@@ -110,10 +110,10 @@ def _read(data: DataSet, folder: Path, say: Say) -> tuple[Task, Split]:
         return Source(folder / name, data.text, label)
 
     task = None if data.task is None else Task.load(folder / data.task)
-    reading = main.read(source(data.train), labeled=True, task=task, kind=data.kind, say=say)
-    task = task or main.task_of(reading, kind=data.kind, labels=data.labels, templates=data.template, words=data.words)
-    test = main.read(source(data.test), labeled=True, task=task, say=say).examples
-    pool = main.read(source(data.unlabeled, None), labeled=False, task=task, say=say).examples if data.unlabeled else ()
+    reading = sources.read(source(data.train), labeled=True, task=task, kind=data.kind, say=say)
+    task = task or sources.task_of(reading, kind=data.kind, labels=data.labels, templates=data.template, words=data.words)
+    test = sources.read(source(data.test), labeled=True, task=task, say=say).examples
+    pool = sources.read(source(data.unlabeled, None), labeled=False, task=task, say=say).examples if data.unlabeled else ()
     return task, Split(reading.examples, pool, test)
 
 

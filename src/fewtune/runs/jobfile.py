@@ -13,7 +13,6 @@ from fewtune.backbone.catalogue import CATALOGUE
 from fewtune.deltas import DELTAS, presets
 from fewtune.deltas.delta import Delta
 from fewtune.errors import SpecError
-from fewtune.job import KIND
 from fewtune.model import DEFAULT_LENGTH
 from fewtune.prompt import demonstrations
 from fewtune.prompt.search import SEARCHES
@@ -21,6 +20,7 @@ from fewtune.readout import CALIBRATIONS, READOUTS
 from fewtune.recipe import DEFAULT_BACKBONE
 from fewtune.registry import Plain, Table
 from fewtune.settings import Settings
+from fewtune.sources import KIND
 from fewtune.strategies import STRATEGIES
 from fewtune.train.adapt import ADAPTATIONS
 from fewtune.train.fit import FitOptions

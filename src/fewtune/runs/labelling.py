@@ -13,14 +13,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TextIO
 
-from fewtune import artifact, job
+from fewtune import answering, artifact
 from fewtune.data.example import Example, Prediction
 from fewtune.data.files import Row
 from fewtune.folders import MANIFEST
-from fewtune.job import Rows, Say, Source
 from fewtune.model import WINDOW, Tally
 from fewtune.runs import on_ray
 from fewtune.runs.worker import one_thread
+from fewtune.sources import Rows, Say, Source
 from fewtune.tasks.task import Task
 
 
@@ -69,7 +69,7 @@ def predict_files(
     say: Say,
     progress: Callable[[int], None],
 ) -> Tally:
-    """The same file as `job.predict_files` writes with one thread; memory does not grow with its rows."""
+    """The same file as `answering.predict_files` writes with one thread; memory does not grow with its rows."""
     manifest = artifact.read_manifest(folder)
     tally, rows = Tally(), Rows.of(source, Task.from_dict(manifest["task"], "task"), say)
     read = partial(windows, replace(rows, path=rows.path.absolute()))
@@ -84,5 +84,5 @@ def predict_files(
     def answered(read: Iterator[tuple[Row, Example]]) -> Iterator[tuple[Row, Prediction]]:
         return zip((row for row, _ in read), answers(), strict=True)
 
-    job.write_answers(rows, answered, target, form=form, overwrite=overwrite, say=say, progress=progress)
+    answering.write_answers(rows, answered, target, form=form, overwrite=overwrite, say=say, progress=progress)
     return tally
