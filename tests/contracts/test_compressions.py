@@ -10,7 +10,10 @@ from fewtune.data.example import Example, Split
 from fewtune.strategies.compression import COMPRESSIONS
 from fewtune.train.fit import FitOptions, Session
 
-WAYS = {"distill": "distill:layers=2,steps=60,learning_rate=0.003"}
+WAYS = {
+    "distill": "distill:layers=2,steps=60,learning_rate=0.003",
+    "narrow": "narrow:heads=0.5,ffn=0.5,rounds=2,steps=60,learning_rate=0.003",
+}
 """One of each member, small enough for a test."""
 GOOD, BAD = ("great", "fun", "joy"), ("dull", "mess", "terrible")
 ROWS = tuple(
@@ -38,7 +41,7 @@ def run(way, teacher):
 
 
 def test_every_way_is_seen():
-    assert list(COMPRESSIONS) == list(WAYS) == ["distill"]
+    assert list(COMPRESSIONS) == list(WAYS) == ["distill", "narrow"]
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)

@@ -170,9 +170,13 @@ def _of(backbone: Backbone, name: str, block: int) -> list[Site]:
     return [site for site in backbone.sites(name) if site.block == block]
 
 
-def _attention(backbone: Backbone, block: int) -> nn.Module:
+def attention_path(backbone: Backbone, block: int) -> str:
     """The module that computes attention, which holds the projection of queries."""
-    module: nn.Module = backbone.model.get_submodule(_of(backbone, "query", block)[0].path.rpartition(".")[0])
+    return _of(backbone, "query", block)[0].path.rpartition(".")[0]
+
+
+def _attention(backbone: Backbone, block: int) -> nn.Module:
+    module: nn.Module = backbone.model.get_submodule(attention_path(backbone, block))
     return module
 
 
@@ -186,9 +190,8 @@ def _check(backbone: Backbone, part: str, block: int) -> None:
     reason = backbone.family.rigid.get(part)
     if reason is None and part == "heads":
         known = {site.path for name in ("query", "key", "value", "attention_out") for site in _of(backbone, name, block)}
-        attention = _of(backbone, "query", block)[0].path.rpartition(".")[0]
         others = [name for name, module in _attention(backbone, block).named_children() if isinstance(module, nn.Linear)]
-        odd = [name for name in others if f"{attention}.{name}" not in known]
+        odd = [name for name in others if f"{attention_path(backbone, block)}.{name}" not in known]
         reason = f"another projection of its heads, {odd[0]}" if odd else None
     if reason is not None:
         raise BackboneError(

@@ -8,6 +8,7 @@ from fewtune.data.example import Split
 from fewtune.model import TunedModel
 from fewtune.registry import Table
 from fewtune.strategies.distill import Distill
+from fewtune.strategies.narrow import Narrowing
 from fewtune.train.fit import Session
 
 
@@ -23,4 +24,4 @@ class Compression(Protocol):
         ...
 
 
-COMPRESSIONS: Table[Compression] = Table("way to make a model smaller", {"distill": Distill})
+COMPRESSIONS: Table[Compression] = Table("way to make a model smaller", {"distill": Distill, "narrow": Narrowing})

@@ -38,7 +38,7 @@ def test_any_scores_keep_as_many_units_as_asked_for_in_order(rows, share):
     assert kept.keys() == scores.keys()
     assert sum(map(len, kept.values())) == max(len(rows), round(share * 3 * len(rows)))
     for key, kept_K in kept.items():
-        assert 1 <= len(kept_K) and kept_K.tolist() == sorted(set(kept_K.tolist()))
+        assert len(kept_K) >= 1 and kept_K.tolist() == sorted(set(kept_K.tolist()))
         gone = [score for unit, score in enumerate(scores[key].tolist()) if unit not in kept_K.tolist()]
         assert not gone or max(gone) <= scores[key][kept_K.long()].min().item() + 1e-6
 
