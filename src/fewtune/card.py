@@ -50,6 +50,7 @@ def _body(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:
         *_estimate(about),
         *_taught(about.get("pet")),
         *_early(manifest.get("exits")),
+        *_smaller(about.get("compressed")),
         *(_found(name, found) for name, found in about.get("search", {}).items()),
         f"| trained parameters | {manifest['trained_parameters']:,} ({share:.3%} of {manifest['backbone_parameters']:,}) |",
         f"| bytes | {sum(sizes.values()):,}; a hundred such tasks beside one backbone {_beside(manifest, sizes)} |",
@@ -118,6 +119,20 @@ def _early(exits: Mapping[str, Any] | None) -> list[str]:
     value, interval = with_interval(about["agreement"])
     measured = f"there {value} ({interval}) agreed, {about['mean_layer']:.1f} of {about['depth']} layers in the mean"
     return [*lines, f"| promised | {_cell(about['promised'])}, tested on {about['rows']['tested']} rows: {measured} |"]
+
+
+def _smaller(compressed: Mapping[str, Any] | None) -> list[str]:
+    """By which ways a larger model was made smaller, and how it stood to that one on rows held out."""
+    if compressed is None:
+        return []
+    lines = [f"| compressed | {_cell(', '.join(compressed['by']))}; from the model {compressed['from'][:12]} |"]
+    found = compressed.get("measured")
+    if found is not None:
+        drop = f"{found['drop']['value']:+.1f} points lost ({found['drop']['low']:+.1f} – {found['drop']['high']:+.1f})"
+        lines.append(
+            f"| beside it | {found['size']:.2f} of the bytes, {found['speed']:.2f} times as fast, {drop} on {found['rows']} rows |"
+        )
+    return lines
 
 
 def _found(name: str, found: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from fewtune.completion import Completion
+    from fewtune.compressing import Compressed, Tried
     from fewtune.costs import Cost, Costs
     from fewtune.course import Taught
     from fewtune.evaluation import Early, Evaluation
@@ -43,6 +44,45 @@ def print_lines(facts: Mapping[str, object]) -> None:
     width = max(map(len, facts))
     for name, value in facts.items():
         typer.echo(f"{name:{width}}  {value}")
+
+
+def show_compressed(made: Compressed) -> None:
+    """The full model and each that was tried beside it, and where the one that was taken lies."""
+    from rich.table import Table
+
+    full = made.full
+    metric = "metric" if full is None else full.ratio.metric
+    table = Table(
+        "model", "needed", "artifact", "texts/s", "speed", metric, "points lost", "", title=f"{made.rows['measured']} rows held out"
+    )
+    if full is not None:
+        rate = f"{full.texts_per_second:.0f}"
+        table.add_row(
+            "full", _megabytes(full.bytes.needed), _megabytes(full.bytes.artifact), rate, "1.00", f"{full.ratio.value:.3f}", "", ""
+        )
+    for one in made.tried:
+        table.add_row(" + ".join(one.by), *_tried(one, taken=one is made.chosen))
+    _show(table)
+    if made.folder is not None:
+        typer.echo(f"model  {made.folder}")
+
+
+def _tried(one: Tried, *, taken: bool) -> tuple[str, ...]:
+    if one.found is None:
+        return ("refused", *[""] * 5)
+    small, drop = one.found.small, one.found.drop
+    return (
+        _megabytes(small.bytes.needed),
+        f"{small.texts_per_second:.0f}",
+        f"{one.found.speed:.2f}",
+        f"{small.ratio.value:.3f}",
+        f"{drop.value:+.1f} ({drop.low:+.1f} – {drop.high:+.1f})",
+        "taken" if taken else "keeps it" if one.keeps else "",
+    )
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"
 
 
 def show_evaluation(found: Evaluation) -> None:

@@ -96,10 +96,10 @@ def test_half_of_the_layers_where_nothing_is_said(teacher):
 def test_what_goes_on_inside_comes_nearer(teacher, spec):
     spec = replace(spec, layers=2, steps=60, learning_rate=0.003)
     before, after = run(replace(spec, steps=0), teacher), run(spec, teacher)
-    lessons = [distill._Lesson.of(spec, [teacher], student, Split(train=ROWS), Session()) for student in (before, after)]
+    lessons = [distill.Teaching.of(spec, [teacher], student, Split(train=ROWS), Session()) for student in (before, after)]
     apart = []
     for lesson in lessons:
-        batch, _ = lesson._batches()(0)
+        batch, _ = lesson.batches()(0)
         with torch.no_grad(), distill.watch.inside(lesson.student.backbone) as own, distill.watch.inside(teacher.backbone) as theirs:
             lesson.student.output(batch)
             teacher.output(batch)
@@ -133,7 +133,7 @@ def test_the_loss_by_hand(teacher):
     """Of a labelled row `gold` of the cross-entropy and the rest of T² · KL, of others all of T² · KL; the mean over rows."""
     spec = Distill(layers=2, gold=0.3, temperature=2.0, steps=0)
     student = run(spec, teacher)
-    lesson = distill._Lesson.of(spec, [teacher], student, Split(train=ROWS[:2], unlabeled=ROWS[2:4]), Session())
+    lesson = distill.Teaching.of(spec, [teacher], student, Split(train=ROWS[:2], unlabeled=ROWS[2:4]), Session())
     scores = torch.randn(3, 2, generator=torch.Generator().manual_seed(1))
     rows = torch.tensor([3, 0, 2])
     own, theirs = scores.log_softmax(1), lesson.said_NC[rows]

@@ -1,0 +1,250 @@
+"""`fewtune compress`: a model's folder and rows in, the folder of a smaller model out. Knows files and what was promised; what makes a
+model smaller is in `fewtune.strategies.compression`, what is measured in `fewtune.sizing`.
+
+    model/ ─► way, way … ─► a candidate ─► measured beside the full model ─┐
+           └► the next rung of the ladder …                               ─┴─► the best that keeps the promise ─► small/
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from fewtune import artifact, job, registry, sources
+from fewtune.data.example import Example, Split
+from fewtune.data.sampling import derive
+from fewtune.errors import ArtifactError, DataError, InputError, SpecError
+from fewtune.folders import check_target
+from fewtune.model import TunedModel
+from fewtune.sizing import Beside, Measured, beside
+from fewtune.sources import Say, Source
+from fewtune.strategies.compression import COMPRESSIONS, Compression
+from fewtune.train.fit import Progress, Session
+
+Rung = tuple[Compression, ...]
+"""Ways that are applied one after another."""
+_ORDER = ("int8", "narrow", "distill", "prune", "share")
+"""Ways of the table from cheap to dear; any others come last."""
+_FEWEST, _MOST_HELD = 10, 2000
+
+
+@dataclass(frozen=True)
+class Target:
+    """A promise: at most `size` of the bytes, at least `speed` times as fast, at most `drop` points lost; all that are named hold."""
+
+    size: float | None = None
+    speed: float | None = None
+    drop: float | None = None
+
+    def __post_init__(self) -> None:
+        fits = {
+            "size": self.size is None or self.size > 0,
+            "speed": self.speed is None or self.speed > 0,
+            "drop": self.drop is None or self.drop >= 0,
+        }
+        registry.check_ranges(self, "--target", fits)
+        if self.size is None and self.speed is None and self.drop is None:
+            raise SpecError(expected="a promise", got="none", where="--target", fix="Name size=0.5, speed=2 or drop=1.")
+
+    def __str__(self) -> str:
+        """As a flag has it."""
+        named = {"size": self.size, "speed": self.speed, "drop": self.drop}
+        return ",".join(f"{name}={value:g}" for name, value in named.items() if value is not None)
+
+    def kept(self, found: Beside) -> bool:
+        """Whether the measured figures keep the promise; of points lost the mean over the rows decides, not the end of its interval."""
+        return (
+            (self.size is None or found.size <= self.size)
+            and (self.speed is None or found.speed >= self.speed)
+            and (self.drop is None or found.drop.value <= self.drop)
+        )
+
+    def order(self, found: Beside) -> tuple[float, float]:
+        """The least is taken of those that keep the promise: the smallest where points lost are bounded, else the one that loses least."""
+        return (found.size, -found.speed) if self.drop is not None else (found.drop.value, found.size)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A rung of the ladder: the ways, and what was measured or why they were refused."""
+
+    by: tuple[str, ...]
+    found: Beside | None = None
+    refused: str = ""
+    keeps: bool = False
+
+    def to_dict(self) -> dict[str, registry.Plain]:
+        """Plain data for JSON."""
+        if self.found is None:
+            return {"by": list(self.by), "refused": self.refused}
+        return {"by": list(self.by), **self.found.to_dict(), "keeps": self.keeps}
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What was tried, and which of it was written to `folder`: nothing where no rung kept the promise."""
+
+    tried: tuple[Tried, ...]
+    chosen: Tried | None
+    target: Target | None
+    folder: Path | None
+    rows: dict[str, int]
+    seconds: float
+
+    @property
+    def full(self) -> Measured | None:
+        """The full model, measured beside the one that was chosen, or the last."""
+        found = [one.found for one in (*self.tried, self.chosen) if one is not None and one.found is not None]
+        return found[-1].full if found else None
+
+    def to_dict(self) -> dict[str, registry.Plain]:
+        """Plain data for JSON."""
+        return {
+            "model": None if self.folder is None else str(self.folder),
+            "kept": self.chosen is not None,
+            "by": None if self.chosen is None else list(self.chosen.by),
+            "target": None if self.target is None else str(self.target),
+            "full": None if self.full is None else self.full.to_dict(),
+            "tried": [one.to_dict() for one in self.tried],
+            "rows": self.rows,
+            "seconds": {"compress": self.seconds},
+        }
+
+
+def ladder() -> tuple[Rung, ...]:
+    """Each way of the table with its defaults, from cheap to dear; then fewer layers in eight bits, where both are to be had."""
+    names = [name for name in _ORDER if name in COMPRESSIONS.members]
+    names += [name for name in COMPRESSIONS if name not in _ORDER]
+    both = [("distill", "int8")] if {"distill", "int8"} <= set(names) else []
+    return tuple(tuple(COMPRESSIONS.from_text(name) for name in rung) for rung in [*((name,) for name in names), *both])
+
+
+def compress_files(
+    folder: Path,
+    data: Source,
+    out: Path,
+    *,
+    by: Rung = (),
+    target: Target | None = None,
+    unlabeled: Source | None = None,
+    device: str | None = None,
+    seed: int = 42,
+    overwrite: bool = False,
+    say: Say = lambda line: None,
+    progress: Progress = lambda what, done, steps, loss: None,
+) -> Compressed:
+    """Read the model and the rows, make it smaller and write it to `out`: by these ways, or by the best rung of the ladder.
+
+    A part of the labelled rows is held out to measure; nothing is written where no rung keeps the promise. Raises `InputError` for what
+    cannot be used. What was tried is kept beside `out` until a model is written, so the same command, or one with another promise, goes on.
+    """
+    if not by and target is None:
+        raise SpecError(
+            expected="ways or a promise", got="neither", where="compress", fix="Give --by distill:layers=3, or --target size=0.5."
+        )
+    manifest = artifact.read_manifest(folder)
+    check_target(out, overwrite=overwrite)
+    for source in (data, *([unlabeled] if unlabeled else [])):
+        sources.check_source(source)
+    start, full = time.perf_counter(), _whole(folder, device)
+    rows = sources.read(data, labeled=True, task=full.task, say=say).examples
+    pool = sources.read(unlabeled, labeled=False, task=full.task, say=say).examples if unlabeled else ()
+    learn, held = parts(rows, seed)
+    if manifest.get("exits"):
+        say("The exits are left out: what they promise was shown of the full model.")
+    say(f"{len(learn):,} labelled rows are learned from, {len(held):,} measure.")
+    work = out.with_name(f".{out.name}.work")
+    trial = _Trial(folder, full, Split(train=learn, unlabeled=pool), held, work, manifest["fingerprint"], device, seed, say, progress)
+    tried = [trial.run(rung, refuse=not by) for rung in ((by,) if by else ladder())]
+    tried = [replace(one, keeps=one.found is not None and (target is None or target.kept(one.found))) for one in tried]
+    kept = [one for one in tried if one.keeps and one.found is not None]
+    chosen = min(kept, key=lambda one: (target or Target(drop=0.0)).order(one.found)) if kept else None  # type: ignore[arg-type]
+    if chosen is not None:
+        trial.write(chosen, out)
+        shutil.rmtree(work, ignore_errors=True)
+    counts = {"learned": len(learn), "unlabeled": len(pool), "measured": len(held)}
+    return Compressed(tuple(tried), chosen, target, out if chosen else None, counts, time.perf_counter() - start)
+
+
+def parts(rows: Sequence[Example], seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """(to learn from, to measure by): a fifth of the rows measures, 2,000 at most. Raises `DataError` for too few."""
+    held = min(_MOST_HELD, max(len(rows) // 5, _FEWEST))
+    if len(rows) < 2 * _FEWEST:
+        fix = "Give more rows with --data: some are held out to measure."
+        raise DataError(expected=f"at least {2 * _FEWEST} labelled rows", got=str(len(rows)), where="compress", fix=fix)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(derive(seed, "compress", "parts"))).tolist()
+    return tuple(rows[index] for index in order[held:]), tuple(rows[index] for index in order[:held])
+
+
+def _whole(folder: Path, device: str | None) -> TunedModel:
+    """The model without its exits, on a PLM of its own."""
+    return replace(artifact.load(folder, device=device), exits=None)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What every rung is tried with."""
+
+    folder: Path
+    full: TunedModel
+    split: Split
+    held: tuple[Example, ...]
+    work: Path
+    fingerprint: str
+    device: str | None
+    seed: int
+    say: Say
+    progress: Progress
+
+    def run(self, rung: Rung, *, refuse: bool) -> Tried:
+        """Make the candidate, if it is not there yet, and measure it; with `refuse` a model that it does not suit is no error."""
+        by = tuple(map(COMPRESSIONS.to_text, rung))
+        self.say(f"{' + '.join(by)}:")
+        try:
+            path = self._made(rung, by)
+        except InputError as error:
+            if not refuse:
+                raise
+            self.say(f"refused: {error}")
+            return Tried(by, refused=str(error))
+        small = _whole(path, self.device)
+        found = beside((self.folder, self.full), (path, small), self.held)
+        self.say(f"size {found.size:.2f}, speed {found.speed:.2f}, {found.drop.value:+.1f} points lost.")
+        return Tried(by, found)
+
+    def _key(self, by: tuple[str, ...]) -> str:
+        rows = [job.plain_rows(part) for part in (self.split.train, self.split.unlabeled)]
+        return registry.key_of([by, self.fingerprint, *rows, self.seed])
+
+    def _made(self, rung: Rung, by: tuple[str, ...]) -> Path:
+        """The candidate's folder, which an earlier run of the same may have written."""
+        key = self._key(by)
+        path = self.work / key[:16]
+        try:
+            artifact.read_manifest(path)
+            self.say("It is there already.")
+            return path
+        except ArtifactError:
+            pass
+        # Each rung starts from a model of its own, for a way may install its deltas on the PLM that it was given.
+        model = _whole(self.folder, self.device)
+        session = Session(self.work, key, progress=self.progress, say=self.say)
+        for number, way in enumerate(rung):
+            model = way.run(model, self.split, session=session.child(f"{key[:8]}-{number}"))
+        about = {name: value for name, value in model.about.items() if name not in ("estimate", "rungs")}
+        compressed = {"by": [*about.get("compressed", {}).get("by", ()), *by], "from": self.fingerprint}
+        artifact.save(replace(model, about={**about, "compressed": compressed}), path, overwrite=True)
+        return path
+
+    def write(self, chosen: Tried, out: Path) -> None:
+        """The candidate with what was measured of it."""
+        model = _whole(self.work / self._key(chosen.by)[:16], self.device)
+        assert chosen.found is not None
+        measured = {"rows": len(self.held), **{name: chosen.found.to_dict()[name] for name in ("size", "speed", "drop")}}
+        about = {**model.about, "compressed": {**model.about["compressed"], "measured": measured}}
+        artifact.save(replace(model, about=about), out, overwrite=True)

@@ -1,0 +1,120 @@
+"""`fewtune compress`, from a tuned model to a smaller one: by name, by promise, gone on with, and what is refused."""
+
+import csv
+import json
+import re
+import shutil
+
+import pytest
+
+import fewtune as ft
+from fewtune import job, plm
+from fewtune.backbone import tiny
+from fewtune.data.example import Example, Split
+from fewtune.train.fit import FitOptions, Session
+
+GOOD, BAD = ("great", "fun", "joy", "good"), ("dull", "mess", "terrible", "lifeless")
+ROWS = [
+    (f"{one} and {other}{' it was' * times}", label)
+    for label, words in (("positive", GOOD), ("negative", BAD))
+    for one in words
+    for other in words
+    for times in range(2)
+]
+FEWER = "distill:layers=2,steps=40,learning_rate=0.003"
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """A folder with a tuned model, which tests copy."""
+    root = tmp_path_factory.mktemp("tuned")
+    plm_folder = str(tiny.save("bert", root / "bert", blocks=6))
+    rows = tuple(Example({"text": text}, label) for text, label in ROWS)
+    settings = job.Settings(
+        strategy="supervised", readout=ft.Head(), deltas=(ft.Subset("all"),), fit=FitOptions(steps=40, learning_rate=0.003)
+    )
+    model = job.tune(ft.Task.classification(["negative", "positive"]), Split(train=rows), plm.load(plm_folder), settings, session=Session())
+    return model.save(root / "model")
+
+
+@pytest.fixture
+def model(work, tuned):
+    with open(work / "rows.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *ROWS])
+    (work / "texts.csv").write_text("text\n" + "".join(f"it was {text}\n" for text, _ in ROWS))
+    shutil.copytree(tuned, work / "model")
+    return "model"
+
+
+def hidden(work):
+    return sorted(path.name for path in work.iterdir() if path.name.startswith("."))
+
+
+@pytest.mark.slow
+def test_by_name_measured_and_said(fewtune, model, work):
+    code, out, err = fewtune("compress", model, "--data", "rows.csv", "--unlabeled", "texts.csv", "--to", "small", "--by", FEWER, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["model"] == "small" and found["kept"] and found["by"] == [FEWER] and found["target"] is None
+    assert found["rows"] == {"learned": 52, "unlabeled": 64, "measured": 12}
+    (tried,), full = found["tried"], found["full"]
+    assert tried["bytes"]["needed"] < full["bytes"]["needed"] and tried["size"] < 1 and tried["speed"] > 0
+    assert tried["drop"]["low"] <= tried["drop"]["value"] <= tried["drop"]["high"] and tried["metric"] == "accuracy"
+    assert tried["bytes"]["artifact"] == sum(path.stat().st_size for path in (work / "small").iterdir()) or tried["keeps"]
+    manifest = json.loads((work / "small" / "manifest.json").read_text())
+    assert [delta["name"] for delta in manifest["deltas"]] == ["shallow", "subset"]
+    assert manifest["about"]["compressed"]["by"] == [FEWER] and "estimate" not in manifest["about"]
+    assert "| compressed | distill" in (work / "small" / "README.md").read_text()
+    assert hidden(work) == []
+    code, out, err = fewtune("evaluate", "small", "rows.csv", "--json")
+    assert code == 0 and json.loads(out)["metrics"]["accuracy"]["value"] >= 0.8, err
+    code, out, err = fewtune("compress", "small", "--data", "rows.csv", "--to", "smaller", "--by", "distill:layers=1,steps=5")
+    assert code == 0 and "lost" in out and "taken" in out and "model  smaller" in out, err
+    manifest = json.loads((work / "smaller" / "manifest.json").read_text())
+    assert manifest["deltas"][0]["layers"] == [0] and len(manifest["about"]["compressed"]["by"]) == 2
+
+
+@pytest.mark.slow
+def test_a_promise_that_none_keeps_writes_nothing_and_a_looser_one_goes_on(fewtune, model, work):
+    command = ("compress", model, "--data", "rows.csv", "--to", "small", "--by", FEWER)
+    code, out, err = fewtune(*command, "--target", "size=0.001", "--json")
+    assert code == 1 and "expected a model that keeps size=0.001, got none" in err
+    found = json.loads(out)
+    assert (found["model"], found["kept"], found["by"]) == (None, False, None) and not found["tried"][0]["keeps"]
+    assert not (work / "small").exists() and hidden(work) == [".small.work"]
+    code, out, err = fewtune(*command, "--target", "size=0.9", "--json")
+    assert code == 0 and "It is there already." in err, err
+    assert json.loads(out)["target"] == "size=0.9" and hidden(work) == []
+
+
+@pytest.mark.slow
+def test_the_ladder_is_tried_and_the_best_is_taken(fewtune, model, work):
+    code, out, err = fewtune("compress", model, "--data", "rows.csv", "--to", "small", "--target", "size=0.95,speed=0.01", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    kept = [one for one in found["tried"] if one.get("keeps")]
+    assert found["by"] == min(kept, key=lambda one: (one["drop"]["value"], one["size"]))["by"]
+    assert all("refused" in one or one["size"] > 0 for one in found["tried"])
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ((), "expected ways or a promise, got neither"),
+        (("--by", "distil"), 'Did you mean "distill"'),
+        (("--by", "distill:layers=9"), "at most 6 layers"),
+        (("--by", "distill:layers"), "expected field=value"),
+        (("--target", "siz=1"), 'Did you mean "size"'),
+        (("--target", "size=0"), "--target.size: expected a value in range"),
+        (("--target", ""), "expected a promise"),
+        (("--by", "distill", "--data", "few.csv"), "expected at least 20 labelled rows, got 4"),
+        (("--by", "distill", "--data", "texts.csv"), "label"),
+        (("--by", "distill", "--to", "model"), "Give another --out"),
+        (("--by", "distill", "--data", "none.csv"), "none.csv"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(fewtune, model, work, options, message):
+    (work / "few.csv").write_text("text,label\ngreat,positive\nbad,negative\ngood,positive\ndull,negative\n")
+    code, out, err = fewtune("compress", model, "--data", "rows.csv", "--to", "small", *options)
+    assert (code, out) == (2, "") and re.search(message, err.strip().splitlines()[-1]), err
+    assert not (work / "small").exists()
