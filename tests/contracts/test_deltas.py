@@ -18,6 +18,7 @@ from fewtune.deltas.lora import LoRA
 from fewtune.deltas.mask import Mask
 from fewtune.deltas.prefix import Prefix
 from fewtune.deltas.scaling import IA3
+from fewtune.deltas.sharing import SHARED, Sharing
 from fewtune.deltas.soft_prompt import SoftPrompt
 from fewtune.deltas.subset import Subset
 from fewtune.errors import ArtifactError, BackboneError
@@ -45,12 +46,14 @@ SETTINGS = {
     "none": Subset("none"),
     "mask": Mask(),
     "mask-words": Mask(share=0.3, sites=("words", "ffn_in")),
+    "sharing": Sharing(groups=1, rank=2),
+    "sharing-groups": Sharing(groups=2, rank=3),
     "mask-own": Mask(share=0.25, sites=("attention_in", "words"), values="own"),
 }
 ELSEWHERE = {"narrow", "shallow"}
 """They change all rows alike: test_narrow.py, test_shallow.py."""
 MERGES = ("lora", "lora-everywhere", "lora-dropout", "rslora-ranks", "dora", "ia3", "ia3-top", "all", "biases", "norms", "last")
-MERGES += ("mask", "mask-words", "mask-own")
+MERGES += ("mask", "mask-words", "mask-own", "sharing", "sharing-groups")
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +161,7 @@ def close(actual, expected, atol=1e-5):
 
 
 def test_every_delta_and_family_is_seen():
-    assert len(DELTAS) == 9 and {DELTAS.name_of(delta) for delta in SETTINGS.values()} == set(DELTAS) - ELSEWHERE
+    assert len(DELTAS) == 10 and {DELTAS.name_of(delta) for delta in SETTINGS.values()} == set(DELTAS) - ELSEWHERE
     assert len(FAMILIES) == 16
     assert len(CASES) == 16 * len(SETTINGS) - len(REFUSED)
 
@@ -166,12 +169,14 @@ def test_every_delta_and_family_is_seen():
 def test_what_a_family_cannot_carry_is_refused_with_the_reason():
     biases = {family for family, name in REFUSED if name == "biases"}
     prefixes = {family for family, name in REFUSED if name.startswith("prefix")}
-    assert {family for family, name in REFUSED} == biases | prefixes
-    assert {name for _, name in REFUSED} == {"biases", "prefix", "prefix-zero", "prefix-network"}
+    shared = {family for family, name in REFUSED if name.startswith("sharing")}
+    assert {family for family, name in REFUSED} == biases | prefixes | shared
+    assert {name for _, name in REFUSED} == {"biases", "prefix", "prefix-zero", "prefix-network", "sharing-groups"}
+    assert shared == {"albert"}, "its two blocks stand for all layers"
     assert biases == {"gemma", "gemma3_text", "llama", "qwen3", "t5"}
     assert prefixes == {"mpnet", "deberta-v2"}
     for (family, name), why in REFUSED.items():
-        wanted = "expected biases to train" if name == "biases" else "attention"
+        wanted = {"biases": "expected biases to train", "sharing-groups": "fewer groups than"}.get(name, "attention")
         assert wanted in why and family in why
 
 
@@ -383,6 +388,12 @@ def expected_parameters(delta, backbone):
     if isinstance(delta, IA3):
         outs = sum(site.stop - site.start for name in delta.outputs for site in backbone.sites(name, top=delta.top))
         return outs + sum(site.inputs for name in delta.inputs for site in backbone.sites(name, top=delta.top))
+    if isinstance(delta, Sharing):
+        places = {site.path: site for name in SHARED for site in backbone.sites(name)}.values()
+        groups = delta.members(backbone)
+        low = sum(delta.rank * (site.inputs + site.outputs) for site in places if any(site.block in group for group in groups))
+        once = sum(site.inputs * site.outputs for site in places if any(site.block == group[0] for group in groups))
+        return low + once
     if isinstance(delta, Adapter):
         places = len(delta.at) * len(backbone.upper(delta.top))
         return places * (2 * backbone.width * delta.size + delta.size + backbone.width + delta.learned_scale)

@@ -8,6 +8,7 @@ from fewtune.deltas.narrow import Narrow
 from fewtune.deltas.prefix import Prefix
 from fewtune.deltas.scaling import IA3
 from fewtune.deltas.shallow import Shallow
+from fewtune.deltas.sharing import Sharing
 from fewtune.deltas.soft_prompt import SoftPrompt
 from fewtune.deltas.subset import Subset
 from fewtune.registry import Table
@@ -24,5 +25,6 @@ DELTAS: Table[Delta] = Table(
         "shallow": Shallow,
         "mask": Mask,
         "narrow": Narrow,
+        "sharing": Sharing,
     },
 )

@@ -9,6 +9,7 @@ from fewtune.model import TunedModel
 from fewtune.registry import Table
 from fewtune.strategies.distill import Distill
 from fewtune.strategies.narrow import Narrowing
+from fewtune.strategies.share import Share
 from fewtune.train.fit import Session
 
 
@@ -24,4 +25,4 @@ class Compression(Protocol):
         ...
 
 
-COMPRESSIONS: Table[Compression] = Table("way to make a model smaller", {"distill": Distill, "narrow": Narrowing})
+COMPRESSIONS: Table[Compression] = Table("way to make a model smaller", {"distill": Distill, "narrow": Narrowing, "share": Share})

@@ -81,7 +81,7 @@ class Plan:
         except BaseException:
             remove_all(installed)
             raise
-        return _answering(self.model, learner, tuple(installed))
+        return answering(self.model, learner, tuple(installed))
 
     def _start(self, installed: Installed, state: Mapping[str, Tensor]) -> None:
         like = installed.state_dict()
@@ -150,7 +150,7 @@ def _installed(delta: Delta, learner: Backbone) -> Installed:
     return delta.install(learner, generator=torch.Generator().manual_seed(0))
 
 
-def _answering(model: TunedModel, learner: Backbone, deltas: tuple[Installed, ...]) -> TunedModel:
+def answering(model: TunedModel, learner: Backbone, deltas: tuple[Installed, ...]) -> TunedModel:
     """The model with these deltas in the place of its own; its exits, which learned other states, stay behind."""
     learner.precision = model.backbone.precision
     reader = model.readout.install(learner, candidates=len(model.task.labels), generator=torch.Generator().manual_seed(0))
