@@ -19,6 +19,7 @@ from torch import Tensor
 from fewtune import registry
 from fewtune.backbone.bank import Bank
 from fewtune.data.example import Example
+from fewtune.deltas.mask import borrowed
 from fewtune.evaluation import evaluate
 from fewtune.model import TunedModel
 from fewtune.tasks.metrics import ERRORS, Interval, Ratio, bootstrap, divide
@@ -122,5 +123,5 @@ def bytes_of(folder: Path, model: TunedModel) -> Bytes:
     own = {id(weight): weight for delta in model.deltas for weight in delta.weights.values()}
     own |= {id(weight): weight for weight in model.reader.weights.values()}
     artifact = sum(path.stat().st_size for path in folder.iterdir())
-    plm = sum(tensor.nbytes for key, tensor in every.items() if key not in added)
+    plm = sum(tensor.nbytes for key, tensor in every.items() if key not in added) + sum(map(borrowed, model.deltas))
     return Bytes(artifact, artifact + plm, sum(tensor.nbytes for tensor in {**every, **own}.values()))

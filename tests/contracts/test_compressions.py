@@ -13,6 +13,7 @@ from fewtune.train.fit import FitOptions, Session
 WAYS = {
     "distill": "distill:layers=2,steps=60,learning_rate=0.003",
     "narrow": "narrow:heads=0.5,ffn=0.5,rounds=2,steps=60,learning_rate=0.003",
+    "prune": "prune:steps=60,learning_rate=0.003",
     "share": "share:groups=2,rank=2,steps=60,learning_rate=0.003",
 }
 """One of each member, small enough for a test."""
@@ -42,7 +43,7 @@ def run(way, teacher):
 
 
 def test_every_way_is_seen():
-    assert list(COMPRESSIONS) == list(WAYS) == ["distill", "narrow", "share"]
+    assert list(COMPRESSIONS) == list(WAYS) == ["distill", "narrow", "prune", "share"]
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)

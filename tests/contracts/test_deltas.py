@@ -305,6 +305,29 @@ def test_a_delta_that_shares_its_place_is_not_merged(plain):
     assert_untouched(backbone, before)
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_deltas_that_have_parameters_of_their_own_at_a_place_are_merged_one_after_the_other(plain, order):
+    backbone = copy.deepcopy(plain["bert"])
+    untouched = snapshot(backbone)
+    parts = [Mask(sites=("words",)).install(backbone, generator=generator()), Subset("biases").install(backbone, generator=generator())]
+    for part in parts:
+        scatter(part)
+    both, bare = snapshot(backbone), outputs(backbone).detach()
+    undo = []
+    for number in order:  # the LM head's projection has the words' weights and a bias
+        undo.append(parts[number].merge())
+        with torch.no_grad():
+            close(outputs(backbone), bare, atol=1e-3)
+    names = {name for name, _ in backbone.model.named_modules()}
+    assert not any(name.endswith(".base") for name in names)
+    for step in reversed(undo):
+        step()
+    assert_untouched(backbone, both)
+    for part in reversed(parts):
+        part.remove()
+    assert_untouched(backbone, untouched)
+
+
 # Rows side by side
 
 

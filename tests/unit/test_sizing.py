@@ -9,6 +9,7 @@ from fewtune import artifact, plm
 from fewtune.backbone import tiny
 from fewtune.compressing import Target, ladder, parts
 from fewtune.data.example import Example
+from fewtune.deltas.mask import Mask, gone
 from fewtune.deltas.shallow import Shallow
 from fewtune.errors import DataError
 from fewtune.model import TunedModel
@@ -38,6 +39,17 @@ def test_bytes_are_those_of_the_weights_that_answer(deltas, tmp_path):
     assert found.artifact == on_disk and found.loaded == remains + own
     frozen = remains - (trainable - (whole - remains)) if ft.Subset("all") in deltas else remains
     assert found.needed == on_disk + frozen
+
+
+def test_what_a_mask_leaves_of_the_plm_is_needed_beside_its_bits(tmp_path):
+    backbone = plm.load(str(tiny.save("bert", tmp_path / "plm", blocks=2)))
+    words = backbone.model.get_input_embeddings().weight
+    others = sum(tensor.nbytes for tensor in (*backbone.model.parameters(), *backbone.model.buffers())) - words.nbytes
+    mask = Mask(share=0.75, sites=("words",), values="own").install(backbone, generator=torch.Generator())
+    model = TunedModel.assemble(backbone, TASK, ft.Head(), deltas=(mask,))
+    found = bytes_of(artifact.save(model, tmp_path / "model"), model)
+    remain = words.numel() - round(0.75 * words.numel())
+    assert gone(mask) == words.numel() - remain and found.needed == found.artifact + others + 4 * remain
 
 
 def test_points_lost_by_hand():

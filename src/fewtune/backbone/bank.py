@@ -138,6 +138,23 @@ class Bank(Shelf[Edit]):
                         return self._alone(instead[name], rows)
             return getattr(super().__getattr__("base"), name)
 
+    def apart(self, edits: Sequence[Edit]) -> bool:
+        """Whether these edits and all others here do nothing but stand in for parameters, others for each; or there are no others."""
+        others = [edit for entry in self.entries for edit in self.of(entry) if not any(edit is one for one in edits)]
+        with torch.no_grad():
+            names = [{name for edit in part for name in edit.instead()} for part in (edits, others)]
+        plain = all(type(edit).before is Edit.before and type(edit).after is Edit.after for edit in (*edits, *others))
+        return not others or (plain and not names[0] & names[1])
+
+    def without(self, edits: Sequence[Edit], base: nn.Module) -> nn.Module:
+        """`base` with the other edits that are here; itself where there are none."""
+        rest = Bank(base, self.routing)
+        for entry in self.entries:
+            for edit in self.of(entry):
+                if not any(edit is one for one in edits):
+                    rest.add(edit, entry=entry)
+        return rest if rest.entries else base
+
     @staticmethod
     def _alone(weight: Tensor, rows: Tensor | None) -> Tensor:
         if rows is None:

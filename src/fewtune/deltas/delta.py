@@ -76,15 +76,18 @@ class Installed:
     def merge(self) -> Undo:
         """Write what has been learned into the frozen weights, so that it costs nothing more; undo puts the very weights back.
 
-        Computed in float32. Raises `BackboneError` for a delta that is not a change of weights, or that others share a place with.
+        Computed in float32. Raises `BackboneError` for a delta that is not a change of weights, or that others share a place with, unless
+        each has parameters of its own there; then the others stay.
         """
         if not self.edits:
             raise self._unmergeable("merge")
         merged: dict[str, nn.Module] = {}
         for path, edits in self._by_path().items():
-            merged[path] = self._own_bank(path, edits).base
+            bank = self._own_bank(path, edits)
+            merged[path] = bank.base
             for edit in edits:
                 merged[path] = self._with(merged[path], edit, path)
+            merged[path] = bank.without(edits, merged[path])
         undo = [surgery.replace(self.backbone.model, path, module) for path, module in merged.items()]
 
         def unmerge() -> None:
@@ -103,7 +106,7 @@ class Installed:
         bank = self.backbone.model.get_submodule(path)
         if not isinstance(bank, Bank):
             raise BackboneError(expected="a delta that is not merged yet", got="one that is", where=path, fix="Unmerge it first.")
-        if sum(len(bank.of(entry)) for entry in bank.entries) > len(edits):
+        if not bank.apart(edits):
             fix = "Merge where one delta is alone; unmerged ones give the same answers."
             raise BackboneError(expected="no other delta at the place", got="several", where=path, fix=fix)
         return bank

@@ -181,6 +181,21 @@ def stored(sparse: Mapping[str, Sparse], biases: Mapping[str, nn.Parameter]) -> 
     return {**kept, **values, **{name: bias.detach().clone() for name, bias in biases.items()}}
 
 
+def gone(installed: Installed) -> int:
+    """How many weights an installed mask has out; a matrix that is used in several places counts once."""
+    return sum(int((~one.keep).sum()) for one in _matrices(installed))
+
+
+def borrowed(installed: Installed) -> int:
+    """The bytes of those weights of the PLM that an installed mask leaves, and does not store."""
+    return sum(int(one.keep.sum()) * one.dense().element_size() for one in _matrices(installed) if one.values is None)
+
+
+def _matrices(installed: Installed) -> list[Pruned]:
+    held = [one for _, edit in installed.edits if isinstance(edit, Instead) for one in edit.sparse.values()]
+    return [one for one in {id(one): one for one in held}.values() if isinstance(one, Pruned)]
+
+
 def _restore(pruned: Mapping[str, Pruned], biases: Mapping[str, nn.Parameter], state: Mapping[str, Tensor], where: str) -> None:
     """Take what `stored` gave: all of it, or nothing where a tensor is missing, extra or of another size than its mask says."""
     shapes = {name: bias.shape for name, bias in biases.items()}

@@ -9,6 +9,7 @@ from fewtune.model import TunedModel
 from fewtune.registry import Table
 from fewtune.strategies.distill import Distill
 from fewtune.strategies.narrow import Narrowing
+from fewtune.strategies.prune import Prune
 from fewtune.strategies.share import Share
 from fewtune.train.fit import Session
 
@@ -25,4 +26,6 @@ class Compression(Protocol):
         ...
 
 
-COMPRESSIONS: Table[Compression] = Table("way to make a model smaller", {"distill": Distill, "narrow": Narrowing, "share": Share})
+COMPRESSIONS: Table[Compression] = Table(
+    "way to make a model smaller", {"distill": Distill, "narrow": Narrowing, "prune": Prune, "share": Share}
+)
