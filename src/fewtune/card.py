@@ -129,9 +129,7 @@ def _smaller(compressed: Mapping[str, Any] | None) -> list[str]:
     found = compressed.get("measured")
     if found is not None:
         drop = f"{found['drop']['value']:+.1f} points lost ({found['drop']['low']:+.1f} – {found['drop']['high']:+.1f})"
-        lines.append(
-            f"| beside it | {found['size']:.2f} of the bytes, {found['speed']:.2f} times as fast, {drop} on {found['rows']} rows |"
-        )
+        lines.append(f"| beside it | {found['size']:.2f} of the bytes, {drop} on {found['rows']} rows |")
     return lines
 
 

@@ -140,3 +140,25 @@ def test_another_job_does_not_go_on_with_a_checkpoint(work):
     (work / "train.csv").write_text((work / "train.csv").read_text().replace("good and great", "good"))
     code, err = finish(start(work, "model"))
     assert code == 0 and "Going on" not in err
+
+
+def test_compress_killed_and_started_again(work):
+    assert finish(start(work, "model", "--readout", "head", "--strategy", "supervised"))[0] == 0
+    lines = (work / "train.csv").read_text().splitlines()
+    (work / "train.csv").write_text("\n".join([*lines, *lines[1:]]) + "\n")
+
+    def compress(out, slow=0.0):
+        options = ["--data", "train.csv", "--to", out, "--by", "distill:layers=2,steps=40,relations=1"]
+        command = [sys.executable, "-c", SCRIPT, "0", str(slow), "compress", "model", *options]
+        return subprocess.Popen(command, cwd=work, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    assert finish(compress("alone"))[0] == 0
+    process = compress("killed", slow=0.05)
+    wait_for(work / ".killed.work" / "*.distill.safetensors")
+    time.sleep(0.5)
+    process.kill()
+    assert finish(process)[0] == -signal.SIGKILL and not (work / "killed").exists()
+    code, err = finish(compress("killed"))
+    assert code == 0 and "Going on with" in err
+    assert content(work / "killed") == content(work / "alone")
+    assert not (work / ".killed.work").exists()

@@ -52,14 +52,10 @@ def show_compressed(made: Compressed) -> None:
 
     full = made.full
     metric = "metric" if full is None else full.ratio.metric
-    table = Table(
-        "model", "needed", "artifact", "texts/s", "speed", metric, "points lost", "", title=f"{made.rows['measured']} rows held out"
-    )
+    table = Table("model", "needed", "texts/s", "speed", metric, "points lost", "", title=f"{made.rows['measured']} rows held out")
     if full is not None:
         rate = f"{full.texts_per_second:.0f}"
-        table.add_row(
-            "full", _megabytes(full.bytes.needed), _megabytes(full.bytes.artifact), rate, "1.00", f"{full.ratio.value:.3f}", "", ""
-        )
+        table.add_row("full", _megabytes(full.bytes.needed), rate, "1.00", f"{full.ratio.value:.3f}", "", "")
     for one in made.tried:
         table.add_row(" + ".join(one.by), *_tried(one, taken=one is made.chosen))
     _show(table)
