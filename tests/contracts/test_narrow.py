@@ -219,18 +219,19 @@ def test_what_was_not_saved_by_it_is_refused_and_changes_nothing(family):
     narrowed = delta.keeping(backbone, drawn(backbone, delta))
     scatter(narrowed)
     state, expected = narrowed.state_dict(), hidden(backbone)
+    numbers = f"{backbone.blocks_path}.1.ffn"
     matrix = next(name for name in state if name.endswith("weight"))
     for odd, message in [
         ({**state, "another": torch.zeros(1)}, 'here: expected only tensors of this artifact, got "another"'),
-        ({name: tensor for name, tensor in state.items() if name != "ffn.1"}, 'the tensor "ffn.1"'),
+        ({name: tensor for name, tensor in state.items() if name != numbers}, f'the tensor "{numbers}"'),
         ({name: tensor for name, tensor in state.items() if name != matrix}, f'the tensor "{matrix}"'),
         ({**state, matrix: torch.zeros(1, 1)}, "of shape"),
-        ({**state, "ffn.1": state["ffn.1"][:-1]}, "of shape"),
-        ({**state, "ffn.1": state["ffn.1"].flip(0)}, "numbers of units from 0 to 127, in order"),
-        ({**state, "ffn.1": state["ffn.1"] + 100}, "numbers of units from 0 to 127"),
-        ({**state, "ffn.1": state["ffn.1"][None]}, "numbers of units from 0 to 127"),
-        ({**state, "ffn.1": torch.zeros(0, dtype=torch.int32)}, "numbers of units from 0 to 127"),
-        ({**state, "ffn.1": state["ffn.1"].float()}, "numbers of units from 0 to 127"),
+        ({**state, numbers: state[numbers][:-1]}, "of shape"),
+        ({**state, numbers: state[numbers].flip(0)}, "numbers of units from 0 to 127, in order"),
+        ({**state, numbers: state[numbers] + 100}, "numbers of units from 0 to 127"),
+        ({**state, numbers: state[numbers][None]}, "numbers of units from 0 to 127"),
+        ({**state, numbers: torch.zeros(0, dtype=torch.int32)}, "numbers of units from 0 to 127"),
+        ({**state, numbers: state[numbers].float()}, "numbers of units from 0 to 127"),
     ]:
         with pytest.raises(ArtifactError, match=message):
             narrowed.load_state_dict(odd, where="here")

@@ -88,22 +88,28 @@ class Narrowed(Installed):
 
     def state_dict(self) -> dict[str, Tensor]:
         """The numbers of the units, and the matrices if they are trained."""
-        return {**_named(self.kept), **super().state_dict()}
+        return {**self._named(), **super().state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Tensor], where: str = "delta") -> None:
         """Take units and matrices that `state_dict` gave; raises `ArtifactError` for others, and leaves what was there."""
-        kept = {key: state.get(_name(*key), own_K) for key, own_K in self.kept.items()}
+        kept = {key: state.get(self._name(*key), own_K) for key, own_K in self.kept.items()}
         for key, kept_K in kept.items():
-            _check(_name(*key), kept_K, self.whole[key], where)
+            _check(self._name(*key), kept_K, self.whole[key], where)
         before = self.kept, super().state_dict()
         self.keep(kept)
-        numbers = {name: nn.Parameter(kept_K, requires_grad=False) for name, kept_K in _named(self.kept).items()}
+        numbers = {name: nn.Parameter(kept_K, requires_grad=False) for name, kept_K in self._named().items()}
         try:
             load_strictly({**numbers, **self.weights}, state, where)
         except ArtifactError:
             self.keep(before[0])
             load_strictly(self.weights, before[1], where)
             raise
+
+    def _name(self, part: str, block: int) -> str:
+        return f"{self.backbone.blocks_path}.{block}.{part}"
+
+    def _named(self) -> dict[str, Tensor]:
+        return {self._name(*key): kept_K.clone() for key, kept_K in self.kept.items()}
 
 
 def chosen(scores: Mapping[tuple[str, int], Tensor], shares: Mapping[str, float]) -> dict[tuple[str, int], Tensor]:
@@ -129,14 +135,6 @@ def chosen(scores: Mapping[tuple[str, int], Tensor], shares: Mapping[str, float]
         for key in own:
             found[key] = torch.tensor(sorted(unit for _, _, block, unit in ranked[:most] if block == key[1]), dtype=torch.int32)
     return found
-
-
-def _name(part: str, block: int) -> str:
-    return f"{part}.{block}"
-
-
-def _named(kept: Kept) -> dict[str, Tensor]:
-    return {_name(*key): kept_K.clone() for key, kept_K in kept.items()}
 
 
 def _check(name: str, kept_K: Tensor, whole: int, where: str) -> None:

@@ -44,15 +44,18 @@ class Plan:
 
     @classmethod
     def of(cls, model: TunedModel, kept: Kept, narrow: Narrow) -> Plan:
-        """Of the units that the model has those `kept` remain; `narrow` says of what share of all they are. Raises `SpecError` for deltas
-        that know their matrices as a whole."""
+        """Of the units that the model has those `kept` remain, the shares of them that `narrow` says.
+
+        Raises `SpecError` for deltas that know their matrices as a whole.
+        """
         _check(model, {part for part, _ in kept})
         saved = [(one.delta, one.state_dict()) for one in model.deltas]
         before = next((one for one in model.deltas if isinstance(one, Narrowed)), None)
+        every = kept if before is None else {**before.kept, **kept, **_of_all(before.kept, kept)}
         return cls(
             model,
-            replace(narrow, trained=narrow.trained or bool(before and before.weights)),
-            kept if before is None else {**before.kept, **kept, **_of_all(before.kept, kept)},
+            narrow if before is None else _spec(before, every, model.backbone, trained=narrow.trained or bool(before.weights)),
+            every,
             below=tuple(one for one in saved if isinstance(one[0], Shallow)),
             above=tuple(one for one in saved if not isinstance(one[0], Shallow | Narrow)),
             matrices={} if before is None else {name: weight.detach().clone() for name, weight in before.weights.items()},
@@ -139,6 +142,16 @@ def _places(backbone: Backbone, kept: Kept) -> list[_Place]:
         if part == "heads":
             found.append(_Place(trim.attention_path(backbone, block), kept_K, whole))
     return found
+
+
+def _spec(before: Narrowed, kept: Kept, backbone: Backbone, *, trained: bool) -> Narrow:
+    """The delta of a model that was narrower before: the shares of all of the PLM's units that remain."""
+    shares = {"heads": 1.0, "ffn": 1.0}
+    for part in {part for part, _ in kept}:
+        whole = sum(before.whole.get(key) or trim.units(backbone, *key) for key in kept if key[0] == part)
+        # Below all of them, however few went: the numbers of those that remain are what is saved.
+        shares[part] = min(sum(len(own_K) for key, own_K in kept.items() if key[0] == part), whole - 0.25) / whole
+    return Narrow(**shares, trained=trained)
 
 
 def _of_all(before: Kept, kept: Kept) -> dict[tuple[str, int], Tensor]:

@@ -10,6 +10,7 @@ from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.bank import Edit
 from fewtune.data.example import Example, Split
 from fewtune.deltas.adapter import Adapter
+from fewtune.deltas.delta import install_saved
 from fewtune.deltas.lora import LoRA
 from fewtune.deltas.mask import Mask
 from fewtune.deltas.narrow import Narrow, chosen
@@ -161,6 +162,21 @@ def test_a_narrower_model_starts_as_the_whole_one_with_the_rest_masked(family, n
         again.append(spec.install(learner, generator=torch.Generator().manual_seed(9)))
         again[-1].load_state_dict(state)
     assert torch.equal(narrower.raw_scores(TEXTS), found)
+
+
+@pytest.mark.parametrize("before", [Narrow(heads=0.5, ffn=1.0), Narrow(heads=0.5, ffn=1.0, trained=False), Narrow(heads=0.75, ffn=0.99)])
+def test_what_was_narrower_before_in_one_part_stays_so_and_is_read_again(before):
+    model = made("bert", before, LoRA(rank=2))
+    kept = {("ffn", block): torch.arange(40 + block, dtype=torch.int32) for block in range(3)}
+    learner = Backbone(*tiny.model("bert"), name="tiny bert")
+    small = Plan.of(model, kept, Narrow(1.0, 1 / 3, trained=False)).on(learner)
+    found, saved = small.raw_scores(TEXTS), [(one.delta, one.state_dict(), "here") for one in small.deltas]
+    heads = [kept_K.tolist() for (part, _), kept_K in small.deltas[0].kept.items() if part == "heads"]
+    assert heads == [kept_K.tolist() for (part, _), kept_K in model.deltas[0].kept.items() if part == "heads"]
+    assert small.deltas[0].delta.trained == before.trained
+    small.remove()
+    install_saved(learner, saved)
+    assert torch.equal(small.raw_scores(TEXTS), found)
 
 
 def test_what_cannot_be_handed_on_and_what_is_not_there_is_refused(tmp_path):
