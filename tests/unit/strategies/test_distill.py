@@ -10,6 +10,9 @@ from fewtune import job, plm
 from fewtune.backbone import tiny
 from fewtune.data.example import Example, Split
 from fewtune.errors import DataError, SpecError, TaskError
+from fewtune.model import TunedModel
+from fewtune.readout.generate import Generate
+from fewtune.readout.likelihood import Likelihood
 from fewtune.strategies import distill
 from fewtune.strategies.distill import Distill, layer_map
 from fewtune.strategies.student import smaller
@@ -181,3 +184,15 @@ def test_what_cannot_be_taught_is_refused(teacher, folders):
     pairs = tuned(folders["bert"], (ft.LoRA(rank=1),), readout=ft.Similarity(), steps=2)
     with pytest.raises(TaskError, match="pairs of rows"):
         run(Distill(layers=2), pairs)
+
+
+@pytest.mark.parametrize("kind", ["choice:candidates=a+b", "generation"])
+def test_answers_that_are_no_labels_are_refused(folders, kind):
+    """What a row is answered from differs from row to row, or is written: there is no distribution that a student could be held to."""
+    task = ft.Task(kind=kind, labels=(), templates=("{text} {slot}",))
+    readout = Likelihood() if kind.startswith("choice") else Generate()
+    model = TunedModel.assemble(plm.load(folders["llama"]), task, readout)
+    with pytest.raises(
+        TaskError, match=f"distill: expected a task and a readout whose scores can be learned, got {kind.partition(':')[0]}"
+    ):
+        run(Distill(layers=2), model)
