@@ -24,6 +24,7 @@ from fewtune.model import TunedModel
 from fewtune.sizing import Beside, Measured, beside
 from fewtune.sources import Say, Source
 from fewtune.strategies.compression import COMPRESSIONS, Compression
+from fewtune.strategies.distill import Distill
 from fewtune.train.fit import Progress, Session
 
 Rung = tuple[Compression, ...]
@@ -132,6 +133,7 @@ def compress_files(
     by: Rung = (),
     target: Target | None = None,
     unlabeled: Source | None = None,
+    teachers: Sequence[Path] = (),
     device: str | None = None,
     seed: int = 42,
     overwrite: bool = False,
@@ -140,14 +142,20 @@ def compress_files(
 ) -> Compressed:
     """Read the model and the rows, make it smaller and write it to `out`: by these ways, or by the best rung of the ladder.
 
-    A part of the labelled rows is held out to measure; nothing is written where no rung keeps the promise. Raises `InputError` for what
-    cannot be used. What was tried is kept beside `out` until a model is written, so the same command, or one with another promise, goes on.
+    A student of `distill` learns from the models in the folders `teachers`, too. A part of the labelled rows is held out to measure;
+    nothing is written where no rung keeps the promise. Raises `InputError` for what cannot be used. What was tried is kept beside `out`
+    until a model is written, so the same command, or one with another promise, goes on.
     """
     if not by and target is None:
         raise SpecError(
             expected="ways or a promise", got="neither", where="compress", fix="Give --by distill:layers=3, or --target size=0.5."
         )
+    if teachers and by and not any(isinstance(way, Distill) for way in by):
+        raise SpecError(
+            expected="a way that has teachers", got="none", where="--teacher", fix="Add --by distill, or leave the teachers out."
+        )
     manifest = artifact.read_manifest(folder)
+    fingerprints = (manifest["fingerprint"], *(artifact.read_manifest(one)["fingerprint"] for one in teachers))
     check_target(out, overwrite=overwrite)
     for source in (data, *([unlabeled] if unlabeled else [])):
         sources.check_source(source)
@@ -159,7 +167,8 @@ def compress_files(
         say("The exits are left out: what they promise was shown of the full model.")
     say(f"{len(learn):,} labelled rows are learned from, {len(held):,} measure.")
     work = out.with_name(f".{out.name}.work")
-    trial = _Trial(folder, full, Split(train=learn, unlabeled=pool), held, work, manifest["fingerprint"], device, seed, say, progress)
+    split = Split(train=learn, unlabeled=pool)
+    trial = _Trial(folder, full, tuple(teachers), split, held, work, fingerprints, device, seed, say, progress)
     tried = [trial.run(rung, refuse=not by) for rung in ((by,) if by else ladder())]
     tried = [replace(one, keeps=one.found is not None and (target is None or target.kept(one.found))) for one in tried]
     kept = [one for one in tried if one.keeps and one.found is not None]
@@ -192,10 +201,11 @@ class _Trial:
 
     folder: Path
     full: TunedModel
+    teachers: tuple[Path, ...]
     split: Split
     held: tuple[Example, ...]
     work: Path
-    fingerprint: str
+    fingerprints: tuple[str, ...]
     device: str | None
     seed: int
     say: Say
@@ -219,7 +229,7 @@ class _Trial:
 
     def _key(self, by: tuple[str, ...]) -> str:
         rows = [job.plain_rows(part) for part in (self.split.train, self.split.unlabeled)]
-        return registry.key_of([by, self.fingerprint, *rows, self.seed])
+        return registry.key_of([by, self.fingerprints, *rows, self.seed])
 
     def _made(self, rung: Rung, by: tuple[str, ...]) -> Path:
         """The candidate's folder, which an earlier run of the same may have written."""
@@ -235,11 +245,18 @@ class _Trial:
         model = _whole(self.folder, self.device)
         session = Session(self.work, key, progress=self.progress, say=self.say)
         for number, way in enumerate(rung):
-            model = way.run(model, self.split, session=session.child(f"{key[:8]}-{number}"))
+            model = self._smaller(way, model, session.child(f"{key[:8]}-{number}"))
         about = {name: value for name, value in model.about.items() if name not in ("estimate", "rungs")}
-        compressed = {"by": [*about.get("compressed", {}).get("by", ()), *by], "from": self.fingerprint}
+        compressed = {"by": [*about.get("compressed", {}).get("by", ()), *by], "from": self.fingerprints[0]}
         artifact.save(replace(model, about={**about, "compressed": compressed}), path, overwrite=True)
         return path
+
+    def _smaller(self, way: Compression, model: TunedModel, session: Session) -> TunedModel:
+        """What one way makes of the model; who learns from teachers learns from the others, too."""
+        if not (self.teachers and isinstance(way, Distill)):
+            return way.run(model, self.split, session=session)
+        others = [_whole(folder, self.device) for folder in self.teachers]
+        return way.taught_by((model, *others), self.split, session=session)
 
     def write(self, chosen: Tried, out: Path) -> None:
         """The candidate with what was measured of it, but for speed, which is no two times the same: a folder's bytes are."""

@@ -75,6 +75,17 @@ def test_by_name_measured_and_said(fewtune, model, work):
 
 
 @pytest.mark.slow
+def test_two_teachers_are_another_job_than_one(fewtune, model, work):
+    command = ("compress", model, "--data", "rows.csv", "--to", "small", "--by", "distill:layers=2,steps=3")
+    code, _, err = fewtune(*command, "--teacher", model)
+    assert code == 0 and "rows are answered by 2 teachers" in err, err
+    code, _, err = fewtune(*command, "--target", "size=0.0001")
+    assert code == 2 and "Give another --out" in err
+    code, _, err = fewtune(*command, "--target", "size=0.0001", "--overwrite")
+    assert code == 1 and "rows are answered by the teacher" in err and (work / "small").exists()
+
+
+@pytest.mark.slow
 def test_a_promise_that_none_keeps_writes_nothing_and_a_looser_one_goes_on(fewtune, model, work):
     command = ("compress", model, "--data", "rows.csv", "--to", "small", "--by", FEWER)
     code, out, err = fewtune(*command, "--target", "size=0.001", "--json")
@@ -107,6 +118,8 @@ def test_the_ladder_is_tried_and_the_best_is_taken(fewtune, model, work):
         (("--target", "siz=1"), 'Did you mean "size"'),
         (("--target", "size=0"), "--target.size: expected a value in range"),
         (("--target", ""), "expected a promise"),
+        (("--by", "narrow", "--teacher", "model"), "--teacher: expected a way that has teachers"),
+        (("--by", "distill", "--teacher", "none"), "none: expected an artifact"),
         (("--by", "distill", "--data", "few.csv"), "expected at least 20 labelled rows, got 4"),
         (("--by", "distill", "--data", "texts.csv"), "label"),
         (("--by", "distill", "--to", "model"), "Give another --out"),

@@ -34,6 +34,9 @@ def compress(
         typer.Option("--target", help="A promise: size=0.5 (share of the bytes), speed=2, drop=1 (points lost); size=0.5,drop=1: both."),
     ] = None,
     unlabeled: Annotated[Path | None, typer.Option("--unlabeled", help="Texts without labels to learn from.")] = None,
+    teacher: Annotated[
+        list[Path] | None, typer.Option("--teacher", help="Another model of the same task that distill learns from, too; may repeat.")
+    ] = None,
     text: Text = None,
     label: Label = None,
     device: Device = None,
@@ -54,6 +57,7 @@ def compress(
             by=tuple(COMPRESSIONS.from_text(way, "--by") for way in by or ()),
             target=None if target is None else registry.from_text(compressing.Target, target, "--target"),
             unlabeled=None if unlabeled is None else flags.source(unlabeled, text, None, skip_bad_rows),
+            teachers=teacher or (),
             device=device,
             seed=seed,
             overwrite=overwrite,
