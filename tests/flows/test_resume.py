@@ -44,8 +44,12 @@ def work(tmp_path):
 
 def start(work, out, *more, slow=0.0):
     options = ["--backbone", "plm", "--words", "positive=great,negative=terrible", "--steps", "40", "--delta", "lora:dropout=0.2"]
-    command = [sys.executable, "-c", SCRIPT, "0", str(slow), "fit", "train.csv", "--out", out, *options, *more]
-    return subprocess.Popen(command, cwd=work, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return command(work, "fit", "train.csv", "--out", out, *options, *more, slow=slow)
+
+
+def command(work, *arguments, slow=0.0):
+    started = [sys.executable, "-c", SCRIPT, "0", str(slow), *arguments]
+    return subprocess.Popen(started, cwd=work, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def finish(process):
@@ -118,6 +122,23 @@ def test_killed_while_the_pools_language_was_learned_before_and_beside(work, fil
     adapt = ("--adapt", "tapt:steps=20,batch_size=2", "--adapt", "auxiliary:weight=0.3,batch_size=2")
     err = killed_at(work, f"{file}.safetensors", "--unlabeled", "pool.csv", *adapt, "--calibration", "temperature")
     assert f"Going on with {what}" in err
+
+
+def test_killed_while_weights_were_going(work):
+    (work / "rows.csv").write_text((work / "train.csv").read_text() + "joy and fun,positive\na mess of a mess,negative\n" * 4)
+    assert finish(start(work, "whole", "--strategy", "supervised"))[0] == 0
+    prune = ("compress", "whole", "--data", "rows.csv", "--by", "prune:steps=30,learning_rate=0.003", "--to")
+    assert finish(command(work, *prune, "alone"))[0] == 0
+    process = command(work, *prune, "killed", slow=0.05)
+    wait_for(work / ".killed.work" / "fit.*.prune.safetensors")
+    process.kill()
+    assert finish(process)[0] == -signal.SIGKILL
+    code, err = finish(command(work, *prune, "killed"))
+    assert code == 0 and "prune after step" in err, err
+    alone, killed = (
+        {name: data for name, data in content(work / folder).items() if name.endswith(".safetensors")} for folder in ("alone", "killed")
+    )
+    assert killed == alone and len(alone) >= 3
 
 
 def test_interrupted_and_started_again(work):
