@@ -51,6 +51,7 @@ def _body(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:
         *_taught(about.get("pet")),
         *_early(manifest.get("exits")),
         *_smaller(about.get("compressed")),
+        *_pruned(about.get("pruned")),
         *(_found(name, found) for name, found in about.get("search", {}).items()),
         f"| trained parameters | {manifest['trained_parameters']:,} ({share:.3%} of {manifest['backbone_parameters']:,}) |",
         f"| bytes | {sum(sizes.values()):,}; a hundred such tasks beside one backbone {_beside(manifest, sizes)} |",
@@ -131,6 +132,13 @@ def _smaller(compressed: Mapping[str, Any] | None) -> list[str]:
         drop = f"{found['drop']['value']:+.1f} points lost ({found['drop']['low']:+.1f} – {found['drop']['high']:+.1f})"
         lines.append(f"| beside it | {found['size']:.2f} of the bytes, {drop} on {found['rows']} rows |")
     return lines
+
+
+def _pruned(pruned: Mapping[str, Any] | None) -> list[str]:
+    """How many of all the PLM's weights are 0, and how it was chosen which."""
+    if pruned is None:
+        return []
+    return [f"| pruned | {pruned['gone']:,} of {pruned['weights']:,} weights are gone ({pruned['share']:.1%}), by {pruned['by']} |"]
 
 
 def _found(name: str, found: Mapping[str, Any]) -> str:

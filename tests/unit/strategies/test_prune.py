@@ -111,6 +111,7 @@ def test_it_is_saved_and_answers_the_same_in_a_smaller_file(model, by, tmp_path)
     loaded = artifact.load(small)
     assert loaded.predict(TEXTS) == answers
     assert out(loaded) == out(made) > 0
+    assert f"| pruned | {out(made):,} of {model.backbone.parameters:,} weights are gone (" in (small / "README.md").read_text()
     tensors = [sum(path.stat().st_size for path in folder.glob("*.safetensors")) for folder in (full, small)]
     assert by == "soft-movement" or tensors[1] < 0.75 * tensors[0]
     kept = artifact.tensors(made)
