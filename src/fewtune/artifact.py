@@ -7,7 +7,7 @@ and tokenizer are told apart by fingerprints.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from fewtune import card, folders, registry
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Example
 from fewtune.deltas import DELTAS
-from fewtune.deltas.delta import install_saved, load_strictly
+from fewtune.deltas.delta import Delta, install_saved, load_strictly
 from fewtune.errors import ArtifactError
 from fewtune.exits import CRITERIA
 from fewtune.exits.criteria import NEVER
@@ -146,14 +146,24 @@ def load(folder: str | Path, *, backbone: Backbone | None = None, device: str | 
         backbone = name.load(str(folder), device=device)
     else:
         name.check(backbone, str(folder))
-    if manifest["precision"] == "bfloat16" and has_bfloat16(backbone.device):
-        backbone.precision = "bfloat16"
     return _assemble(folder, manifest, states, backbone)
+
+
+def rebuilt(model: TunedModel, deltas: Sequence[tuple[Delta, Mapping[str, torch.Tensor]]]) -> TunedModel:
+    """The same model with other deltas, each with what it learned, on a PLM of its own; raises as `load` does."""
+    # As if it were read from a folder.
+    body = json.loads(folders.written({**_body(model), "deltas": [DELTAS.to_dict(spec) for spec, _ in deltas]}))
+    states = {name: state for name, state in tensors(model).items() if not name.startswith("delta-")}
+    states |= {f"delta-{number}.safetensors": dict(state) for number, (_, state) in enumerate(deltas)}
+    backbone = BackboneName.of(model.backbone).load("the model", device=str(model.backbone.device))
+    return _assemble(Path("the model"), body, states, backbone)
 
 
 def _assemble(
     folder: Path, manifest: Mapping[str, registry.Plain], states: Mapping[str, dict[str, torch.Tensor]], backbone: Backbone
 ) -> TunedModel:
+    if manifest["precision"] == "bfloat16" and has_bfloat16(backbone.device):
+        backbone.precision = "bfloat16"
     where = str(folder / MANIFEST)
     task = Task.from_dict(manifest["task"], f"{where}: task")
     readout = READOUTS.from_dict(manifest["readout"], f"{where}: readout")

@@ -15,6 +15,7 @@ WAYS = {
     "narrow": "narrow:heads=0.5,ffn=0.5,rounds=2,steps=60,learning_rate=0.003",
     "prune": "prune:steps=60,learning_rate=0.003",
     "share": "share:groups=2,rank=2,steps=60,learning_rate=0.003",
+    "int8": "int8",
 }
 """One of each member, small enough for a test."""
 GOOD, BAD = ("great", "fun", "joy"), ("dull", "mess", "terrible")
@@ -43,7 +44,7 @@ def run(way, teacher):
 
 
 def test_every_way_is_seen():
-    assert list(COMPRESSIONS) == list(WAYS) == ["distill", "narrow", "prune", "share"]
+    assert list(COMPRESSIONS) == list(WAYS) == ["distill", "narrow", "prune", "share", "int8"]
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)

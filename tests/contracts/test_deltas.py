@@ -50,8 +50,8 @@ SETTINGS = {
     "sharing-groups": Sharing(groups=2, rank=3),
     "mask-own": Mask(share=0.25, sites=("attention_in", "words"), values="own"),
 }
-ELSEWHERE = {"narrow", "shallow"}
-"""They change all rows alike: test_narrow.py, test_shallow.py."""
+ELSEWHERE = {"int8", "narrow", "shallow"}
+"""They train nothing, or change all rows alike: test_int8.py, test_narrow.py, test_shallow.py."""
 MERGES = ("lora", "lora-everywhere", "lora-dropout", "rslora-ranks", "dora", "ia3", "ia3-top", "all", "biases", "norms", "last")
 MERGES += ("mask", "mask-words", "mask-own", "sharing", "sharing-groups")
 

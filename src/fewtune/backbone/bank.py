@@ -10,7 +10,7 @@ Dimensions: B rows of a batch, N rows of one entry.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -21,6 +21,8 @@ from fewtune.backbone import surgery
 from fewtune.errors import BackboneError
 
 M = TypeVar("M", bound=nn.Module)
+Product = Callable[[Tensor, Tensor | None], Tensor]
+"""(inputs, bias) → outputs of a linear map."""
 NOBODY = -1
 """The entry of rows that the backbone treats as it is."""
 
@@ -40,6 +42,10 @@ class Edit(nn.Module):
     def instead(self) -> Mapping[str, Tensor]:
         """Parameters, by name, that stand in for the module's own."""
         return {}
+
+    def product(self) -> Product | None:
+        """What multiplies where the module's own weight would, unless a weight stands in for that; None: nothing else does."""
+        return None
 
     def merged(self, base: nn.Module) -> Mapping[str, Tensor] | None:
         """Parameters with which `base` alone gives the same, or None where there are none such."""
@@ -175,7 +181,7 @@ class Bank(Shelf[Edit]):
         rows, edits = groups[0]
         if rows is None:
             inputs = _before(edits, inputs)
-            return _after(edits, inputs, run(self.base, _instead(edits), inputs))
+            return _after(edits, inputs, self._made(edits, inputs))
         return self._mixed([(rows, edits) for rows, edits in groups if rows is not None], inputs)
 
     def _mixed(self, groups: Sequence[tuple[Tensor, list[Edit]]], inputs: Tensor) -> Tensor:
@@ -185,12 +191,23 @@ class Bank(Shelf[Edit]):
         for rows_N, edits in groups:
             if any(type(edit).before is not Edit.before for edit in edits):
                 inputs = inputs.index_copy(0, rows_N, _before(edits, inputs[rows_N]))
-        outputs: Tensor = self.base(inputs)
-        for rows_N, edits in groups:
-            mine, instead = inputs[rows_N], _instead(edits)
-            made = run(self.base, instead, mine) if instead else outputs[rows_N]
+        products = [_product(edits) for _, edits in groups]
+        everybody = sum(len(rows_N) for rows_N, _ in groups) == len(inputs)
+        common = products[0] if everybody and all(product is products[0] for product in products) else None
+        outputs: Tensor = common(inputs, self._bias({})) if common else self.base(inputs)
+        for (rows_N, edits), product in zip(groups, products, strict=True):
+            mine = inputs[rows_N]
+            made = outputs[rows_N] if product is common and not _instead(edits) else self._made(edits, mine)
             outputs = outputs.index_copy(0, rows_N, _after(edits, mine, made).to(outputs.dtype))
         return outputs
+
+    def _made(self, edits: Sequence[Edit], inputs: Tensor) -> Tensor:
+        """What the base makes of `inputs` with what stands in for its parameters, or for its product."""
+        instead, product = _instead(edits), _product(edits)
+        return run(self.base, instead, inputs) if product is None else product(inputs, self._bias(instead))
+
+    def _bias(self, instead: Mapping[str, Tensor]) -> Tensor | None:
+        return instead.get("bias", getattr(self.base, "bias", None))
 
 
 def _before(edits: Sequence[Edit], inputs: Tensor) -> Tensor:
@@ -207,6 +224,12 @@ def _after(edits: Sequence[Edit], inputs: Tensor, outputs: Tensor) -> Tensor:
 
 def _instead(edits: Sequence[Edit]) -> dict[str, Tensor]:
     return {name: weight for edit in edits for name, weight in edit.instead().items()}
+
+
+def _product(edits: Sequence[Edit]) -> Product | None:
+    """The last one's, where no edit has a weight of its own."""
+    products = [product for edit in edits if (product := edit.product()) is not None]
+    return products[-1] if products and "weight" not in _instead(edits) else None
 
 
 def run(module: nn.Module, instead: Mapping[str, Tensor], inputs: Tensor) -> Tensor:

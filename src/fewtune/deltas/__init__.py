@@ -2,6 +2,7 @@
 
 from fewtune.deltas.adapter import Adapter
 from fewtune.deltas.delta import Delta
+from fewtune.deltas.int8 import Int8
 from fewtune.deltas.lora import LoRA
 from fewtune.deltas.mask import Mask
 from fewtune.deltas.narrow import Narrow
@@ -26,5 +27,6 @@ DELTAS: Table[Delta] = Table(
         "mask": Mask,
         "narrow": Narrow,
         "sharing": Sharing,
+        "int8": Int8,
     },
 )

@@ -8,6 +8,7 @@ from fewtune.data.example import Split
 from fewtune.model import TunedModel
 from fewtune.registry import Table
 from fewtune.strategies.distill import Distill
+from fewtune.strategies.int8 import ToInt8
 from fewtune.strategies.narrow import Narrowing
 from fewtune.strategies.prune import Prune
 from fewtune.strategies.share import Share
@@ -27,5 +28,5 @@ class Compression(Protocol):
 
 
 COMPRESSIONS: Table[Compression] = Table(
-    "way to make a model smaller", {"distill": Distill, "narrow": Narrowing, "prune": Prune, "share": Share}
+    "way to make a model smaller", {"distill": Distill, "narrow": Narrowing, "prune": Prune, "share": Share, "int8": ToInt8}
 )
