@@ -116,7 +116,7 @@ def bytes_of(folder: Path, model: TunedModel) -> Bytes:
     """What a model takes on the disk and in memory; weights that stand by only so that a delta can be taken out again do not count."""
     root = model.backbone.model
     banks = [module for module in root.modules() if isinstance(module, Bank)]
-    replaced = {id(getattr(bank.base, name)) for bank in banks for edit in bank.of(0) for name in edit.instead()}
+    replaced = {id(getattr(bank.base, name)) for bank in banks for edit in bank.of(0) for name in edit.replaces()}
     added = {id(tensor) for bank in banks for tensor in (*bank.held.parameters(), *bank.held.buffers())}
     every: dict[int, Tensor] = {id(tensor): tensor for tensor in (*root.parameters(), *root.buffers()) if id(tensor) not in replaced}
     added |= {id(weight) for delta in model.deltas for weight in delta.weights.values()}

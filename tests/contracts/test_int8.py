@@ -155,3 +155,10 @@ def test_weights_of_its_own_that_a_later_delta_has_are_computed_in_full(plain):
     Int8().install(backbone, generator=generator())
     Subset("all").install(backbone, generator=generator())
     torch.testing.assert_close(outputs(backbone), full)
+
+
+def test_what_was_tuned_whole_is_not_trained_again_from_the_weights_of_the_plm(plain):
+    backbone = copy.deepcopy(plain["bert"])
+    Int8("stored").install(backbone, generator=generator())
+    with pytest.raises(BackboneError, match="none in bert that no other delta trains"):
+        Subset("last").install(backbone, generator=generator())

@@ -10,7 +10,7 @@ Dimensions: B rows of a batch, N rows of one entry.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -46,6 +46,10 @@ class Edit(nn.Module):
     def product(self) -> Product | None:
         """What multiplies where the module's own weight would, unless a weight stands in for that; None: nothing else does."""
         return None
+
+    def replaces(self) -> Collection[str]:
+        """Names of the module's own parameters that nobody needs while this is there."""
+        return self.instead()
 
     def merged(self, base: nn.Module) -> Mapping[str, Tensor] | None:
         """Parameters with which `base` alone gives the same, or None where there are none such."""

@@ -37,7 +37,7 @@ def rounded(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
     ([[127, -64], [64, 64]], [1.0, 0.5])
     """
     weight_OI = weight_OI.detach().float()
-    paired_OJ2 = nn.functional.pad(weight_OI, (0, weight_OI.shape[1] % 2)).unflatten(1, (-1, 2))
+    paired_OJ2 = nn.functional.pad(weight_OI, (0, weight_OI.shape[1] % 2)).view(len(weight_OI), -1, 2)
     together_OJ = torch.maximum(paired_OJ2.relu().sum(-1), (-paired_OJ2).relu().sum(-1))
     scale_O = (together_OJ.amax(1) / STEPS).clamp(min=_LEAST)
     return (weight_OI / scale_O[:, None]).round().to(torch.int8), scale_O
@@ -102,7 +102,7 @@ class Int8Map(nn.Module):
         single, most = self._shared.scaled(inputs.float())
         bias_O = self.scale_O.new_zeros(()) if bias_O is None else bias_O.detach().float()
         if inputs.device.type == "cpu" and has_kernel():
-            made = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(single, 1 / STEPS, _ZERO, self._pack())
+            made: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(single, 1 / STEPS, _ZERO, self._pack())
             torch.addcmul(bias_O, made, most, out=made)
         else:
             made = nn.functional.linear((single * STEPS).round(), self.values_OI.float()) * (self.scale_O / STEPS) * most + bias_O

@@ -79,17 +79,24 @@ class Eight(Edit):
         """The map."""
         return self.own
 
+    def replaces(self) -> tuple[str, ...]:
+        """The weight, unless it is what is rounded when the model is loaded."""
+        return () if self.named else ("weight",)
 
-class Whole:
+
+class Whole(nn.Module):
     """A weight that is stored in eight bits if it is a matrix, and computed with in full."""
 
+    weight: Tensor
+
     def __init__(self, own: Tensor) -> None:
-        self.device = own.device
+        super().__init__()
+        self.register_buffer("weight", own.detach())
         self.load(_packed(own))
 
     def load(self, stored: Mapping[str, Tensor]) -> None:
         """Take what is stored."""
-        self.stored = {end: tensor.to(self.device) for end, tensor in stored.items()}
+        self.stored = {end: tensor.to(self.weight.device) for end, tensor in stored.items()}
         self.weight = self.stored[""] if "" in self.stored else restored(self.stored[".values"], self.stored[".scale"])
 
 
@@ -98,11 +105,11 @@ class Restored(Edit):
 
     def __init__(self, held: Mapping[str, Whole]) -> None:
         super().__init__()
-        self.held = held  # no parameters, for nothing is trained
+        self.held = nn.ModuleDict(held)
 
     def instead(self) -> Mapping[str, Tensor]:
         """The weights in full."""
-        return {name: one.weight for name, one in self.held.items()}
+        return {name: one.weight for name, one in self.held.items()}  # type: ignore[misc]
 
 
 @dataclass

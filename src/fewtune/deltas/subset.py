@@ -126,7 +126,7 @@ class Own(Edit):
 def taken(backbone: Backbone) -> set[int]:
     """The weights for which the current entry has others already."""
     banks = [module for module in backbone.model.modules() if isinstance(module, Bank)]
-    return {id(bank.base.get_parameter(name)) for bank in banks for edit in bank.of(backbone.entry) for name in edit.instead()}
+    return {id(bank.base.get_parameter(name)) for bank in banks for edit in bank.of(backbone.entry) for name in edit.replaces()}
 
 
 def owners(root: nn.Module, mine: Mapping[int, T]) -> dict[str, dict[str, T]]:

@@ -17,6 +17,7 @@ from fewtune.deltas.int8 import Int8, stored
 from fewtune.deltas.mask import Mask
 from fewtune.deltas.narrow import Narrow
 from fewtune.deltas.shallow import Shallow
+from fewtune.deltas.sharing import Sharing
 from fewtune.deltas.subset import Subset
 from fewtune.errors import SpecError
 from fewtune.model import TunedModel
@@ -31,10 +32,14 @@ class ToInt8:
     """Weights and inputs of the blocks' maps in eight bits: about a quarter of the size, and as fast as the processor is with them."""
 
     def run(self, model: TunedModel, split: Split, *, session: Session) -> TunedModel:
-        """The same model in eight bits, on a PLM of its own; raises `SpecError` for one that is already."""
+        """The same model in eight bits, on a PLM of its own; raises `SpecError` for one that is already,
+        and for one whose blocks share matrices."""
         del split  # nothing is learned
         if any(isinstance(one.delta, Int8) for one in model.deltas):
             raise SpecError(expected="a model in float32", got="one in eight bits", where="int8", fix="It is as small as this way goes.")
+        if any(isinstance(one.delta, Sharing) for one in model.deltas):
+            fix = "Each block would get its own in eight bits; take another way beside sharing."
+            raise SpecError(expected="matrices of each block's own", got="shared ones", where="int8", fix=fix)
         whole = any(_has_matrices(one) for one in model.deltas)
         session.say(f"Rounding {'all weights' if whole else 'the weights of the PLM'} to eight bits.")
         shapes = [_shaped(one) for one in model.deltas if isinstance(one.delta, SHAPES)]

@@ -11,7 +11,9 @@ from fewtune.deltas.int8 import Int8
 from fewtune.deltas.mask import Mask
 from fewtune.deltas.narrow import Narrow
 from fewtune.deltas.shallow import Shallow
+from fewtune.deltas.sharing import Sharing
 from fewtune.errors import SpecError
+from fewtune.sizing import bytes_of
 from fewtune.strategies.int8 import ToInt8
 from fewtune.train.fit import FitOptions, Session
 
@@ -85,3 +87,14 @@ def test_a_model_in_eight_bits_is_refused(folder):
     made = in_eight_bits(tuned(folder, ft.LoRA(rank=2)))
     with pytest.raises(SpecError, match="got one in eight bits"):
         in_eight_bits(made)
+    with pytest.raises(SpecError, match="got shared ones"):
+        in_eight_bits(tuned(folder, Sharing(groups=2)))
+
+
+def test_the_bytes_that_are_needed_are_those_of_the_folder_where_all_is_stored(folder, tmp_path):
+    made = in_eight_bits(tuned(folder, ft.Subset("all")))
+    whole = bytes_of(made.save(tmp_path / "small"), made)
+    assert whole.needed == whole.artifact + sum(buffer.nbytes for buffer in plm.load(folder).model.buffers())
+    made = in_eight_bits(tuned(folder, ft.LoRA(rank=2)))
+    low = bytes_of(made.save(tmp_path / "low"), made)
+    assert low.needed - low.artifact - (whole.needed - whole.artifact) == 4 * made.backbone.parameters
