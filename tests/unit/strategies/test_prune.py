@@ -198,6 +198,19 @@ def test_a_run_that_is_cut_goes_on_to_the_same_bytes(model, by, tmp_path):
     assert all(torch.equal(tensor, whole[name][key]) for name, state in resumed.items() for key, tensor in state.items())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("words", ["own", "trained"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_family(family, words, tmp_path):
+    model = tuned(str(tiny.save(family, tmp_path / "plm", blocks=2)), Subset("all"), steps=2)
+    made = prune(model, Prune(share=0.2, words=words, **FEW))
+    answers = made.predict(TEXTS)
+    assert made.about["pruned"]["share"] == pytest.approx(0.2, abs=2e-3)
+    loaded = artifact.load(made.save(tmp_path / "small"))
+    assert loaded.predict(TEXTS) == answers
+    assert sum(int((tensor == 0).sum()) for tensor in weights(loaded).values()) >= out(made)
+
+
 def test_what_cannot_be_pruned_is_refused_and_stays_as_it_was(folder, model):
     prefixed = tuned(folder, ft.SoftPrompt(length=1), steps=1)
     before = prefixed.predict(TEXTS)
