@@ -79,7 +79,7 @@ class Plan:
         except ArtifactError as error:
             remove_all(installed)
             fix = "Make a model narrower before it is pruned, or distil it into fewer layers."
-            got = f"one whose {error.got}"
+            got = "one that is whole only, or another for each weight"
             raise SpecError(expected="deltas of which a part suits narrower blocks", got=got, where="narrow", fix=fix) from error
         except BaseException:
             remove_all(installed)

@@ -95,7 +95,9 @@ def shared(model: TunedModel, delta: Sharing, learner: Backbone) -> TunedModel:
     except ArtifactError as error:
         remove_all(installed)
         fix = "Let a model share its blocks before it is pruned, or distil it into fewer layers."
-        raise SpecError(expected="deltas that suit shared blocks", got=f"one whose {error.got}", where="share", fix=fix) from error
+        raise SpecError(
+            expected="deltas that suit shared blocks", got="one that is another for each weight", where="share", fix=fix
+        ) from error
     except BaseException:
         remove_all(installed)
         raise
