@@ -43,6 +43,9 @@ class Prune:
     down and how many go is what comes of it (`soft-movement`); or `lottery`: in `rounds`, each of which trains anew from the PLM's own
     weights those that were largest after the one before (Frankle & Carbin 2019; of PLMs: Chen et al. 2020).
 
+    Scores begin with `head_start` times |W| / mean |W|, so that few steps, in which nothing moves far, prune by magnitude; with 0 they
+    begin as in the paper, and half of the weights are as good as drawn by lot where steps are few.
+
     In each matrix of the blocks as many go, or where they rank lowest of `all` matrices (`within`). Of the embeddings of `words` the
     smallest go, and what remains is the PLM's `own`, so that it need not be stored; or it is `trained`, too; `whole`: none goes.
     Nothing goes during `warmup`, nothing more during `cooldown`, shares of the steps. Of a labelled row its own label has a part of
@@ -65,6 +68,7 @@ class Prune:
     steps: int | None = None
     learning_rate: float | None = None
     score_rate: float = 1e-2
+    head_start: float = 1.0
     batch_size: int = 16
     seed: int = 42
 
@@ -82,6 +86,7 @@ class Prune:
             "steps": self.steps is None or self.steps >= (0 if self.by == "magnitude" else 1),
             "learning_rate": self.learning_rate is None or self.learning_rate > 0,
             "score_rate": self.score_rate > 0,
+            "head_start": self.head_start >= 0,
             "batch_size": self.batch_size >= 1,
         }
         registry.check_ranges(self, "prune", fits)
@@ -246,7 +251,9 @@ def _begun(spec: Prune, model: TunedModel) -> _Work:
             if part.values == "own":
                 installed.append(replace(part, share=share).install(backbone, generator=drawn))
             else:
-                thin.append(Thinning.of(part, backbone, tuned, scored="movement" in spec.by and part.sites == BLOCKS))
+                thin.append(
+                    Thinning.of(part, backbone, tuned, scored=spec.head_start if "movement" in spec.by and part.sites == BLOCKS else None)
+                )
                 installed.append(thin[-1].installed)
         installed.append(_rest(backbone, own, tuned, held))
     except BaseException:

@@ -24,10 +24,11 @@ class Thin(nn.Module):
 
     keep: Tensor
 
-    def __init__(self, start: Tensor, *, scored: bool) -> None:
+    def __init__(self, start: Tensor, *, scored: float | None) -> None:
         super().__init__()
         self.weight = nn.Parameter(start.detach().clone())
-        self.score = nn.Parameter(torch.zeros_like(start)) if scored else None
+        size = start.detach().abs()
+        self.score = None if scored is None else nn.Parameter(scored * size / size.mean().clamp(min=1e-12))
         self.register_buffer("keep", torch.ones_like(start, dtype=torch.bool))
 
     def dense(self) -> Tensor:
@@ -56,8 +57,8 @@ class Thinning:
     installed: Installed
 
     @classmethod
-    def of(cls, mask: Mask, backbone: Backbone, start: Mapping[str, Tensor], *, scored: bool) -> Thinning:
-        """All of them whole, with the values of `start`."""
+    def of(cls, mask: Mask, backbone: Backbone, start: Mapping[str, Tensor], *, scored: float | None) -> Thinning:
+        """All of them whole, with the values of `start`; if they are `scored`, the scores are at first so many times |W| / mean |W|."""
         own, own_biases = mask.weights(backbone), mask.biases(backbone)
         matrices = {name: Thin(start[name], scored=scored) for name in own}
         biases = {name: nn.Parameter(start[name].detach().clone()) for name in own_biases}

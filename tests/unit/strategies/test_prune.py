@@ -14,6 +14,7 @@ from fewtune.deltas.shallow import Shallow
 from fewtune.deltas.subset import Subset
 from fewtune.errors import SpecError, TaskError
 from fewtune.strategies.prune import Prune
+from fewtune.strategies.thinning import Thin
 from fewtune.train import masks
 from fewtune.train.fit import FitOptions, Session
 
@@ -118,13 +119,25 @@ def test_it_is_saved_and_answers_the_same_in_a_smaller_file(model, by, tmp_path)
     assert all(torch.equal(tensor, kept[name][key]) for name, state in artifact.tensors(loaded).items() for key, tensor in state.items())
 
 
+def test_scores_begin_with_a_head_start_of_the_large():
+    start = torch.tensor([[1.0, -3.0], [0.0, 4.0]])
+    assert Thin(start, scored=0.5).score.tolist() == [[0.25, 0.75], [0.0, 1.0]]
+    assert Thin(start, scored=0.0).score.tolist() == [[0.0, 0.0], [0.0, 0.0]] and Thin(start, scored=None).score is None
+
+
+def test_movement_that_moves_nothing_prunes_by_magnitude(model):
+    made = prune(model, Prune(steps=2, score_rate=1e-9, learning_rate=1e-9))
+    before, keep = weights(model)[QUERY].abs(), weights(made)[QUERY] != 0
+    assert before[keep].min() >= before[~keep].max()
+
+
 def test_movement_trains_weights_and_goes_by_scores(model):
-    made = prune(model, Prune(**FEW))
+    made = prune(model, Prune(head_start=0.0, **FEW))
     before, after = weights(model)[QUERY], weights(made)[QUERY]
     keep = after != 0
     assert not torch.equal(keep, masks.largest(before.abs(), 1 - float(keep.float().mean())))
     assert not torch.equal(after[keep], before[keep])
-    together = prune(model, Prune(within="all", **FEW))
+    together = prune(model, Prune(within="all", head_start=0.0, **FEW))
     shares = {round(float((tensor == 0).float().mean()), 2) for name, tensor in weights(together).items() if "query.weight" in name}
     assert len(shares) == 2, "each matrix loses its own share"
 
