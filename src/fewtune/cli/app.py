@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from fewtune.cli import backbones, compare, compress, exits, harness, jobs, multitask, peft, pretrain, search, templates, zeroshot
+from fewtune.cli import backbones, compare, compress, exits, harness, jobs, multitask, onnx, peft, pretrain, search, templates, zeroshot
 from fewtune.errors import FewtuneError, InputError
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
     help="Tune pre-trained language models with few labels and few parameters.",
 )
 app.add_typer(backbones.app, name="backbones")
-for group in (jobs, harness, peft, templates, compare, search, pretrain, exits, compress, zeroshot, multitask):
+for group in (jobs, harness, onnx, peft, templates, compare, search, pretrain, exits, compress, zeroshot, multitask):
     group.register(app)
 
 
