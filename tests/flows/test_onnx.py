@@ -32,7 +32,7 @@ def tuned(family, tmp_path, readout, task, *deltas):
 PLAIN = ft.Task.classification(["neg", "pos"])
 SLOT = ft.Task(("neg", "pos"), ("text",), ("{text} It was {slot}",), {"neg": ("terrible",), "pos": ("great",)})
 CASES = {
-    "bert": (ft.Head(), PLAIN, ft.LoRA(rank=2), ft.Prefix(length=2)),
+    "bert": (ft.Head(), PLAIN, ft.LoRA(rank=2), ft.Adapter(size=4)),
     "llama": (ft.Cloze(), SLOT, ft.LoRA(rank=2)),
     "gpt2": (ft.Head(), PLAIN, ft.Subset("all")),
 }

@@ -139,7 +139,7 @@ class Prefixes:
         shifts = {entry: self.shift(entry) for entry in self.routing.rows}
         if not any(shifts.values()):
             return None
-        ahead_B = mask_BS.new_zeros(len(mask_BS), dtype=torch.long)
+        ahead_B = mask_BS.new_zeros(mask_BS.shape[0], dtype=torch.long)
         for entry, rows in self.routing.rows.items():
             ahead_B[slice(None) if rows is None else rows] = shifts[entry]
         last_B1 = (mask_BS.long().sum(1, keepdim=True) - 1).clamp(min=0)
@@ -239,7 +239,7 @@ class _Call:
         if not groups:
             return None
         made = [(rows, *_joined(prefixes)) for rows, prefixes in groups]
-        (rows, key_HPE, value_HPE), size = made[0], len(self.key_BHKE)
+        (rows, key_HPE, value_HPE), size = made[0], self.key_BHKE.shape[0]
         if rows is None:
             key_BHPE, value_BHPE = (states.expand(size, *states.shape) for states in (key_HPE, value_HPE))
             return _Front(key_BHPE.to(self.key_BHKE.dtype), value_BHPE.to(self.value_BHKE.dtype), None)

@@ -110,7 +110,7 @@ def pooled(hidden_BTD: Tensor, mask_BT: Tensor, pool: Pool) -> Tensor:
     if pool in ("first", "front"):
         return hidden_BTD[:, 0]
     if pool == "last":
-        rows = torch.arange(len(hidden_BTD), device=hidden_BTD.device)
+        rows = torch.arange(hidden_BTD.shape[0], device=hidden_BTD.device)
         return hidden_BTD[rows, mask_BT.sum(1) - 1]
     weights_BT1 = mask_BT.unsqueeze(-1).to(hidden_BTD.dtype)
     return (hidden_BTD * weights_BT1).sum(1) / weights_BT1.sum(1)

@@ -17,7 +17,7 @@ from fewtune.prompt.template import Prompt
 
 def at_slot(output: Output, batch: Batch) -> Tensor:
     """hidden_BD where each row's word is read."""
-    rows = torch.arange(len(batch), device=output.hidden_BTD.device)
+    rows = torch.arange(batch.slot_B.shape[0], device=output.hidden_BTD.device)
     return output.hidden_BTD[rows, batch.slot_B]
 
 
