@@ -44,7 +44,7 @@ class Prune:
     weights those that were largest after the one before (Frankle & Carbin 2019; of PLMs: Chen et al. 2020).
 
     Scores begin with `head_start` times |W| / mean |W|, so that few steps, in which nothing moves far, prune by magnitude; with 0 they
-    begin as in the paper, and half of the weights are as good as drawn by lot where steps are few.
+    begin as in the paper, whose runs are of many thousand steps.
 
     In each matrix of the blocks as many go, or where they rank lowest of `all` matrices (`within`). Of the embeddings of `words` the
     smallest go, and what remains is the PLM's `own`, so that it need not be stored; or it is `trained`, too; `whole`: none goes.
