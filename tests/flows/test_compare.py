@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -168,7 +169,9 @@ cli.main()
 def start(folder, *arguments, slow=0.0):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(fewtune.__file__).parents[1])}
     command = [sys.executable, "-c", SCRIPT, str(slow), "compare", "job.toml", *arguments]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    # A shell lets what it runs in the background ignore Ctrl-C, and so would all that is started from there.
+    heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, preexec_fn=heard)
 
 
 def finish(process):

@@ -173,7 +173,8 @@ def test_both_together():
 @pytest.mark.parametrize("delta", list(DELTAS))
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_every_delta_learns_it(family, delta):
-    wanted = {"prefix": "prefix:length=2", "soft-prompt": "soft-prompt:length=2", "adapter": "adapter:size=3"}.get(delta, delta)
+    small = {"prefix": "length=2", "soft-prompt": "length=2", "adapter": "size=3", "sharing": "groups=2"}
+    wanted = f"{delta}:{small[delta]}" if delta in small else delta
     beside = (ft.LoRA(rank=2),) if delta in ("int8", "shallow") else ()  # these train nothing by themselves
     run = Run(family, deltas=(DELTAS.from_text(wanted), *beside), adapt=(TAPT, BESIDE))
     fresh = DELTAS.from_text(wanted).install(Backbone(*tiny.model(family), name=family), generator=torch.Generator())
