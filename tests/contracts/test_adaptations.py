@@ -53,6 +53,7 @@ def test_every_adaptation_is_seen():
     assert [ADAPTATIONS.from_text(name) for name in SHORT] == [TaskAdaptive(), Auxiliary()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", list(SHORT))
 def test_the_same_seed_gives_the_same_bytes_which_are_not_those_without_it(name, family):
@@ -97,6 +98,7 @@ def test_the_artifact_holds_the_same_deltas_and_says_how_they_were_made(name, tm
     assert Recipe.from_dict(loaded.about["recipe"]).adapt == (SHORT[name],)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(SHORT))
 def test_labels_of_a_pool_are_not_looked_at(name):
     labelled = tuple(replace(example, label="yes") for example in POOL)

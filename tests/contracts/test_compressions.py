@@ -47,6 +47,7 @@ def test_every_way_is_seen():
     assert list(COMPRESSIONS) == list(WAYS) == ["distill", "narrow", "prune", "share", "int8"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_the_teacher_stays_as_it_was_and_the_artifact_keeps_the_answers(way, teacher, tmp_path):
     before = teacher.predict(TEXTS)

@@ -106,6 +106,7 @@ def test_answers_are_the_same_alone_and_together_and_their_probability_is_that_o
     assert [one.candidates for one in written] == [(one.label,) for one in together]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delta", [LoRA(rank=4), SoftPrompt(length=4), Prefix(length=3)], ids=lambda delta: type(delta).__name__)
 def test_small_deltas_lower_the_loss(delta):
     losses = []

@@ -75,11 +75,13 @@ def check(backbone, readout, calibration):
         assert [answer.label for answer in turned.predict(TEXTS)] == answers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "readout", "calibration"), CASES)
 def test_one_route(backbones, family, readout, calibration):
     check(backbones[family], readout, calibration)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calibration", [ft.Contextual(), ft.PriorMatching()], ids=CALIBRATIONS.name_of)
 def test_several_routes(backbones, calibration):
     check([backbones["llama"], backbones["bert"], backbones["t5"]], [ft.Cloze(), ft.Similarity(), ft.Cloze()], calibration)

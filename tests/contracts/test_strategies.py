@@ -54,6 +54,7 @@ def test_the_same_seed_gives_the_same_numbers_and_the_artifact_keeps_them(name, 
 
 @pytest.mark.parametrize("family", FAMILIES)
 # The ladder, and PET's guard, keep what does well on rows not seen, of which six rows and a random model say nothing.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in ("zeroshot", "ladder", *LEARN_FROM_A_POOL)])
 def test_what_is_trained_learns_a_task_that_can_be_learned(name, family):
     model, _ = run(name, family)

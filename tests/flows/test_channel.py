@@ -25,6 +25,7 @@ def test_without_labels(work, fewtune, llama):
     assert code == 2 and "--calibration" in err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_fit_predict_evaluate_inspect(work, fewtune, llama):
     more = ("--readout", "channel:per=token", "--template", "A {slot} one: {review}", "--words", "positive=great|good,negative=terrible")
     code, out, err = fewtune(

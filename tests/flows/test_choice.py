@@ -40,6 +40,7 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_from_a_file_to_answers(work, fewtune, llama, name):
     more = ("--kind", KINDS[name], "--backbone", llama, "--steps", "3", "--test", name, "--out", "m", "--json")

@@ -108,6 +108,7 @@ def test_the_ladder_is_tried_and_the_best_is_taken(fewtune, model, work):
     assert all("refused" in one or one["size"] > 0 for one in found["tried"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -61,6 +61,7 @@ def test_exits_are_added_used_and_measured(fewtune, model, work):
     assert "| early exits | after layers 1, 2, 3" in (work / "fast" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_in_place_with_points_and_in_words(fewtune, model, work):
     code, out, err = fewtune("exits", model, "--data", "pool.csv", "--drop", "5", "--criterion", "entropy", "--training", "two-stage")
     assert code == 2 and "--train" in err
@@ -74,6 +75,7 @@ def test_in_place_with_points_and_in_words(fewtune, model, work):
     assert sorted(path.name for path in work.iterdir() if path.name.startswith(".")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options, message",
     [

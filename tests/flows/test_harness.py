@@ -54,6 +54,7 @@ def test_the_folder_holds_the_model_its_task_and_its_rows(fewtune, tmp_path):
     assert code == 0 and "tasks/test.jsonl" in err and not (tmp_path / "harness" / "tasks" / "test.jsonl").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("plm", "readout", "why"), [("plm", "head", "head"), ("masked", "cloze", "masked")])
 def test_refused(fewtune, plm, readout, why):
     fitted(fewtune, "--readout", readout, "--delta", "lora:rank=2", plm=plm)

@@ -66,6 +66,7 @@ def test_a_better_plm_other_commands_start_from(fewtune, tasks, llama, work):
     assert code == 2 and "model: expected better with weights" in err
 
 
+@pytest.mark.slow
 def test_the_same_bytes_again_and_a_table_for_people(fewtune, tasks, llama, work):
     code, out, _ = fewtune(*tasks, "--backbone", llama, "--out", "one")
     assert code == 0 and "good" in out and "mean" in out and "2 tasks, 3 templates" in out

@@ -66,6 +66,7 @@ def test_a_head_there_and_back(fewtune, plms, delta):
     assert "imported from PEFT" in Path("again/README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_language_model_there_and_back(fewtune, plms):
     asked = ("--template", r"{text}\nIt was {slot}", "--words", "positive=great,negative=terrible")
     fitted(fewtune, plms["llama"], "--delta", "lora:rank=2", "--readout", "cloze", *asked)

@@ -46,6 +46,7 @@ def test_with_its_guard_the_fit_has_an_estimate(work, fewtune, llama):
     assert result["estimate"]["rows"] == 4, "a text that stands twice counts once"
 
 
+@pytest.mark.slow
 def test_no_labelled_row_at_all(work, fewtune, llama):
     more = ("--unlabeled", "pool.csv", "--labels", "negative,positive", "--strategy", "ipet:generations=1,first=3,patterns=1")
     code, out, err = fit(fewtune, llama, *more)
@@ -53,6 +54,7 @@ def test_no_labelled_row_at_all(work, fewtune, llama):
     assert json.loads(out)["estimate"] is None
 
 
+@pytest.mark.slow
 def test_a_teacher_s_file(work, fewtune, llama):
     code, out, err = fit(fewtune, llama, "few.csv", "--teacher", "teacher.csv", "--strategy", "pet:guard=false,patterns=0")
     assert code == 0 and "The teacher has said nothing of the labelled rows" in err, err

@@ -110,6 +110,7 @@ def test_a_worker_that_is_killed_loses_nothing(tmp_path, llama, workers):
             spread([asked(None, Supervised(), 1, (Example({"text": "a"}, "elsewhere"),))], said.append)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "said"),
     [

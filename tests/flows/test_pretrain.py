@@ -32,6 +32,7 @@ def weights(folder):
     return (Path(folder) / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["mlm", "clm"])
 def test_a_new_model(corpus, fewtune, objective):
     more = ("--whole-words",) if objective == "mlm" else ("--documents", "lines")
@@ -56,6 +57,7 @@ def test_a_new_model(corpus, fewtune, objective):
     assert code == 0 and "perplexity" in out
 
 
+@pytest.mark.slow
 def test_a_new_model_whose_layers_are_one_block(corpus, fewtune):
     command = ("pretrain", "corpus.txt", "--objective", "mlm", "--shared", "--vocabulary", "350", *SMALL)
     code, out, err = fewtune(*command, "--out", "model", "--json")

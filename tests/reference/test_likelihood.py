@@ -64,6 +64,7 @@ def plain(model):
     return lambda ids_BT, place: model.backbone.model(input_ids=ids_BT).logits[0, place]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", WITH_HEAD)
 def test_equal_to_one_word_and_one_token_at_a_time(family):
     model = assembled(family, Likelihood())

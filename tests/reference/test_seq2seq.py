@@ -80,6 +80,7 @@ def close(mine, wanted):
     torch.testing.assert_close(mine, wanted, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", [AT_END, INSIDE])
 @pytest.mark.parametrize("per", ["word", "token", "byte"])
 def test_likelihood_equals_a_loop_over_words_and_tokens(per, template):
@@ -103,6 +104,7 @@ def test_a_slot_with_text_behind_it_needs_the_sentinel():
         model.asking.rows(examples(), 0)
 
 
+@pytest.mark.slow
 def test_pmi_takes_off_what_the_words_get_in_the_template_alone():
     model = assembled(Likelihood())
     nothing_NC = model.raw_scores([Example({"text": ""})])

@@ -21,6 +21,7 @@ def errors(*each, most=5.0):
     return Ratio("mae", np.array(each, dtype=float), np.ones(len(each)), most=most)
 
 
+@pytest.mark.slow
 @given(rows=st.integers(1, 200), share=st.floats(0, 1), level=st.sampled_from([0.8, 0.9, 0.95]))
 def test_the_interval_is_wilsons(rows, share, level):
     right = round(share * rows)

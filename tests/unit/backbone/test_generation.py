@@ -52,6 +52,7 @@ def assert_alike(backbone, found, ended=never):
         assert one.ids == ids and one.log_probability == pytest.approx(total, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", WRITING)
 def test_equals_a_loop_without_a_cache_alone_and_in_a_batch(family):
     backbone = made(family)
@@ -75,6 +76,7 @@ def test_equals_transformers_own_generation(family):
         assert one.ids == tuple(theirs[1:] if family == "t5" else theirs[len(prompt) :])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delta", DELTAS, ids=lambda delta: type(delta).__name__)
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text", "t5"])
 def test_with_a_delta_installed(family, delta):

@@ -219,6 +219,7 @@ def test_cells_become_text():
     assert row.nested == {"g"}
 
 
+@pytest.mark.slow
 def test_rows_stream_in_constant_memory(tmp_path):
     small, large = tmp_path / "small.csv", tmp_path / "large.csv"
     for path, rows in ((small, 2_000), (large, 20_000)):

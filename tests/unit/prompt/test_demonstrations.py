@@ -136,6 +136,7 @@ words = st.sampled_from(["good", "bad", "dull", "fun"])
 said = st.lists(words, min_size=1, max_size=2).map(" ".join)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(
     pool=st.lists(st.tuples(said, st.sampled_from("xyz")), min_size=1, max_size=14),

@@ -152,6 +152,7 @@ def beginnings(text):
     return sorted({text[:length].rstrip() for length in range(len(text) + 1)} | {text}, key=len)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=40)
 @given(data=st.data())
@@ -269,6 +270,7 @@ def test_a_query_without_a_token_shares_no_front():
     assert len(row.ids) == 1 and both.front == 0 and both.slot == len(both.ids) - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=60)
 @given(pairs=st.lists(st.tuples(texts, st.sampled_from(["good", "bad"])), min_size=1, max_size=4), query=texts, extra=st.integers(0, 60))
@@ -323,6 +325,7 @@ def read(row):
     return CAUSAL["bpe"].decode([row.ids[place] for place in row.own])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", TURNED)
 @settings(max_examples=60)
 @given(one=plain, two=plain)

@@ -95,6 +95,7 @@ def test_choices_that_are_refused(choices):
         read(jinja("{{ text }} ||| {{answer_choices[label]}}", choices))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tag", ["!!python/object/apply:os.system ['true']", "!!python/name:os.system", "[" * 3000, '"\\U7fffffff"'])
 def test_hostile_yaml_makes_nothing(tag):
     with pytest.raises(TaskError):

@@ -44,12 +44,14 @@ def built(draw):
     return Template(tuple(parts))
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(written())
 def test_printing_what_was_parsed_gives_the_text_again(text):
     assert str(Template.parse(text)) == text
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(built())
 def test_parsing_what_was_printed_gives_the_template_again(template):

@@ -75,6 +75,7 @@ def test_draws_are_those_of_sampling(work):
         assert job.split.train == sampling.shots(everything, job.shots, seed=job.seed) and job.settings.seed == job.seed
 
 
+@pytest.mark.slow
 def test_jobs_that_are_the_same_keep_their_keys(work):
     before = keys(work)
     more = JOB.replace("[13, 21]", "[21, 42, 13]") + '[methods.again]\ndeltas = ["lora:rank=2"]\nsteps = 2\nbackbone = "plm"\n'
@@ -133,6 +134,7 @@ def test_in_context_learning_is_given_the_draws_rows_and_a_seed(work):
 BOTH = JOB.replace(JOB[JOB.index("[methods.lora]") :], '[methods.both]\nbackbone = ["plm", "other"]\n')
 
 
+@pytest.mark.slow
 def test_a_method_of_several_plms_has_the_keys_of_all_of_them(work):
     tiny.save("bert", work / "other")
     before = planned(work, BOTH)

@@ -79,6 +79,7 @@ def test_f1_is_told_apart_by_all_exchanges(pairs):
     assert permuted(baseline, method) == pytest.approx(exchanged(baseline, method))
 
 
+@pytest.mark.slow
 def test_many_rows_are_told_by_exchanges_that_are_drawn():
     random = np.random.default_rng(3)
     errors = random.exponential(0.5, 400)

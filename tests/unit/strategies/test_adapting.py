@@ -72,6 +72,7 @@ def bare(run):
     return adapting._bare(run.model, POOL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_the_pools_language_is_learned_before_the_first_step_on_labels(family):
     options = FitOptions(steps=0)
@@ -170,6 +171,7 @@ def test_both_together():
 # With every readout and delta
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delta", list(DELTAS))
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_every_delta_learns_it(family, delta):
@@ -193,6 +195,7 @@ def test_beside_every_readout(readout):
     assert len(run.losses["fit"]) == 3 and len(run.losses["fit.tapt"]) == 4
 
 
+@pytest.mark.slow
 def test_the_ladder_judges_it_as_the_tuned_rung_and_only_there():
     run = Run(strategy="ladder", adapt=(TAPT,))
     assert [rung["name"] for rung in run.model.about["rungs"]][-1] == "tuned" and len(run.losses["fit.tapt"]) == 4
@@ -232,6 +235,7 @@ def test_the_members_of_pet_adapt_once_for_all_patterns_and_folds():
 # What is said
 
 
+@pytest.mark.slow
 def test_it_says_what_is_trained_and_for_how_long_before_it_starts():
     said = Run("llama", adapt=(TAPT, BESIDE)).said
     weights = sum(delta.trained_parameters for delta in Run("llama").model.deltas)

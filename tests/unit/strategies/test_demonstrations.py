@@ -150,6 +150,7 @@ def test_without_a_filter_no_encoder_is_loaded(monkeypatch):
 # Tuning with demonstrations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_tuning_learns_a_task_that_can_be_learned(family):
     model = run(family=family, strategy="supervised", fit=FitOptions(steps=60, learning_rate=0.02))
@@ -182,6 +183,7 @@ class Stopped(Exception):
     """A fit that ends in the middle."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_a_run_that_goes_on_ends_with_the_same_bytes(family, tmp_path):
     def tuned(folder, stop=None):
@@ -215,6 +217,7 @@ def test_the_ladder_has_a_rung_that_only_shows_them():
 # Artifacts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("strategy", ["zeroshot", "supervised"])
 def test_what_is_loaded_answers_as_what_was_saved(family, strategy, encoder, tmp_path):

@@ -59,6 +59,7 @@ def states(model, steps):
         return list(model.backbone.layers(batch.ids_BT, batch.mask_BT, batch.types_BT))[steps]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deltas", [FULL, (ft.LoRA(rank=2),), (ft.LoRA(rank=2, top=1 / 2), ft.Subset("norms"))], ids=["all", "lora", "two"])
 @pytest.mark.parametrize("trained", ["all", "deltas"])
 def test_a_student_of_all_layers_starts_as_its_teacher(folders, deltas, trained):
@@ -67,6 +68,7 @@ def test_a_student_of_all_layers_starts_as_its_teacher(folders, deltas, trained)
     torch.testing.assert_close(student.log_probabilities(ROWS), model.log_probabilities(ROWS), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_fewer_layers_start_with_the_weights_of_those_that_remain(folders, family):
     model = tuned(folders[family], (ft.LoRA(rank=2, top=1.0),))
@@ -151,6 +153,7 @@ def test_the_loss_by_hand(teacher):
     assert lesson._answers(scores, rows).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_values_and_several_labels_are_taught(folders):
     for task, rows in (
         (

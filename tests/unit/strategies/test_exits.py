@@ -50,6 +50,7 @@ def with_exits(bert):
     return AddExits(promise=PROMISE, fit=FEW).run(bert, ROWS, session=Session())
 
 
+@pytest.mark.slow
 def test_rows_leave_early_and_agree_as_promised(bert, with_exits):
     exits = with_exits.exits
     assert exits.on and exits.layers == (1, 2, 3)
@@ -63,6 +64,7 @@ def test_rows_leave_early_and_agree_as_promised(bert, with_exits):
     assert "agrees with the full model on at least 90.0% of inputs" in about["promised"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", ["distill", "two-stage"])
 def test_the_model_itself_stays_as_it_was_to_the_bit(bert, training):
     before = {name: weight.clone() for name, weight in bert.backbone.model.state_dict().items()}
@@ -90,6 +92,7 @@ def test_tuned_together_the_readouts_learn_on_every_layer(training):
     assert min(right) > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", [Entropy(), Patience(), Confidence()])
 def test_decoders_read_the_slot_on_every_layer(criterion):
     made = AddExits(criterion, promise=PROMISE, fit=FEW).run(tuned("llama"), ROWS, session=Session())
@@ -148,6 +151,7 @@ def test_what_cannot_be_shown_is_not_promised_and_the_exits_are_off(bert, tmp_pa
     assert "| promised | nothing: Of " in (folder / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_budget_of_layers_and_of_points(bert):
     half = AddExits(promise=Promise("budget", 0.6), fit=FEW).run(bert, ROWS, session=Session())
     assert half.exits.about["mean_layer"] <= 0.6 * 4
@@ -155,6 +159,7 @@ def test_a_budget_of_layers_and_of_points(bert):
     assert points.exits.on and "loses at most 5 points" in points.exits.about["promised"]
 
 
+@pytest.mark.slow
 def test_a_value_leaves_when_it_changes_no_more():
     task = Task.regression(low=0, high=1, template="Review: {text}\nScore: {slot}")
     rows = [replace(row, label="0.8" if row.label == "positive" else "0.3") for row in ROWS]
@@ -165,6 +170,7 @@ def test_a_value_leaves_when_it_changes_no_more():
         AddExits(Entropy(), promise=PROMISE).run(model, rows, session=Session())
 
 
+@pytest.mark.slow
 def test_a_pair_leaves_early_too():
     task = Task.classification(["no", "yes"], fields=("text", "other"))
     rows = [Example({"text": row.fields["text"], "other": "it was"}, "yes" if row.label == "positive" else "no") for row in ROWS]

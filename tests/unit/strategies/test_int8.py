@@ -53,6 +53,7 @@ DELTAS = {
 STORED = ("all", "last", "mask", "shallow", "narrow")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DELTAS)
 def test_the_answers_are_near_and_come_back_from_the_folder_to_the_bit(folder, name, tmp_path):
     deltas, expected = DELTAS[name]
@@ -83,6 +84,7 @@ def test_a_low_rank_update_is_stored_alone(folder, tmp_path):
     assert sorted(file.name for file in made.save(tmp_path / "small").glob("delta*")) == ["delta-1.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_model_in_eight_bits_is_refused(folder):
     made = in_eight_bits(tuned(folder, ft.LoRA(rank=2)))
     with pytest.raises(SpecError, match="got one in eight bits"):
@@ -91,6 +93,7 @@ def test_a_model_in_eight_bits_is_refused(folder):
         in_eight_bits(tuned(folder, Sharing(groups=2)))
 
 
+@pytest.mark.slow
 def test_the_bytes_that_are_needed_are_those_of_the_folder_where_all_is_stored(folder, tmp_path):
     made = in_eight_bits(tuned(folder, ft.Subset("all")))
     whole = bytes_of(made.save(tmp_path / "small"), made)

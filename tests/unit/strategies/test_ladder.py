@@ -56,12 +56,14 @@ def test_the_backbone_is_left_with_the_kept_deltas_only():
     assert bare[0].predict(TRAIN) == bare[1].predict(TRAIN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("readout", "names"), [(Head(), ["tuned"]), (Similarity(), ["frozen embeddings", "tuned"])])
 def test_where_no_word_is_read_there_is_no_zero_shot(readout, names):
     model, _, _ = run(family="bert", readout=readout, deltas=(Subset("norms"),), steps=5)
     assert [rung["name"] for rung in model.about["rungs"]] == names
 
 
+@pytest.mark.slow
 def test_where_the_texts_are_read_nothing_is_calibrated_and_nothing_shown():
     task = replace(TASK, templates=())
     model, _, notes = run(task=task, family="llama", readout=ft.Channel(), deltas=(LoRA(rank=4),), steps=5)
@@ -164,6 +166,7 @@ LABELLED = tuple(Example(one.fields, label) for one, label in zip(TRAIN, ["fun|g
 SEVERAL = ft.Task.multilabel(["bad", "dull", "fun", "good"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("readout", "names"), [(Head(), ["tuned"]), (Similarity(), ["frozen embeddings", "tuned"])])
 def test_several_labels_are_judged_by_f1_and_the_rows_that_judge_choose_the_threshold(readout, names):
     model, _, notes = run(train=LABELLED, task=SEVERAL, readout=readout, deltas=(Subset("norms"),), steps=5)

@@ -106,6 +106,7 @@ def test_a_wording_never_seen_is_answered_better(loss):
     assert (right_answers(unseen, backbone) == before).all()
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_says_what_it_will_do(backbone):
     said, found = [], []
     for _ in range(2):

@@ -129,6 +129,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", [True, False])
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_a_narrower_model_starts_as_the_whole_one_with_the_rest_masked(family, name, trained):

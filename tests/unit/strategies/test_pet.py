@@ -99,6 +99,7 @@ def test_the_guard_judges_the_student_with_the_other_ways(strategy):
     assert any(note.startswith("Judging the student") for note in notes)
 
 
+@pytest.mark.slow
 def test_a_pool_from_elsewhere_is_not_learned_from(monkeypatch):
     monkeypatch.setattr(pet, "SHIFTED", 0.5)  # states of a random model tell little apart
     foreign = tuple(Example({"text": f"{number} capital of the country {number}"}) for number in range(40))
@@ -110,6 +111,7 @@ def test_a_pool_from_elsewhere_is_not_learned_from(monkeypatch):
     assert model.about["kept"] != "pet" and "estimate" in model.about
 
 
+@pytest.mark.slow
 def test_ipet_starts_from_no_labelled_row_at_all():
     model, notes = run("ipet:generations=1,first=5", train=())
     assert model.about["pet"]["generations"] == 1 and any("No estimate and no guard" in note for note in notes)
@@ -231,6 +233,7 @@ def with_teacher(strategy, teacher, *, pool=POOL, train=TRAIN):
     return job.tune(TASK, split, backbone, settings(strategy), session=Session(say=notes.append)), notes
 
 
+@pytest.mark.slow
 def test_a_teacher_alone_stands_in_for_members():
     model, notes = with_teacher("pet:patterns=0,guard=false", taught(POOL), pool=())
     assert [one["name"] for one in model.about["pet"]["members"]] == [f"a teacher of {len(POOL)} rows"]

@@ -104,6 +104,7 @@ def test_whole_words_are_left_to_what_is_trained_beside(model):
         prune(model, replace(ONCE, share=0.9, words="whole"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["magnitude", "movement", "soft-movement", "lottery"])
 def test_it_is_saved_and_answers_the_same_in_a_smaller_file(model, by, tmp_path):
     made = prune(model, Prune(by=by, rounds=2, strength=3.0, score_rate=0.5, threshold=0.4, **FEW))
@@ -185,6 +186,7 @@ def test_fewer_layers_stay_fewer(folder, model):
     assert made.about["pruned"]["weights"] < model.backbone.parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["movement", "lottery"])
 def test_a_run_that_is_cut_goes_on_to_the_same_bytes(model, by, tmp_path):
     spec = Prune(by=by, rounds=2, steps=7, batch_size=6, learning_rate=0.003)

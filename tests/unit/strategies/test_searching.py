@@ -32,6 +32,7 @@ def run(strategy="supervised", family="bert", *, task=TASK, train=TRAIN, session
     return job.tune(task, Split(train=train), backbone, settings, session=session or Session()), backbone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["zeroshot", "supervised"])
 @pytest.mark.parametrize("family", ["bert", "roberta", "llama"])
 def test_what_is_found_is_in_the_model_and_in_its_artifact(strategy, family, tmp_path):
@@ -76,6 +77,7 @@ def looked(monkeypatch):
     return Looking.seen
 
 
+@pytest.mark.slow
 def test_a_folds_search_never_sees_the_rows_that_judge_it(looked):
     run(calibration=Temperature())
     whole, *folds = looked

@@ -60,6 +60,7 @@ def test_it_says_so_and_says_when_it_is_full():
     assert any("is full" in line for line in full)
 
 
+@pytest.mark.slow
 def test_each_row_is_computed_once_for_all_folds():
     folds_of_four = run(LoRA(rank=2, top=1 / 3), cache := StateCache(), calibration=Temperature())
     assert len(cache.states) == len(TRAIN)

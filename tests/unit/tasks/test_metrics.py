@@ -104,6 +104,7 @@ def test_accuracy_has_wilsons_interval():
     assert (found.low, found.high) == pytest.approx(((middle - half) / (1 + z * z / 50), (middle + half) / (1 + z * z / 50)))
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(measured(), st.integers(0, 5))
 def test_resampled_statistics_equal_the_metric_on_each_resample(rows, seed):
@@ -145,6 +146,7 @@ def test_degenerate_rows():
     assert (alone["ece"].low, alone["ece"].value, alone["ece"].high) == pytest.approx((0, 0.4, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["accuracy", "macro_f1", "mcc"])
 def test_intervals_hold_the_truth_about_as_often_as_they_say(name):
     targets, probabilities = drawn(20_000, 3, seed=5, right=0.6)

@@ -60,6 +60,7 @@ def test_values_and_rows_equal_scikit_learn(rows, labels, seed, decimals):
     assert (found.rows, found.confusion, list(found.labels)) == (rows, (), names(labels))
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(measured())
 def test_values_equal_scikit_learn_at_the_edges(rows):

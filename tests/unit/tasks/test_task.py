@@ -30,11 +30,13 @@ def tasks(draw: st.DrawFn) -> Task:
     )
 
 
+@pytest.mark.slow
 @given(tasks())
 def test_plain_data_goes_through_json_and_back(task: Task) -> None:
     assert Task.from_dict(json.loads(json.dumps(task.to_dict()))) == task
 
 
+@pytest.mark.slow
 @given(tasks())
 def test_a_task_file_reads_back_equal(tmp_path_factory: pytest.TempPathFactory, task: Task) -> None:
     path = tmp_path_factory.getbasetemp() / "written.toml"
