@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from fewtune.backbone import tiny
 from fewtune.backbone.backbone import Backbone
-from fewtune.backbone.families import FAMILIES
+from fewtune.backbone.families import FAMILIES, MAPS
 from fewtune.deltas import DELTAS
 from fewtune.deltas.adapter import Adapter
 from fewtune.deltas.lora import LoRA
 from fewtune.deltas.mask import Mask
 from fewtune.deltas.prefix import Prefix
 from fewtune.deltas.scaling import IA3
-from fewtune.deltas.sharing import SHARED, Sharing
+from fewtune.deltas.sharing import Sharing
 from fewtune.deltas.soft_prompt import SoftPrompt
 from fewtune.deltas.subset import Subset
 from fewtune.errors import ArtifactError, BackboneError
@@ -399,7 +399,7 @@ def expected_parameters(delta, backbone):
         outs = sum(site.stop - site.start for name in delta.outputs for site in backbone.sites(name, top=delta.top))
         return outs + sum(site.inputs for name in delta.inputs for site in backbone.sites(name, top=delta.top))
     if isinstance(delta, Sharing):
-        places = {site.path: site for name in SHARED for site in backbone.sites(name)}.values()
+        places = {site.path: site for name in MAPS for site in backbone.sites(name)}.values()
         groups = delta.members(backbone)
         low = sum(delta.rank * (site.inputs + site.outputs) for site in places if any(site.block in group for group in groups))
         once = sum(site.inputs * site.outputs for site in places if any(site.block == group[0] for group in groups))

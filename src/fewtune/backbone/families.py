@@ -9,6 +9,8 @@ from typing import Literal
 SITES = ("query", "key", "value", "attention_in", "attention_out", "ffn_in", "ffn_out", "norms")
 """Names for the places that every block of every family has. `attention_in` are the projections of query, key and value as they
 stand, which is one for all three in some families; the first of them is given the block's states and nothing else."""
+MAPS: tuple[Literal["attention_in", "attention_out", "ffn_in", "ffn_out"], ...] = ("attention_in", "attention_out", "ffn_in", "ffn_out")
+"""The sites of every linear map of a block; what is fused stands there as it is."""
 
 
 @dataclass(frozen=True)

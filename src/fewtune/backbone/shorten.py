@@ -35,15 +35,14 @@ def keep(backbone: Backbone, steps: Sequence[int]) -> surgery.Undo:
     _check(backbone, steps)
     config: Any = backbone.stack.config
     kept = [backbone.blocks[backbone.order[step]] for step in steps]
-    undo = [_set(config, "num_hidden_layers", len(steps))]
+    undo = [surgery.assign(config, "num_hidden_layers", len(steps))]
     kinds = getattr(config, _KINDS, None)
     if kinds is not None:
-        undo.append(_set(config, _KINDS, [kinds[step] for step in steps]))
+        undo.append(surgery.assign(config, _KINDS, [kinds[step] for step in steps]))
     if not backbone.family.shared:
         undo.append(surgery.replace(backbone.stack, backbone.family.blocks, nn.ModuleList(kept)))
-        undo += [
-            _set(module, _COUNTED, number) for number, block in enumerate(kept) for module in block.modules() if _COUNTED in vars(module)
-        ]
+        for number, block in enumerate(kept):
+            undo += [surgery.assign(module, _COUNTED, number) for module in block.modules() if _COUNTED in vars(module)]
 
     def back() -> None:
         for one in reversed(undo):
@@ -66,9 +65,3 @@ def _check(backbone: Backbone, steps: Sequence[int]) -> None:
 
 def _refused(backbone: Backbone, expected: str, steps: Sequence[int], fix: str) -> BackboneError:
     return BackboneError(expected=expected, got=", ".join(map(str, steps)) or "none", where=f"fewer layers of {backbone.name}", fix=fix)
-
-
-def _set(owner: Any, name: str, value: object) -> surgery.Undo:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    return lambda: setattr(owner, name, before)

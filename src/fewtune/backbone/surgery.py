@@ -1,4 +1,4 @@
-"""Replace a submodule or a parameter by path and find the way back exactly. Knows no architecture and no delta."""
+"""Replace a submodule, a parameter or an attribute and find the way back exactly. Knows no architecture and no delta."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ def replace(root: nn.Module, path: str, module: nn.Module) -> Undo:
     before = root.get_submodule(path)
     setattr(parent, name, module)
     return lambda: setattr(parent, name, before)
+
+
+def assign(owner: object, name: str, value: object) -> Undo:
+    """Let `owner`, a module or a configuration, have another `value` under a name that it has."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    return lambda: setattr(owner, name, before)
 
 
 def wrap(root: nn.Module, path: str, wrapper: Callable[[nn.Module], nn.Module]) -> Undo:

@@ -144,7 +144,7 @@ def _count(backbone: Backbone, block: int, kept_K: Tensor) -> Iterator[surgery.U
     whole = units(backbone, "heads", block)
     for name in (*_COUNTS, *_WIDTHS):
         if name in vars(module):
-            yield _set(module, name, vars(module)[name] * len(kept_K) // whole)
+            yield surgery.assign(module, name, vars(module)[name] * len(kept_K) // whole)
     place = backbone.family.head_bias
     if place is not None:
 
@@ -153,12 +153,6 @@ def _count(backbone: Backbone, block: int, kept_K: Tensor) -> Iterator[surgery.U
             return given if bias is None else (*given[:place], bias[:, kept_K.long().to(bias.device)], *given[place + 1 :])
 
         yield module.register_forward_pre_hook(own).remove
-
-
-def _set(module: nn.Module, name: str, value: int) -> surgery.Undo:
-    before = getattr(module, name)
-    setattr(module, name, value)
-    return lambda: setattr(module, name, before)
 
 
 def _sites(backbone: Backbone, part: str, block: int) -> tuple[Sequence[Site], Site]:

@@ -20,17 +20,16 @@ from torch import Tensor, nn
 from fewtune.backbone import surgery
 from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.bank import Bank, Edit, Shelf
+from fewtune.backbone.families import MAPS
 from fewtune.backbone.int8 import Int8Map, Shared, restored, rounded
 from fewtune.deltas.delta import Installed, check_tensors
 from fewtune.deltas.subset import owners, taken
 from fewtune.errors import ArtifactError, BackboneError
 
-SITES = ("attention_in", "attention_out", "ffn_in", "ffn_out")
-
 
 @dataclass(frozen=True)
 class Int8:
-    """The maps at `SITES` in eight bits. `values` are the PLM's `own`, or all its weights `stored`, with what a model has learned in them:
+    """The maps at `MAPS` in eight bits. `values` are the PLM's `own`, or all its weights `stored`, with what a model has learned in them:
     then other matrices, too, are stored in eight bits, and computed with as they are restored.
 
     What other deltas add to a map stays as it is; one that has a weight of its own there is computed in full.
@@ -169,7 +168,7 @@ def _parts(own: Int8Map) -> dict[str, Tensor]:
 
 def _bases(backbone: Backbone) -> dict[str, Any]:
     """The linear maps of all blocks, by path, as they are under other deltas."""
-    paths = [site.path for name in SITES for site in backbone.sites(name)]
+    paths = [site.path for name in MAPS for site in backbone.sites(name)]
     return {path: surgery.unwrapped(backbone.model.get_submodule(path)) for path in paths}
 
 

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from fewtune.backbone import surgery
 from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.bank import Edit
+from fewtune.backbone.families import MAPS
 from fewtune.deltas.delta import Installed, check_tensors, require
 from fewtune.deltas.subset import owners, taken
 from fewtune.errors import ArtifactError, BackboneError
 from fewtune.train import masks
 
 Place = Literal["attention_in", "attention_out", "ffn_in", "ffn_out", "words"]
-BLOCKS: tuple[Place, ...] = ("attention_in", "attention_out", "ffn_in", "ffn_out")
+BLOCKS: tuple[Place, ...] = MAPS
 """Every linear map of a block; what is fused is pruned as it stands."""
 
 

@@ -22,12 +22,10 @@ from torch import Tensor, nn
 from fewtune.backbone import surgery
 from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.bank import Edit
+from fewtune.backbone.families import MAPS
 from fewtune.deltas.delta import Installed, require
 from fewtune.deltas.subset import taken
 from fewtune.errors import BackboneError
-
-SHARED = ("attention_in", "attention_out", "ffn_in", "ffn_out")
-"""The sites of every matrix of a block; those that are fused are shared as they stand."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,7 @@ def nearest(matrix_OI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def _places(backbone: Backbone, group: Sequence[int]) -> list[str]:
     """Paths within a block of the modules whose matrices are shared, the same in all blocks of the group."""
     found = {block: dict[str, None]() for block in group}
-    for name in SHARED:
+    for name in MAPS:
         for site in backbone.sites(name):
             if site.block in found:
                 found[site.block][site.path.removeprefix(f"{backbone.blocks_path}.{site.block}.")] = None

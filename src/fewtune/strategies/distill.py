@@ -80,6 +80,10 @@ class Distill:
         }
         registry.check_ranges(self, "distill", fits)
 
+    def steps_for(self, rows: int) -> int:
+        """How many steps it takes on so many rows."""
+        return self.steps if self.steps is not None else max(200, self.passes * rows // self.batch_size)
+
     def run(self, model: TunedModel, split: Split, *, session: Session) -> TunedModel:
         """The student of one teacher, on a PLM of its own; raises `InputError` for what cannot be taught, `Interrupted` after Ctrl-C."""
         return self.taught_by((model,), split, session=session)
@@ -156,7 +160,7 @@ class Teaching:
     def learn(self, session: Session) -> None:
         """Say what is going to be done and for how long, and do it."""
         spec, student = self.spec, self.student
-        steps = spec.steps if spec.steps is not None else max(200, spec.passes * len(self.rows) // spec.batch_size)
+        steps = spec.steps_for(len(self.rows))
         batches, groups = self.batches(), self._groups()
         if not steps or not groups:
             return

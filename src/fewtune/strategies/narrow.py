@@ -12,7 +12,7 @@ Dimensions: B rows of a batch, T tokens, N numbers of a state, U units.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -64,16 +64,17 @@ class Narrowing:
 
     def recovery(self, rows: int) -> Distill:
         """What is learned in a round on so many rows."""
-        steps = self.steps if self.steps is not None else max(200, self.passes * rows // self.batch_size)
-        return Distill(
+        whole = Distill(
             temperature=self.temperature,
             gold=self.gold,
             hidden=self.hidden,
-            steps=-(-steps // self.rounds),
+            passes=self.passes,
+            steps=self.steps,
             learning_rate=self.learning_rate,
             batch_size=self.batch_size,
             seed=self.seed,
         )
+        return replace(whole, steps=-(-whole.steps_for(rows) // self.rounds))
 
     def delta(self, heads: float, ffn: float) -> Narrow:
         """The delta that keeps these shares."""

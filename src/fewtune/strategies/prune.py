@@ -99,16 +99,23 @@ class Prune:
             raise TaskError(expected="a model without exits", got="one that has some", where="prune", fix=fix)
         work = _begun(self, model)
         try:
-            work.learn(Teaching.of(self._taught, (model,), work.student, split, session), session)
+            work.learn(Teaching.of(self.taught, (model,), work.student, split, session), session)
             return work.finished(session)
         except BaseException:
             work.student.remove()
             raise
 
     @property
-    def _taught(self) -> Distill:
+    def taught(self) -> Distill:
         """How labels and answers are learned."""
-        return Distill(temperature=self.temperature, gold=self.gold, batch_size=self.batch_size, seed=self.seed)
+        return Distill(
+            temperature=self.temperature,
+            gold=self.gold,
+            passes=self.passes,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            seed=self.seed,
+        )
 
     def parts(self) -> list[Mask]:
         """Where weights can go."""
@@ -178,7 +185,7 @@ class _Work:
     def _fit(self, teaching: Teaching, session: Session, at: Callable[[float], None]) -> None:
         """Say what is going to be done and for how long, and do it; what has gone by a step is a function of its number."""
         spec, student = self.spec, self.student
-        steps = spec.steps if spec.steps is not None else max(200, spec.passes * len(teaching.rows) // spec.batch_size)
+        steps = spec.taught.steps_for(len(teaching.rows))
         if not steps:
             return
         drawn, taught = teaching.batches(), teaching.loss()
