@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,28 +43,42 @@ from fewtune.tasks import kind_of
 from fewtune.train.fit import FitOptions, Session
 
 DATA = ("sst2", "agnews", "snips", "sms_spam", "imdb")
-WAYS: Mapping[str, tuple[str, str]] = {"minilm-l6": ("head", "lora"), "smollm2-135m": ("cloze", "lora")}
-"""Model → readout and delta."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a model is tuned: on up to `rows` of the training rows that are left (0: all), `passes` times."""
+
+    readout: str
+    delta: str
+    rows: int
+    passes: int
+
+
+WAYS: Mapping[str, Way] = {"minilm-l6": Way("head", "lora", 0, 3), "smollm2-135m": Way("cloze", "lora", 2000, 1)}
+SIZE = 16
+"""Rows of a training step."""
 CRITERION, OTHERS = "confidence", ("entropy", "patience")
 FULL, WHOLE = "full", "not compacted"
 SEED = 13
 
 
-def drawn(data: DataSet, options: argparse.Namespace) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """(rows to tune on, other training rows without their labels), drawn by the seed."""
+def drawn(data: DataSet, way: Way, options: argparse.Namespace) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """(rows to tune on, other training rows without their labels), drawn by the seed; the latter are at most a third of them."""
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(derive(SEED, data.name))).tolist()
-    tuned, others = order[: options.rows], order[options.rows : options.rows + options.pool]
-    return tuple(data.train[row] for row in tuned), tuple(Example(data.train[row].fields) for row in others)
+    others = min(options.pool, len(order) // 3)
+    tuned = order[others:][: options.rows or way.rows or None]
+    return tuple(data.train[row] for row in tuned), tuple(Example(data.train[row].fields) for row in order[:others])
 
 
 def tuned(backbone: Backbone, data: DataSet, train: Sequence[Example], options: argparse.Namespace) -> TunedModel:
     """The model that exits are put into."""
-    readout, delta = WAYS[backbone.name]
+    way = WAYS[backbone.name]
     settings = job.Settings(
         strategy="supervised",
-        deltas=(DELTAS.from_text(delta),),
-        readout=READOUTS.from_text(readout),
-        fit=FitOptions(steps=options.steps, batch_size=16),
+        deltas=(DELTAS.from_text(way.delta),),
+        readout=READOUTS.from_text(way.readout),
+        fit=FitOptions(steps=options.steps or way.passes * len(train) // SIZE, batch_size=SIZE),
         max_length=options.max_length,
         seed=SEED,
     )
@@ -73,11 +87,20 @@ def tuned(backbone: Backbone, data: DataSet, train: Sequence[Example], options: 
 
 
 def ways_out(model: TunedModel, pool: Sequence[Example], promise: Promise) -> dict[str, TunedModel]:
-    """The model with exits under each criterion, all with one promise."""
-    return {
-        name: AddExits(criterion=CRITERIA.from_text(name), promise=promise, seed=SEED).run(model, pool, session=Session(say=print))
-        for name in (CRITERION, *OTHERS)
-    }
+    """The model with exits under each criterion, all with one promise; the model stays as it is, so its rows are read once."""
+    known: dict[tuple[int, ...], early.Seen] = {}
+
+    def read(model: TunedModel, rows: Sequence[Example], layers: Sequence[int]) -> early.Seen:
+        key = tuple(map(id, rows))
+        if key not in known:
+            known[key] = early.seen(model, rows, layers)
+        return known[key]
+
+    found = {}
+    for name in (CRITERION, *OTHERS):
+        adding = AddExits(criterion=CRITERIA.from_text(name), promise=promise, seed=SEED)
+        found[name] = adding.run(model, pool, read=read, session=Session(say=print))
+    return found
 
 
 def runners(model: TunedModel, out: Mapping[str, TunedModel]) -> dict[str, Callable[[Batch], tuple[Tensor, Tensor]]]:
@@ -180,8 +203,8 @@ def page(results: Sequence[Mapping[str, Any]], options: argparse.Namespace, argu
     ]
     parts = [
         heading("Early exits by the clock", "bench/exits.py", arguments)
-        + f"- Tuned on {options.rows} training rows (of each set; the whole sets were not tuned on) in {options.steps} steps of 16\n"
-        f"- Exits from {options.pool} others without their labels, half of which test the promise: {Promise('agree', options.agree)}\n"
+        + "- Exits from training rows without their labels, half of which test the promise: "
+        f"{Promise('agree', options.agree)}; tuned on other training rows\n"
         f"- Accuracy on {options.test} test rows, which chose nothing\n"
         f"- Seconds on {options.texts} of them, {options.rounds} rounds after one of warm-up, all ways in turn",
         f"`{CRITERION}` is the learned predictor; `{WHOLE}` is the same where done rows stay in the batch until all are done.",
@@ -204,9 +227,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--shared", type=Path, default=DEFAULT_SHARED, help="the folder with data/ and splits/")
     parser.add_argument("--models", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--data", nargs="+", default=list(DATA))
-    parser.add_argument("--rows", type=int, default=2000, help="training rows to tune on")
-    parser.add_argument("--pool", type=int, default=1500, help="other training rows, without labels")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--rows", type=int, help="training rows to tune on; by default all others of minilm-l6, 2,000 of smollm2-135m")
+    parser.add_argument("--pool", type=int, default=3000, help="training rows without labels, at most a third of them")
+    parser.add_argument("--steps", type=int, help="by default three passes of minilm-l6, one of smollm2-135m")
     parser.add_argument("--test", type=int, default=500, help="test rows that measure; 0: all")
     parser.add_argument("--texts", type=int, default=96, help="texts a round")
     parser.add_argument("--rounds", type=int, default=3)
@@ -236,11 +259,11 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
             key = key_of(facts, backbone)
             wanted.append(key)
             if key not in finished(options.lines):
-                train, pool = drawn(data, options)
+                train, pool = drawn(data, WAYS[name], options)
                 model = tuned(backbone, data, train, options)
                 out = ways_out(model, pool, Promise("agree", options.agree))
                 result = measure(replace(model, exits=None), out, data.first(options.test), options)
-                append(options.lines, {"key": key, "code": code_hash(), "facts": facts, **result})
+                append(options.lines, {"key": key, "code": code_hash(), "facts": facts, "tuned": len(train), "pool": len(pool), **result})
                 model.remove()
             done = finished(options.lines)
             write(options.out, page([done[key] for key in wanted if key in done], options, arguments))

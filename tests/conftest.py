@@ -1,11 +1,13 @@
-"""Every test runs offline from hubs, with one thread per worker."""
+"""Every test runs offline from hubs, with one thread per worker; which are left out of `make check`."""
 
 import os
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import hypothesis  # noqa: E402
+import pytest  # noqa: E402
 import torch  # noqa: E402 - the environment must stand before anything that reads it
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -14,3 +16,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # How long an example takes is a matter of the machine.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+
+FAST = ("bert", "llama")
+"""A masked and a causal one: on these `make check` runs what is asked of every family."""
+HERE = Path(__file__).parent
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Comparisons with other libraries and the cases of the other families are slow ones: there are thousands of them."""
+    for item in items:
+        family = getattr(item, "callspec", None) and item.callspec.params.get("family")
+        if family not in (None, *FAST) or item.path.is_relative_to(HERE / "reference"):
+            item.add_marker(pytest.mark.slow)

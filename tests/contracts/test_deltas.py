@@ -77,20 +77,8 @@ REFUSED = {
     ("albert", "sharing-groups"): "fewer groups than",  # its two blocks stand for all layers
 }
 """What a family cannot carry → a part of the reason; all else it carries."""
-FAST = ("bert", "gpt2", "llama")  # one of each kind: projections apart, fused, and grouped with gates
-
-
-def marks(family):
-    return () if family in FAST else pytest.mark.slow
-
-
-EVERY_FAMILY = [pytest.param(family, marks=marks(family)) for family in FAMILIES]
-CASES = [
-    pytest.param(family, name, id=f"{family}-{name}", marks=marks(family))
-    for family in FAMILIES
-    for name in SETTINGS
-    if (family, name) not in REFUSED
-]
+STACKED = ("bert", "gpt2", "llama")  # one of each kind: projections apart, fused, and grouped with gates
+CASES = [pytest.param(family, name, id=f"{family}-{name}") for family in FAMILIES for name in SETTINGS if (family, name) not in REFUSED]
 
 
 def case(plain, family, name):
@@ -348,7 +336,7 @@ def doubled(installed):
     return installed
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_rows_of_one_batch_through_different_deltas_equal_their_solo_results(plain, family):
     backbone, solo = served(plain, family)
     ids_BT, mask_BT = batch()
@@ -453,9 +441,9 @@ def test_a_mask_trains_what_remains_and_stores_a_bit_for_each_weight(plain, fami
 BELOW = ("lora", "norms", "prefix", "soft-prompt")
 """Each on three families; one of them on the others."""
 STACKS = [
-    pytest.param(family, name, below, id=f"{family}-{name}-on-{below}", marks=marks(family))
+    pytest.param(family, name, below, id=f"{family}-{name}-on-{below}")
     for family, name in itertools.product(FAMILIES, SETTINGS)
-    for below in (BELOW if family in FAST else BELOW[:1])
+    for below in (BELOW if family in STACKED else BELOW[:1])
     if not {(family, name), (family, below)} & REFUSED.keys() and name != below and {name, below} != {"prefix", "prefix-network"}
 ]
 

@@ -21,8 +21,6 @@ RIGID = ("t5",)
 """Families whose heads have to stay."""
 SHARES = {"heads": Narrow(heads=0.5, ffn=1.0), "ffn": Narrow(heads=1.0, ffn=0.3), "both": Narrow(heads=0.5, ffn=0.5)}
 CASES = [(family, name) for family in FAMILIES for name in SHARES if family not in RIGID or name == "ffn"]
-FAST = ("bert", "gpt2", "llama", "mpnet")
-"""Projections apart, fused, grouped with gates, and with a bias for each head; the others' tests but the first are slow ones."""
 WIDTH, INNER, HEADS = 32, 128, 4
 
 
@@ -35,13 +33,6 @@ class Masked(Edit):
 
     def before(self, inputs):
         return inputs * self.mask_N
-
-
-def marked(family, *more):
-    return pytest.param(family, *more, marks=() if family in FAST else pytest.mark.slow)
-
-
-MARKED = [marked(*case) for case in CASES]
 
 
 def made(family):
@@ -166,7 +157,7 @@ def formula(backbone, kept):
     return total
 
 
-@pytest.mark.parametrize(("family", "name"), MARKED)
+@pytest.mark.parametrize(("family", "name"), CASES)
 def test_it_has_as_many_weights_as_the_formula_says(family, name):
     backbone, delta = made(family), SHARES[name]
     kept = drawn(backbone, delta)
@@ -183,7 +174,7 @@ def test_it_has_as_many_weights_as_the_formula_says(family, name):
     assert numbers.trained_parameters == 0 and numbers.stored_parameters == sum(map(len, kept.values()))
 
 
-@pytest.mark.parametrize(("family", "name"), MARKED)
+@pytest.mark.parametrize(("family", "name"), CASES)
 def test_units_are_kept_in_the_shares_asked_for(family, name):
     backbone, delta = made(family), SHARES[name]
     whole = {part: sum(trim.units(backbone, part, block) for block in range(len(backbone.blocks))) for part in delta.parts}
@@ -194,7 +185,7 @@ def test_units_are_kept_in_the_shares_asked_for(family, name):
 
 
 @pytest.mark.parametrize("trained", [True, False])
-@pytest.mark.parametrize("family", [marked(family) for family in FAMILIES])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_it_is_read_again_whatever_units_it_keeps(family, trained):
     backbone = made(family)
     delta = Narrow(heads=1.0 if family in RIGID else 0.5, ffn=0.4, trained=trained)
@@ -251,7 +242,7 @@ ABOVE = {
 
 @pytest.mark.parametrize(
     ("family", "above"),
-    [marked(family, above) for family in FAMILIES for above in ABOVE if above != "prefix" or family not in ("mpnet", "deberta-v2")],
+    [(family, above) for family in FAMILIES for above in ABOVE if above != "prefix" or family not in ("mpnet", "deberta-v2")],
 )
 def test_other_deltas_stand_on_what_remains(family, above):
     backbone = made(family)

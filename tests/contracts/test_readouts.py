@@ -24,10 +24,8 @@ SETTINGS = (
     *(Head(), Head(pool="first", dropout=0.0), Head(pool="mean"), Head(pool="last"), Similarity(), Similarity(pool="first")),
 )
 WORDS = ((20,), (31, 42, 53), (64, 15))
-FAST = ("bert", "gpt2", "llama", "t5")
-"""Families that differ most; the others' cases are slow."""
 CASES = [
-    pytest.param(family, readout, id=f"{family}-{readout}", marks=() if family in FAST else pytest.mark.slow)
+    pytest.param(family, readout, id=f"{family}-{readout}")
     for family in FAMILIES
     for readout in SETTINGS
     if not (readout.reverses and FAMILIES[family].objective != "causal")  # which gives a text no probability

@@ -66,6 +66,7 @@ def test_of_two_plms_the_rows_choose_one_and_the_artifact_names_it(work, fewtune
     assert code == 2 and len(err.splitlines()) == 1 and "--backbone" in err
 
 
+@pytest.mark.slow
 def test_many_rows_keep_their_order(work, fewtune, llama):
     assert fit(fewtune, llama)[0] == 0
     with open("many.jsonl", "w") as file:
@@ -116,6 +117,7 @@ def test_a_template_from_the_shell_has_its_new_line(work, fewtune, llama):
     assert json.loads((work / "model/manifest.json").read_text())["templates"] == ["{review}\nIt was {slot}"]
 
 
+@pytest.mark.slow
 def test_pairs_and_a_task_file(work, fewtune, llama):
     more = ("--backbone", llama, "--steps", "2", "--out", "pair-model")
     code, _, err = fewtune("fit", "pairs.csv", "--text", "a", "--text", "b", "--label", "label", *more)
@@ -128,6 +130,7 @@ def test_pairs_and_a_task_file(work, fewtune, llama):
     assert code == 0, err
 
 
+@pytest.mark.slow
 def test_zeroshot(work, fewtune, llama):
     options = ("--template", "Review: {review} It was {slot}", "--backbone", llama)
     code, out, err = fewtune("zeroshot", "train.csv", "--labels", "positive,negative", "--label", "sentiment", *options, *WORDS, "--json")
@@ -141,6 +144,7 @@ def test_zeroshot(work, fewtune, llama):
     assert code == 0 and out.splitlines()[0] == "review,label,probability,exit_layer"
 
 
+@pytest.mark.slow
 def test_a_description_is_part_of_prompts_artifact_and_card(work, fewtune, llama):
     asked = "Is the review positive or negative?"
     assert fit(fewtune, llama, "--describe", asked)[0] == 0
@@ -166,6 +170,7 @@ def test_zeroshot_from_a_description(work, fewtune, llama):
     assert described == fewtune("zeroshot", "train.csv", *options, "--template", asked)[1] != plain
 
 
+@pytest.mark.slow
 def test_zeroshot_by_several_routes(work, fewtune, llama, tmp_path_factory):
     bert = str(tiny.save("bert", tmp_path_factory.mktemp("plm") / "bert"))
     options = ("--labels", "positive,negative", "--describe", "Is it good?", "--backbone", llama, "--backbone", bert)

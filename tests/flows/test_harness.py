@@ -33,6 +33,7 @@ def fitted(fewtune, *more, plm="plm"):
     assert code == 0, err
 
 
+@pytest.mark.slow
 def test_the_folder_holds_the_model_its_task_and_its_rows(fewtune, tmp_path):
     fitted(fewtune, "--delta", "lora:rank=2")
     code, out, err = fewtune("export-lm-eval", "model", "--out", "harness", "--test", "rows.csv")

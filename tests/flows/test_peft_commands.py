@@ -81,6 +81,7 @@ def test_a_language_model_there_and_back(fewtune, plms):
     assert [p for _, p in answers(fewtune, "again")] == pytest.approx([p for _, p in answers(fewtune, "model")], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_pairs_are_named_by_their_columns(fewtune, plms):
     fitted(fewtune, plms["roberta"], "--delta", "lora:rank=2", "--readout", "head:pool=front,layer=tanh")
     assert fewtune("export-peft", "model", "--out", "adapter")[0] == 0
@@ -94,6 +95,7 @@ def test_pairs_are_named_by_their_columns(fewtune, plms):
     assert out.splitlines()[1].split(",")[2] in ("no", "yes")
 
 
+@pytest.mark.slow
 def test_another_base_model_is_said(fewtune, plms, tmp_path):
     fitted(fewtune, plms["roberta"], "--delta", "lora:rank=2", "--readout", "head:pool=front,layer=tanh")
     assert fewtune("export-peft", "model", "--out", "adapter")[0] == 0
@@ -103,6 +105,7 @@ def test_another_base_model_is_said(fewtune, plms, tmp_path):
     assert f'The folder was made on "{plms["roberta"]}"; it is put on "{other}". If their weights differ, so do the answers.' in err
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_refused_in_one_line_and_leaves_nothing(fewtune, plms, tmp_path):
     fitted(fewtune, plms["roberta"], "--delta", "adapter", "--readout", "head:pool=front,layer=tanh")
     code, out, err = fewtune("export-peft", "model", "--out", "adapter")

@@ -93,6 +93,7 @@ def test_a_bad_row_is_one_line_and_no_file_is_left(work, fewtune):
     assert not list(work.glob("*there*"))
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_said_before_ray_is_started(work, fewtune):
     for more, said in (
         (("model", "nothing.csv", "--engine", "ray"), "nothing.csv"),

@@ -88,6 +88,7 @@ def test_a_plm_goes_on_with_all_its_weights(corpus, fewtune, llama):
     assert load("model").tokenizer_fingerprint == load(llama).tokenizer_fingerprint
 
 
+@pytest.mark.slow
 def test_an_update_of_a_bare_encoder_makes_the_whole_folder_again(corpus, fewtune):
     model, tokenizer = tiny.model("bert")
     model.base_model.save_pretrained("plm")

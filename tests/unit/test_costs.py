@@ -76,6 +76,7 @@ def test_a_hundred_tasks_are_one_backbone_and_a_hundred_artifacts():
     assert plain["backbone"] == "llama" and plain["backbone_parameters"] == backbone.parameters and plain["readout"] == "cloze"
 
 
+@pytest.mark.slow
 def test_without_a_name_the_usual_methods_stand_side_by_side():
     backbone = made("llama")
     before = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}

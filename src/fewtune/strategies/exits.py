@@ -37,6 +37,8 @@ from fewtune.train.fit import FitOptions, Group, Session, fit
 from fewtune.train.losses import cross_entropy
 
 Training = Literal["distill", "two-stage", "joint", "alternate"]
+Read = Callable[[TunedModel, Sequence[Example], Sequence[int]], Seen]
+"""What exits at some layers of a model read of examples: `early.seen`, or one that remembers what it has read."""
 _LEAST = 1e-4  # below every deviation of a state that says something
 _PASSES = 20
 
@@ -63,11 +65,14 @@ class AddExits:
     fit: FitOptions = field(default_factory=lambda: FitOptions(batch_size=64, weight_decay=0.05))
     seed: int = 42
 
-    def run(self, model: TunedModel, rows: Sequence[Example], *, taught: Sequence[Example] = (), session: Session) -> TunedModel:
+    def run(
+        self, model: TunedModel, rows: Sequence[Example], *, taught: Sequence[Example] = (), read: Read = early.seen, session: Session
+    ) -> TunedModel:
         """The model with exits, which are off where no threshold can be shown to keep the promise.
 
         `rows` need labels where points are counted; a part of them tests the promise, so the model must not have been tuned on them.
-        `taught` are labelled rows that exits learn from, those that the model was tuned on, say. Raises `InputError` for what does not fit.
+        `taught` are labelled rows that exits learn from, those that the model was tuned on, say. With a `read` that remembers, several
+        criteria share one pass over the rows. Raises `InputError` for what does not fit.
         """
         early.check(model)
         self._check(model, rows, taught)
@@ -75,14 +80,15 @@ class AddExits:
         learn, judge, test = parts(rows, self.seed, fewest=self.promise.fewest)
         model = replace(model, exits=exits)
         if self.training in ("joint", "alternate"):
-            self._alone(model, tuple(taught), (), session)
+            self._alone(model, tuple(taught), (), read, session)
             self._together(model, tuple(taught), session)
         else:
-            self._alone(model, tuple(taught), tuple(learn), session)
-        judged = early.seen(model, judge, exits.layers)
+            self._alone(model, tuple(taught), tuple(learn), read, session)
+        judged = read(model, judge, exits.layers)
         if exits.judge.weights:
             _learn_to_judge(model, exits, judged)
-        return self._promised(model, judged, test, learned=len(learn) + len(taught), session=session)
+        tested = read(model, test, exits.layers)
+        return self._promised(model, judged, test, tested, learned=len(learn) + len(taught), session=session)
 
     def _check(self, model: TunedModel, rows: Sequence[Example], taught: Sequence[Example]) -> None:
         kind = kind_of(model.task)
@@ -114,13 +120,13 @@ class AddExits:
 
     # Training
 
-    def _alone(self, model: TunedModel, taught: tuple[Example, ...], others: tuple[Example, ...], session: Session) -> None:
+    def _alone(self, model: TunedModel, taught: tuple[Example, ...], others: tuple[Example, ...], read: Read, session: Session) -> None:
         """Train the exits on states that do not change."""
         exits = model.exits
         assert exits is not None
         rows = (*taught, *others) if self.training == "distill" else taught
         session.say(f"Reading {len(rows)} rows on {len(exits.layers)} layers.")
-        found = early.seen(model, rows, exits.layers)
+        found = read(model, rows, exits.layers)
         aims = mended(found.full_NC, model.calibrator).softmax(-1).detach() if self.training == "distill" else targets(model, rows)
         fit_on_states(exits, found, aims, model=model, options=self.fit, seed=derive(self.seed, "exits"), session=session)
 
@@ -163,13 +169,15 @@ class AddExits:
 
     # The promise
 
-    def _promised(self, model: TunedModel, judged: Seen, test: Sequence[Example], *, learned: int, session: Session) -> TunedModel:
+    def _promised(
+        self, model: TunedModel, judged: Seen, test: Sequence[Example], tested: Seen, *, learned: int, session: Session
+    ) -> TunedModel:
         exits = model.exits
         assert exits is not None
         tried = thresholds(early.ways(model, exits, judged).sure_NL)
         if self.promise.kind == "budget":
             tried = tried[::-1]  # the loosest surely keeps it
-        found = early.ways(model, exits, early.seen(model, test, exits.layers))
+        found = early.ways(model, exits, tested)
         last = kept_until(self._losses(model, exits, found, test, tried), self.promise)
         threshold = NEVER if last is None else tried[last]
         about = {

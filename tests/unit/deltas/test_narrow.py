@@ -1,5 +1,6 @@
 """Which units remain: the rule on tables worked out by hand, and on any scores."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,6 +33,7 @@ def test_parts_are_ranked_apart():
     rows=st.lists(st.lists(st.floats(0, 1, width=32), min_size=3, max_size=3), min_size=1, max_size=4),
     share=st.floats(0.01, 1.0),
 )
+@pytest.mark.slow
 def test_any_scores_keep_as_many_units_as_asked_for_in_order(rows, share):
     scores = {("ffn", block): torch.tensor(row) for block, row in enumerate(rows)}
     kept = chosen(scores, {"ffn": share})

@@ -1,6 +1,7 @@
 """The monitor: silent while all is as it was, heard where rows disagree or leave otherwise."""
 
 import numpy as np
+import pytest
 
 from fewtune.exits.monitor import ALARM, Monitor
 
@@ -37,6 +38,7 @@ def test_draws_are_the_samples_share_others_each_time_and_the_same_again():
     assert (again.drawn(5000), again.drawn(5000)) == (first, second)
 
 
+@pytest.mark.slow
 def test_rarely_heard_where_nothing_changed():
     """A look at rows like those that were tested: both counts are drawn as they were then."""
     random, heard = np.random.default_rng(0), 0

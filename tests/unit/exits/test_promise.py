@@ -104,6 +104,7 @@ def test_over_300_splits_a_promise_is_broken_no_more_often_than_its_confidence_a
     assert broken > 0, "no promise is ever broken: they are far too cautious"
 
 
+@pytest.mark.slow
 def test_over_300_splits_the_points_lost_stay_below_what_is_promised():
     random, means_T = np.random.default_rng(3), np.linspace(-0.01, 0.04, 26)
     promise, broken, used = Promise("drop", 1.0, 0.9), 0, 0

@@ -100,6 +100,7 @@ def test_the_artifact_answers_the_same(tmp_path):
     assert torch.equal(artifact.load(tmp_path / "model", backbone=backbone).probabilities(TRAIN), probabilities_NC)
 
 
+@pytest.mark.slow
 def test_one_row_of_a_label_is_enough():
     model, _ = run((LoRA(rank=2),), train=TRAIN[:5], steps=3)
     assert model.probabilities(TRAIN).isfinite().all()

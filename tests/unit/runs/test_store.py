@@ -97,6 +97,7 @@ for number in range(25):
 """
 
 
+@pytest.mark.slow
 def test_several_processes_write_to_one_file(tmp_path):
     source = str(Path(fewtune.__file__).parents[1])
     command = [sys.executable, "-c", WRITER, tmp_path / "out.jsonl"]

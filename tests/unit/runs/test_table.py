@@ -33,6 +33,7 @@ def fails(name):
 
 
 @given(st.lists(st.tuples(st.sampled_from("01"), st.sampled_from("01")), min_size=1, max_size=24))
+@pytest.mark.slow
 def test_mcnemar_is_the_sum_over_a_fair_coin(pairs):
     baseline, method = ("".join(column) for column in zip(*pairs, strict=True))
     gained, lost = pairs.count(("0", "1")), pairs.count(("1", "0"))

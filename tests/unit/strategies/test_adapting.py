@@ -94,6 +94,7 @@ def test_texts_are_learned_as_they_are_with_both_of_a_pair():
     assert row.types == (0, 0, 0, 0, 1, 1, 1)
 
 
+@pytest.mark.slow
 def test_it_is_done_once_for_all_folds_and_labelled_rows_have_no_part_in_it():
     folded = Run(adapt=(TAPT,), calibration=Temperature())
     counts = Counter({what: len(losses) for what, losses in folded.losses.items()})
@@ -114,6 +115,7 @@ def test_every_fold_starts_from_what_was_learned_once(monkeypatch):
     assert all(torch.equal(one, other) for fold in found[1:] for one, other in zip(found[0], fold, strict=True))
 
 
+@pytest.mark.slow
 def test_what_is_learned_of_other_texts_or_by_another_delta_is_not_taken_for_it():
     backbone, session = Backbone(*tiny.model("llama"), name="llama"), Session()
     for pool, rank in ((POOL, 2), (POOL, 3), (POOL[:2], 2), (POOL, 2)):
@@ -137,6 +139,7 @@ def test_a_step_minimises_the_weighted_sum(family):
     assert list(both.losses) == ["fit"] and len(both.losses["fit"]) == 3
 
 
+@pytest.mark.slow
 def test_texts_without_words_are_left_out():
     pool = (Example({"text": "  "}), *POOL)
     assert Run(adapt=(TAPT, BESIDE), pool=pool).losses == Run(adapt=(TAPT, BESIDE)).losses

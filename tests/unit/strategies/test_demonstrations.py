@@ -172,6 +172,7 @@ def test_every_epoch_has_a_draw_of_its_own_and_always_the_same(family):
     assert rows_of(plain, 0) == rows_of(plain, 1)
 
 
+@pytest.mark.slow
 def test_the_cache_of_frozen_states_is_left_alone():
     cache, losses = StateCache(), []
     session = Session(cache=cache, progress=lambda what, done, steps, loss: losses.append(loss))
@@ -253,6 +254,7 @@ def test_another_version_of_the_encoder_is_refused(encoder, tmp_path):
     sentences.loaded.cache_clear()
 
 
+@pytest.mark.slow
 def test_inspection_sees_the_prompts_that_are_answered():
     model = run(strategy="supervised", fit=FitOptions(steps=20, learning_rate=0.02))
     plain, expected = inspect(model, NEW), model.predict(NEW)

@@ -85,6 +85,7 @@ def test_fewer_layers_start_with_the_weights_of_those_that_remain(folders, famil
     assert len(own) == len(theirs) // 2
 
 
+@pytest.mark.slow
 def test_a_student_of_a_student_counts_the_steps_of_the_plm(teacher):
     once = run(Distill(layers=(0, 2, 3), steps=0), teacher)
     twice = run(Distill(layers=(0, 2), steps=0), once)
@@ -124,6 +125,7 @@ def test_another_plm_learns_through_a_projection_that_is_thrown_away(teacher, fo
     assert fewer.backbone.depth == 1 and fewer.backbone.name == folders["narrow"]
 
 
+@pytest.mark.slow
 def test_teachers_are_averaged_and_soft_labels_kept(teacher, folders):
     other = tuned(folders["bert"], (ft.LoRA(rank=1),))
     said = distill._said([teacher, other], ROWS, (Example({"text": "so so"}, shares={"neg": 0.25, "pos": 0.75}),))

@@ -70,6 +70,7 @@ def test_the_answers_are_near_and_come_back_from_the_folder_to_the_bit(folder, n
     assert torch.equal(artifact.load(tmp_path / "small").probabilities(ROWS), after)
 
 
+@pytest.mark.slow
 def test_what_is_tuned_whole_is_stored_in_about_a_quarter(folder, tmp_path):
     model = tuned(folder, ft.Subset("all"))
 

@@ -272,6 +272,7 @@ def test_a_teacher_needs_a_strategy_that_learns_from_one():
     assert with_pool(TASK, job.Settings(), 0, print, taught=True).way == "pet"
 
 
+@pytest.mark.slow
 def test_from_python_a_teacher_is_a_list_or_a_file(tmp_path):
     (tmp_path / "teacher.csv").write_text("text,label\n" + "".join(f"{row.fields['text']},{truth(row.fields['text'])}\n" for row in POOL))
     backbone = Backbone(*tiny.model("bert"), name="bert")

@@ -132,6 +132,7 @@ def test_movement_that_moves_nothing_prunes_by_magnitude(model):
     assert before[keep].min() >= before[~keep].max()
 
 
+@pytest.mark.slow
 def test_movement_trains_weights_and_goes_by_scores(model):
     made = prune(model, Prune(head_start=0.0, **FEW))
     before, after = weights(model)[QUERY], weights(made)[QUERY]
@@ -143,6 +144,7 @@ def test_movement_trains_weights_and_goes_by_scores(model):
     assert len(shares) == 2, "each matrix loses its own share"
 
 
+@pytest.mark.slow
 def test_the_harder_scores_are_pulled_the_more_go(model):
     few = {"by": "soft-movement", "score_rate": 0.3, "threshold": 0.4, **FEW}
     assert out(prune(model, Prune(strength=1e4, **few))) > out(prune(model, Prune(strength=0.0, **few)))

@@ -34,6 +34,7 @@ def test_of_equals_the_first_is_the_answer() -> None:
 
 
 @given(st.lists(st.sampled_from(TASK.labels), max_size=5))
+@pytest.mark.slow
 def test_certain_answers_give_the_targets_back(labels: Sequence[str]) -> None:
     certain = [[float(target == place) for place in range(3)] for target in KIND.targets(TASK, examples(*labels))]
     assert KIND.answers(TASK, (), certain) == list(labels)

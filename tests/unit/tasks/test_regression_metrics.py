@@ -41,6 +41,7 @@ def test_values_equal_scipy_and_scikit_learn(rows, seed):
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=12), st.integers(0, 5))
+@pytest.mark.slow
 def test_resamples_at_once_are_resamples_one_by_one(pairs, seed):
     values, predicted = np.array(pairs, dtype=float).T
     chosen = np.random.default_rng(seed).integers(0, len(values), (5, len(values)))

@@ -34,6 +34,7 @@ def test_each_next_token_is_predicted_by_the_state_before_it(rows):
 
 
 @given(texts, st.integers(0, 2**63 - 1))
+@pytest.mark.slow
 def test_masking_chooses_ordinary_tokens_only_and_as_many_as_it_should(rows, seed):
     ids_BT, mask_BT = padded(rows)
     before = ids_BT.clone()
@@ -87,6 +88,7 @@ def words_of(row):
 
 
 @given(texts, st.integers(0, 2**63 - 1))
+@pytest.mark.slow
 def test_words_are_masked_whole_and_together_no_more_than_the_share(rows, seed):
     ids_BT, mask_BT = padded(rows)
     asked = WORDS.hide(ids_BT, mask_BT, seed=seed)
@@ -115,6 +117,7 @@ def test_of_whole_words_each_token_has_its_own_fate():
 
 
 @given(st.integers(1, 12), st.integers(1, 13))
+@pytest.mark.slow
 def test_the_loss_and_its_gradients_are_those_of_all_logits_at_once(count, most):
     generator = torch.Generator().manual_seed(count)
     hidden_ND = torch.randn(count, 4, generator=generator, dtype=torch.float64).float()
