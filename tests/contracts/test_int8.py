@@ -98,6 +98,32 @@ def test_what_is_stored_is_a_quarter_and_comes_back_to_the_bit(plain, family):
         installed.load_state_dict({**state, name: state[name].float()})
 
 
+@pytest.mark.parametrize("values", ["own", "stored"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_was_measured_comes_back_to_the_bit(plain, family, values):
+    backbone = copy.deepcopy(plain[family])
+    full, installed = outputs(backbone), Int8(values).install(backbone, generator=generator())
+    each = outputs(backbone)
+    with installed.measuring():
+        outputs(backbone)
+    expected = outputs(backbone)
+    assert not torch.equal(expected, each)
+    near(expected, full, 0.2)
+    state, spec = installed.state_dict(), installed.delta
+    assert spec == Int8(values, inputs="measured")
+    assert {name for name in state if name.endswith(".span")} == {f"{name}.span" for name in installed.maps}
+    installed.remove()
+    again = spec.install(backbone, generator=generator())
+    assert torch.equal(outputs(backbone), each)
+    again.load_state_dict(state)
+    assert torch.equal(outputs(backbone), expected)
+    with backbone.installing(7):  # others are measured apart, and share what was rounded
+        others = Int8(values).install(backbone, generator=generator())
+    assert torch.equal(outputs(backbone, route_B=torch.full((len(LENGTHS),), 7)), each)
+    assert all((own.values_OI is again.maps[name].values_OI) == (values == "own") for name, own in others.maps.items())
+    assert torch.equal(outputs(backbone), expected)
+
+
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
 def test_other_deltas_learn_on_top(plain, family):
     backbone = copy.deepcopy(plain[family])

@@ -3,6 +3,7 @@ architecture; how numbers are rounded is `fewtune.backbone.int8`.
 
     name.values   int8, one for each weight
     name.scale    what they are multiplied with, one for each output of a map, or for each row of another matrix
+    name.span     the least and the greatest that comes to a map, where that was measured
     name          biases and norms, as they are
 
 The PLM's own weights are rounded anew by whoever loads the model, and nothing is stored; all tasks on one PLM share what was made of it.
@@ -10,8 +11,9 @@ The PLM's own weights are rounded anew by whoever loads the model, and nothing i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -32,10 +34,12 @@ class Int8:
     """The maps at `MAPS` in eight bits. `values` are the PLM's `own`, or all its weights `stored`, with what a model has learned in them:
     then other matrices, too, are stored in eight bits, and computed with as they are restored.
 
-    What other deltas add to a map stays as it is; one that has a weight of its own there is computed in full.
+    Inputs have a scale for each `token`, or one for all that was `measured` on rows (`Quantised.measuring`), which is faster; until then
+    they have one for each token. What other deltas add to a map stays as it is; one that has a weight of its own there is computed in full.
     """
 
     values: Literal["own", "stored"] = "own"
+    inputs: Literal["token", "measured"] = "token"
 
     learning_rate: ClassVar[float] = 0.0
     unchanged_at_start: ClassVar[bool] = False
@@ -52,7 +56,7 @@ class Int8:
         maps = {path: self._map(backbone, path, base, shared) for path, base in bases.items()}
         whole = {name: Whole(weight) for name, weight in named.items() if id(weight) not in mine}
         places = owners(backbone.model, {id(named[name]): one for name, one in whole.items()})
-        edits: list[tuple[str, Edit]] = [(path, Eight(own, named=self.values == "own")) for path, own in maps.items()]
+        edits: list[tuple[str, Edit]] = [(path, Eight(own, self)) for path, own in maps.items()]
         edits += [(path, Restored(own)) for path, own in places.items()]
         return Quantised(self, backbone, {}, edits=edits, maps={f"{path}.weight": own for path, own in maps.items()}, whole=whole)
 
@@ -62,17 +66,17 @@ class Int8:
         there = [edit for entry in bank.entries for edit in bank.of(entry)] if isinstance(bank, Bank) else []
         if self.values == "own":
             for edit in there:
-                if isinstance(edit, Eight) and edit.named:
-                    return edit.own
-        return Int8Map(_weight_OI(base, base.weight), shared)
+                if isinstance(edit, Eight) and edit.delta.values == "own":
+                    return edit.own if self.inputs == edit.delta.inputs == "token" else edit.own.twin()
+        return Int8Map.of(_weight_OI(base, base.weight), shared)
 
 
 class Eight(Edit):
-    """A map in eight bits that stands in for a module's product; `named` says that it is the PLM's own."""
+    """A map in eight bits that stands in for a module's product."""
 
-    def __init__(self, own: Int8Map, *, named: bool) -> None:
+    def __init__(self, own: Int8Map, delta: Int8) -> None:
         super().__init__()
-        self.own, self.named = own, named
+        self.own, self.delta = own, delta
 
     def product(self) -> Int8Map:
         """The map."""
@@ -80,7 +84,7 @@ class Eight(Edit):
 
     def replaces(self) -> tuple[str, ...]:
         """The weight, unless it is what is rounded when the model is loaded."""
-        return () if self.named else ("weight",)
+        return () if self.delta.values == "own" else ("weight",)
 
 
 class Whole(nn.Module):
@@ -118,12 +122,22 @@ class Quantised(Installed):
     maps: Mapping[str, Int8Map] = field(default_factory=dict)
     whole: Mapping[str, Whole] = field(default_factory=dict)
 
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Whatever the backbone is given meanwhile makes one scale for all inputs of each map; nobody else's maps may be among these."""
+        with ExitStack() as stack:
+            for own in self.maps.values():
+                stack.enter_context(own.measuring())
+            yield
+        self.delta = replace(self._spec, inputs="measured")
+
     def state_dict(self) -> dict[str, Tensor]:
-        """What is stored; nothing if it is the PLM's own."""
-        if self._own:
-            return {}
+        """What is stored; of the PLM's own only what was measured."""
+        spans = {f"{name}.span": torch.tensor(own.span or (0.0, 0.0)) for name, own in self.maps.items() if self._spec.inputs == "measured"}
+        if self._spec.values == "own":
+            return spans
         maps = {f"{name}{end}": tensor for name, own in self.maps.items() for end, tensor in _parts(own).items()}
-        return maps | {f"{name}{end}": tensor for name, one in self.whole.items() for end, tensor in one.stored.items()}
+        return spans | maps | {f"{name}{end}": tensor for name, one in self.whole.items() for end, tensor in one.stored.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor], where: str = "delta") -> None:
         """Take what `state_dict` gave; raises `ArtifactError` for other tensors."""
@@ -133,16 +147,19 @@ class Quantised(Installed):
             if state[name].dtype != tensor.dtype:
                 fix = "The file does not belong to this manifest; copy the whole folder again."
                 raise ArtifactError(expected=f'"{name}" of {tensor.dtype}', got=str(state[name].dtype), where=where, fix=fix)
-        if self._own:
-            return
         for name, own in self.maps.items():
-            own.load(state[f"{name}.values"], state[f"{name}.scale"])
+            if self._spec.values == "stored":
+                own.load(state[f"{name}.values"], state[f"{name}.scale"])
+            if self._spec.inputs == "measured":
+                low, high = state[f"{name}.span"].tolist()
+                own.span = (low, high) if low < high else None
         for name, one in self.whole.items():
             one.load({end: state[f"{name}{end}"] for end in one.stored})
 
     @property
-    def _own(self) -> bool:
-        return isinstance(self.delta, Int8) and self.delta.values == "own"
+    def _spec(self) -> Int8:
+        assert isinstance(self.delta, Int8)
+        return self.delta
 
 
 def stored(backbone: Backbone) -> dict[str, Tensor]:

@@ -1,19 +1,20 @@
 """A tuned model in whole numbers of eight bits: its maps are computed with them, and what it has learned whole is stored in them.
 
-Nothing is trained and nothing is chosen by rows. Deltas that add to the PLM's weights stay as they are, on the rounded ones; those that
-have weights of their own are rounded with them.
+Nothing is trained; rows, if there are any, say between what inputs of the maps lie, and their labels say nothing. Deltas that add to the
+PLM's weights stay as they are, on the rounded ones; those that have weights of their own are rounded with them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from torch import Tensor
 
-from fewtune import artifact
+from fewtune import artifact, registry
 from fewtune.data.example import Split
 from fewtune.deltas.delta import Delta, Installed
-from fewtune.deltas.int8 import Int8, stored
+from fewtune.deltas.int8 import Int8, Quantised, stored
 from fewtune.deltas.mask import Mask
 from fewtune.deltas.narrow import Narrow
 from fewtune.deltas.shallow import Shallow
@@ -29,12 +30,20 @@ SHAPES, OWNERS = (Shallow, Narrow), (Subset, Mask)
 
 @dataclass(frozen=True)
 class ToInt8:
-    """Weights and inputs of the blocks' maps in eight bits: about a quarter of the size, and as fast as the processor is with them."""
+    """Weights and inputs of the blocks' maps in eight bits: about a quarter of the size, and as fast as the processor is with them.
+
+    Inputs are scaled as `measured` on up to `rows` texts, or each `token` for itself, which takes longer and knows no limits.
+    """
+
+    inputs: Literal["measured", "token"] = "measured"
+    rows: int = 256
+
+    def __post_init__(self) -> None:
+        registry.check_ranges(self, "int8", {"rows": self.rows >= 1})
 
     def run(self, model: TunedModel, split: Split, *, session: Session) -> TunedModel:
         """The same model in eight bits, on a PLM of its own; raises `SpecError` for one that is already,
         and for one whose blocks share matrices."""
-        del split  # nothing is learned
         if any(isinstance(one.delta, Int8) for one in model.deltas):
             raise SpecError(expected="a model in float32", got="one in eight bits", where="int8", fix="It is as small as this way goes.")
         if any(isinstance(one.delta, Sharing) for one in model.deltas):
@@ -45,7 +54,13 @@ class ToInt8:
         shapes = [_shaped(one) for one in model.deltas if isinstance(one.delta, SHAPES)]
         others = [one for one in model.deltas if not isinstance(one.delta, (*SHAPES, *OWNERS) if whole else SHAPES)]
         eight = (Int8("stored"), stored(model.backbone)) if whole else (Int8("own"), {})
-        return artifact.rebuilt(model, [*shapes, eight, *((one.delta, one.state_dict()) for one in others)])
+        made = artifact.rebuilt(model, [*shapes, eight, *((one.delta, one.state_dict()) for one in others)])
+        rows = (*split.train, *split.unlabeled)[: self.rows]
+        if self.inputs == "measured" and rows:
+            (eight_bits,) = (one for one in made.deltas if isinstance(one, Quantised))
+            with eight_bits.measuring():
+                made.raw_scores(rows, batch_size=1)  # no padding among them
+        return made
 
 
 def _has_matrices(one: Installed) -> bool:

@@ -51,7 +51,7 @@ def reference(own, inputs, bias_O):
 def test_the_product_is_that_of_whole_numbers(size, seed):
     tokens, outputs, inputs = size
     generator = torch.Generator().manual_seed(seed)
-    own = Int8Map(torch.randn(outputs, inputs, generator=generator), Shared())
+    own = Int8Map.of(torch.randn(outputs, inputs, generator=generator), Shared())
     bias_O = torch.randn(outputs, generator=generator)
     # Steps that are whole already, so that nothing lies between two.
     steps = torch.randint(-127, 128, (tokens, inputs), generator=generator).float()
@@ -62,16 +62,16 @@ def test_the_product_is_that_of_whole_numbers(size, seed):
 
 
 def test_the_largest_sums_are_not_cut_off():
-    own = Int8Map(torch.ones(3, 64), Shared())
+    own = Int8Map.of(torch.ones(3, 64), Shared())
     assert own(torch.ones(2, 64), None) == pytest.approx(64 * 64 / 63.5, rel=1e-3)
-    own = Int8Map(torch.tensor([[1.0, 0.0] * 32]), Shared())
+    own = Int8Map.of(torch.tensor([[1.0, 0.0] * 32]), Shared())
     torch.testing.assert_close(own(torch.ones(2, 64), None), torch.full((2, 1), 32.0))
     torch.testing.assert_close(own(-torch.ones(2, 64), None), torch.full((2, 1), -32.0))
 
 
 @pytest.mark.skipif(not has_kernel(), reason="torch has no product of whole numbers here")
 def test_a_processor_without_the_product_gives_the_same(monkeypatch):
-    own = Int8Map(torch.randn(48, 96), Shared())
+    own = Int8Map.of(torch.randn(48, 96), Shared())
     states, bias_O = torch.randn(5, 7, 96), torch.randn(48)
     fast = own(states, bias_O)
     monkeypatch.setattr(int8, "has_kernel", lambda: False)
@@ -82,15 +82,75 @@ def test_a_processor_without_the_product_gives_the_same(monkeypatch):
 
 
 def test_a_token_is_answered_as_if_it_were_alone():
-    own = Int8Map(torch.randn(48, 96), Shared())
+    own = Int8Map.of(torch.randn(48, 96), Shared())
     states = torch.randn(6, 96) * torch.tensor([1e-3, 1.0, 1e3, 1.0, 0.0, 5.0])[:, None]
     together = own(states, None)
     for row in range(6):
         assert torch.equal(own(states[row : row + 1], None)[0], together[row])
 
 
+def spanned(own, *inputs):
+    with own.measuring():
+        for states in inputs:
+            own(states, None)
+    return own
+
+
+@given(size=st.tuples(st.integers(1, 6), st.integers(1, 40), st.integers(1, 70)), seed=st.integers(0, 2**31))
+def test_within_a_span_the_product_is_that_of_whole_numbers(size, seed):
+    tokens, outputs, inputs = size
+    generator = torch.Generator().manual_seed(seed)
+    own = Int8Map.of(torch.randn(outputs, inputs, generator=generator), Shared())
+    own.span = (-0.5, 2.05)  # steps of 0.01, the nought at 50
+    bias_O = torch.randn(outputs, generator=generator)
+    steps = torch.randint(-80, 240, (tokens, inputs), generator=generator)
+    expected = (steps.clamp(-50, 205).double() @ own.values_OI.double().T) * own.scale_O.double() * 0.01 + bias_O.double()
+    within = steps.abs().double() @ own.values_OI.abs().double().T * own.scale_O * 0.01 + bias_O.abs()  # what is added up may cancel out
+    assert ((own(steps * 0.01, bias_O) - expected).abs() <= 1e-5 * within).all()
+
+
+def test_the_span_is_that_of_what_came_and_holds_nought():
+    own = spanned(Int8Map.of(torch.eye(4), Shared()), torch.tensor([[1.0, 3.0, 0.5, 2.0]]), torch.full((2, 4), 0.25))
+    assert own.span == (0.0, 3.0)
+    assert spanned(own, torch.tensor([[-2.0, 1.0, 0.0, 0.0]])).span == (-2.0, 1.0)
+    assert spanned(own).span is None
+    assert spanned(own, torch.zeros(1, 4)).span is None
+
+
+def test_within_a_span_no_sum_is_cut_off_and_a_token_is_answered_as_if_it_were_alone():
+    own = Int8Map.of(torch.ones(3, 64), Shared())
+    own.span = (0.0, 1.0)
+    assert own(torch.ones(2, 64), None) == pytest.approx(64 * 64 / 63.5, rel=1e-3)
+    own, states = Int8Map.of(torch.randn(48, 96), Shared()), torch.randn(6, 96)
+    together = spanned(own, states)(states, None)
+    for row in range(6):
+        assert torch.equal(own(states[row : row + 1], None)[0], together[row])
+
+
+@pytest.mark.skipif(not has_kernel(), reason="torch has no product of whole numbers here")
+def test_within_a_span_a_processor_without_the_product_gives_the_same(monkeypatch):
+    states, bias_O = torch.randn(5, 7, 96), torch.randn(48)
+    own = spanned(Int8Map.of(torch.randn(48, 96), Shared()), states)
+    fast = own(states * 1.2, bias_O)
+    monkeypatch.setattr(int8, "has_kernel", lambda: False)
+    slow = own(states * 1.2, bias_O)
+    # A number that lies between two steps may go to either.
+    assert (fast - slow).abs().median() < 1e-5
+    torch.testing.assert_close(fast, slow, rtol=1e-3, atol=0.2)
+
+
+def test_a_bias_that_is_learned_meanwhile_is_taken_as_it_is():
+    states, bias_O = torch.randn(3, 16), torch.nn.Parameter(torch.zeros(8))
+    own = spanned(Int8Map.of(torch.randn(8, 16), Shared()), states)
+    first = own(states, bias_O)
+    with torch.no_grad():
+        bias_O.add_(1.0)
+    torch.testing.assert_close(own(states, bias_O), first + 1)
+    torch.testing.assert_close(own(states, None), first)
+
+
 def test_gradients_flow_through_the_restored_weight():
-    own = Int8Map(torch.randn(8, 16), Shared())
+    own = Int8Map.of(torch.randn(8, 16), Shared())
     states, bias_O = torch.randn(3, 16, requires_grad=True), torch.zeros(8, requires_grad=True)
     own(states, bias_O).sum().backward()
     torch.testing.assert_close(states.grad, restored(own.values_OI, own.scale_O).sum(0).expand(3, -1))
@@ -99,7 +159,7 @@ def test_gradients_flow_through_the_restored_weight():
 
 def test_inputs_that_changed_are_scaled_anew():
     shared, states = Shared(), torch.ones(2, 4)
-    own = Int8Map(torch.eye(4), shared)
+    own = Int8Map.of(torch.eye(4), shared)
     first = own(states, None)
     assert shared.scaled(states)[0] is shared.scaled(states)[0]
     states.mul_(2)
@@ -107,7 +167,7 @@ def test_inputs_that_changed_are_scaled_anew():
 
 
 def test_a_copy_gives_the_same():
-    own = Int8Map(torch.randn(8, 16), Shared())
+    own = Int8Map.of(torch.randn(8, 16), Shared())
     states = torch.randn(3, 16)
     expected = own(states, None)
     assert torch.equal(copy.deepcopy(own)(states, None), expected)
@@ -115,5 +175,5 @@ def test_a_copy_gives_the_same():
 
 def test_the_engine_of_others_stays_as_it_was():
     before = torch.backends.quantized.engine
-    Int8Map(torch.randn(4, 4), Shared())(torch.randn(1, 4), None)
+    Int8Map.of(torch.randn(4, 4), Shared())(torch.randn(1, 4), None)
     assert torch.backends.quantized.engine == before

@@ -36,8 +36,8 @@ def tuned(folder, *deltas):
     return job.tune(ft.Task.classification(["neg", "pos"]), Split(train=ROWS), plm.load(folder), settings, session=Session())
 
 
-def in_eight_bits(model):
-    return ToInt8().run(model, Split(), session=Session())
+def in_eight_bits(model, **options):
+    return ToInt8(**options).run(model, Split(train=ROWS), session=Session())
 
 
 DELTAS = {
@@ -80,8 +80,23 @@ def test_what_is_tuned_whole_is_stored_in_about_a_quarter(folder, tmp_path):
     assert size(in_eight_bits(model), "small") < 0.35 * size(model, "full")  # headers and scales of matrices this narrow take much of it
 
 
+@pytest.mark.slow
+def test_inputs_are_measured_on_some_rows_or_scaled_for_each_token(folder):
+    model = tuned(folder, ft.Subset("none"))
+    token, none = in_eight_bits(model, inputs="token"), ToInt8().run(model, Split(), session=Session())
+    assert torch.equal(token.probabilities(ROWS), none.probabilities(ROWS))
+    measured, unlabeled = in_eight_bits(model), ToInt8().run(model, Split(unlabeled=ROWS), session=Session())
+    assert torch.equal(measured.probabilities(ROWS), unlabeled.probabilities(ROWS))
+    assert not torch.equal(measured.probabilities(ROWS), token.probabilities(ROWS))
+    few = in_eight_bits(model, rows=1)
+    spans = [next(iter(one.deltas[0].maps.values())).span for one in (few, measured, token)]
+    assert spans[1][0] <= spans[0][0] < spans[0][1] <= spans[1][1] and spans[2] is None
+    with pytest.raises(SpecError, match="rows"):
+        ToInt8(rows=0)
+
+
 def test_a_low_rank_update_is_stored_alone(folder, tmp_path):
-    made = in_eight_bits(tuned(folder, ft.LoRA(rank=2)))
+    made = in_eight_bits(tuned(folder, ft.LoRA(rank=2)), inputs="token")
     assert sorted(file.name for file in made.save(tmp_path / "small").glob("delta*")) == ["delta-1.safetensors"]
 
 
