@@ -1,6 +1,7 @@
 """Every criterion of the table: the strictest threshold lets nobody out early, the laxest everybody at once, a looser one never later."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -111,15 +112,16 @@ def test_the_confidence_predictor_by_hand():
     with torch.no_grad():
         assert made.sure(TABLE_LBC, state_BD).tolist() == [0.5, 0.5]
         made.weights["confidence.state"][2] = torch.tensor([2.0, 1.0])
-        made.weights["confidence.figures"][2] = torch.tensor([1.0, 0.0, 0.0, 10.0, 0.0])
+        made.weights["confidence.figures"][2] = torch.tensor([0.0, 0.0, 1.0, 10.0, 0.0])
         made.weights["confidence.bias"][2] = -3.0
-        logits_B = torch.tensor([0.0 + 0.9 + 10 * 0.3 - 3, 1.0 + 1.0 + 10 * 0.1 - 3])
+        logits_B = torch.tensor([0.0 + math.log(0.6) + 10 * 0.3 - 3, 1.0 + math.log(0.9) + 10 * 0.1 - 3])
         torch.testing.assert_close(made.sure(TABLE_LBC, state_BD), logits_B.sigmoid(), atol=1e-5, rtol=0)
 
 
 def test_the_figures_by_hand():
-    expected = torch.tensor([[0.9, 0.8, 0.468996, 0.3, 0.5], [1.0, 1.0, 0.0, 0.1, 0.3]])
+    expected = torch.tensor([[math.log(9), -math.log(0.468996), math.log(0.6), 0.3, 0.5], [15.0, 15.0, math.log(0.9), 0.1, 0.3]])
     torch.testing.assert_close(figures(TABLE_LBC), expected, atol=1e-5, rtol=0)
+    assert figures(TABLE_LBC[:1])[:, 2].tolist() == [0.0, 0.0]
     assert figures(TABLE_LBC[:1])[:, 3:].tolist() == [[1.0, 1.0], [1.0, 1.0]]
 
 

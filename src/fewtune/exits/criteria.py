@@ -19,6 +19,7 @@ NEVER = math.inf
 """The strictest threshold: no row is ever so sure."""
 FIGURES = 5
 """How many figures the confidence predictor reads beside the state."""
+_FAR = 15.0
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ class Confidence:
     """What a small predictor, trained for each exit, holds for the probability that the answer will stand.
 
     It reads the state that the exit reads (learning to exit, BERxiT: Xin et al. 2021) and figures of the scores of this and earlier
-    exits (the meta-classifier of CATs: Schuster et al. 2021): a logistic regression on both. `strength` is the inverse of its L2
-    penalty.
+    exits (the meta-classifier of CATs: Schuster et al. 2021). What figures say is learned from all exits together, for at most layers few
+    answers change; each then learns what its state adds. Both are logistic regressions, `strength` is the inverse of their L2 penalty.
     """
 
     strength: float = 1.0
@@ -124,15 +125,23 @@ class Confidence:
 
 
 def figures(scores_LBC: Tensor) -> Tensor:
-    """figures_BF: the greatest probability, its distance to the second, the entropy, and how far the probabilities are from those of
-    the exit before and from the mean of all before (half the sum of differences), which is 1 at the first exit."""
-    probabilities_LBC = scores_LBC.softmax(-1)
-    last_BC, before_LBC = probabilities_LBC[-1], probabilities_LBC[:-1]
-    first = len(before_LBC) == 0
-    changes = [last_BC.new_ones(len(last_BC))] * 2 if first else [_apart(last_BC, before_LBC[-1]), _apart(last_BC, before_LBC.mean(0))]
-    scores_BC = scores_LBC[-1]
-    own = [_margin(scores_BC, above_second=False), _margin(scores_BC, above_second=True), _entropy(scores_BC)]
-    return torch.stack([*own, *changes], 1)
+    """figures_BF: how far the best log-probability is above the second, the negative logarithm of the entropy, the log-probability that the
+    exit before gave to this answer (0 at the first), and how far the probabilities are from those of the exit before and from the mean of
+    all before (half the sum of differences), which is 1 at the first exit.
+
+    Logarithms, because answers that are nearly sure differ in nothing else, and cut off where single precision ends.
+    """
+    log_LBC = scores_LBC.log_softmax(-1)
+    probabilities_LBC, last_BC = log_LBC.exp(), log_LBC[-1]
+    before_LBC = probabilities_LBC[:-1]
+    if len(before_LBC):
+        changes = [_apart(probabilities_LBC[-1], before_LBC[-1]), _apart(probabilities_LBC[-1], before_LBC.mean(0))]
+        held_B = log_LBC[-2].gather(-1, last_BC.argmax(-1, keepdim=True))[:, 0]
+    else:
+        changes, held_B = [last_BC.new_ones(len(last_BC))] * 2, last_BC.new_zeros(len(last_BC))
+    best_BK = last_BC.topk(min(2, last_BC.shape[-1]), -1).values
+    own = [best_BK[:, 0] - best_BK[:, -1], -_entropy(scores_LBC[-1]).clamp(min=math.exp(-_FAR)).log(), held_B]
+    return torch.stack([*(figure_B.clamp(-_FAR, _FAR) for figure_B in own), *changes], 1)
 
 
 def same(scores_BC: Tensor, others_BC: Tensor, tolerance: float | None) -> Tensor:

@@ -77,7 +77,7 @@ class AddExits:
         early.check(model)
         self._check(model, rows, taught)
         exits = self._installed(model)
-        learn, judge, test = parts(rows, self.seed, fewest=self.promise.fewest)
+        learn, judge, test = parts(rows, self.seed, fewest=self.promise.fewest, taught=bool(taught))
         model = replace(model, exits=exits)
         if self.training in ("joint", "alternate"):
             self._alone(model, tuple(taught), (), read, session)
@@ -229,11 +229,12 @@ class AddExits:
         }
 
 
-def parts(rows: Sequence[Example], seed: int, *, fewest: int) -> tuple[list[Example], list[Example], list[Example]]:
-    """(to learn from, to judge by, to test on): half of the rows test, a third of the others judge. Raises `DataError` for too few."""
+def parts(rows: Sequence[Example], seed: int, *, fewest: int, taught: bool = False) -> tuple[list[Example], list[Example], list[Example]]:
+    """(to learn from, to judge by, to test on): half of the rows test, a third of the others judge, or two thirds where other rows are
+    `taught`. Raises `DataError` for too few."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(derive(seed, "exits", "parts"))).tolist()
     test = max(len(rows) // 2, min(fewest, 3 * len(rows) // 4))
-    judge = (len(rows) - test) // 3
+    judge = (len(rows) - test) * (2 if taught else 1) // 3
     if judge < 1 or test < fewest:
         fix = "Give more rows with --data (they need no labels), or promise less."
         raise DataError(expected=f"at least {fewest * 4 // 3 + 4} rows", got=str(len(rows)), where="exits", fix=fix)
@@ -270,21 +271,38 @@ def fit_on_states(exits: Exits, found: Seen, aims: Tensor, *, model: TunedModel,
 
 @torch.no_grad()
 def _learn_to_judge(model: TunedModel, exits: Exits, judged: Seen) -> None:
-    """Fit the confidence predictor of each exit: a logistic regression on whether the answer is the full model's."""
+    """Fit the confidence predictor: whether an exit's answer is the full model's, by figures for all exits, then for each by its state."""
     assert isinstance(exits.criterion, Confidence)
+    strength, weights = exits.criterion.strength, exits.judge.weights
     found = early.ways(model, exits, judged)
+    mended_LNC = mended(found.answers_LNC, model.calibrator)
+    stands_LN = torch.stack([early.agree(model, exits, answers_NC, found.full_NC) for answers_NC in found.answers_LNC])
+    figures_LNF = torch.stack([figures(mended_LNC[: number + 1]) for number in range(len(exits.layers))]).double()
+    common_F, own_L = _by_figures(figures_LNF, stands_LN, strength)
     mean_LD, deviation_LD = judged.states_NLD.mean(0), judged.states_NLD.std(0, correction=0).clamp(min=_LEAST)
-    mended_LNC, weights = mended(found.answers_LNC, model.calibrator), exits.judge.weights
     scale = judged.states_NLD.shape[-1] ** -0.5  # so that all states together count as much as one figure
-    for number in range(len(exits.layers)):
-        stands_N = early.agree(model, exits, found.answers_LNC[number], found.full_NC)
+    for number, stands_N in enumerate(stands_LN):
+        sure_N1 = (figures_LNF[number] @ common_F + own_L[number])[:, None].float()
         state_ND = (judged.states_NLD[:, number] - mean_LD[number]) / deviation_LD[number] * scale
-        read_NF = torch.cat([state_ND, figures(mended_LNC[: number + 1])], 1)
-        row_F, bias = _odds(read_NF, stands_N, exits.criterion.strength)
-        state_D = row_F[: state_ND.shape[1]] * scale / deviation_LD[number]
+        row_D, bias, share = torch.zeros(state_ND.shape[1], dtype=torch.float64), 0.0, 1.0
+        if 0 < int(stands_N.sum()) < len(stands_N):
+            row_F, bias = _odds(torch.cat([state_ND, sure_N1], 1), stands_N, strength)
+            row_D, share = row_F[:-1], float(row_F[-1])
+        state_D = row_D * scale / deviation_LD[number]
         weights["confidence.state"][number] = state_D
-        weights["confidence.figures"][number] = row_F[state_ND.shape[1] :]
-        weights["confidence.bias"][number] = bias - float(state_D @ mean_LD[number].double())
+        weights["confidence.figures"][number] = common_F * share
+        weights["confidence.bias"][number] = own_L[number] * share + bias - float(state_D @ mean_LD[number].double())
+
+
+def _by_figures(figures_LNF: Tensor, stands_LN: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+    """(weights_F of all exits, bias_L of each) of the log-odds that an answer stands."""
+    exits, rows, size = figures_LNF.shape
+    mean_F, deviation_F = figures_LNF.mean((0, 1)), figures_LNF.std((0, 1), correction=0).clamp(min=_LEAST)
+    which_LNL = torch.eye(exits, dtype=torch.float64)[:, None].expand(-1, rows, -1)
+    read_LNF = torch.cat([(figures_LNF - mean_F) / deviation_F, which_LNL], -1)
+    row_F, bias = _odds(read_LNF.flatten(0, 1), stands_LN.flatten(), strength)
+    common_F = row_F[:size] / deviation_F
+    return common_F, row_F[size:] + bias - common_F @ mean_F
 
 
 def _odds(read_NF: Tensor, stands_N: Tensor, strength: float) -> tuple[Tensor, float]:

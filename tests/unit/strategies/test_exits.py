@@ -193,5 +193,6 @@ def test_what_does_not_fit_is_refused(bert):
 def test_parts_share_no_row_and_half_of_them_test():
     learn, judge, test = parts(ROWS, 1, fewest=22)
     assert (len(learn), len(judge), len(test)) == (54, 26, 80)
+    assert tuple(map(len, parts(ROWS, 1, fewest=22, taught=True))) == (27, 53, 80)
     where = [id(row) for row in (*learn, *judge, *test)]
     assert len(set(where)) == len(ROWS)
