@@ -1,13 +1,14 @@
 """Early exit by the clock: seconds with exits against the same model without, at several batch sizes, in one run.
 
-Each model is tuned on some training rows; exits are added with other training rows, without their labels, and a promise of agreement. The
-test rows measure only: no threshold, step or layer is chosen by them. All ways of a model answer the same texts in turn, round by round,
-so that whatever else the machine does falls on all of them. Texts are tokenised beforehand.
+Each model is tuned on some training rows; exits are added with other training rows, and a promise of points lost, which reads their labels,
+or of agreement, which does not. The test rows measure only: no threshold, step or layer is chosen by them. All ways of a model answer the
+same texts in turn, round by round, so that whatever else the machine does falls on all of them. Texts are tokenised beforehand.
 
     python bench/exits.py
     python bench/exits.py --models minilm-l6 --data sst2 --rows 1000 --rounds 2
 
-Finished models are kept line by line (`--lines`), so the script may be stopped at any time; the page is written anew after each.
+What is finished is kept line by line (`--lines`), and tuned models in a folder (`--tuned`), so the script may be stopped at any time; the
+page is written anew after each line.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from machine import DEFAULT_SHARED, RESULTS, DataSet, guarded, heading, table, w
 from runs import PROMPTS, append, code_hash, finished, key_of, task_of
 from torch import Tensor
 
-from fewtune import early, job
+from fewtune import artifact, early, job
 from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.load import load
 from fewtune.data.example import Example, Split
@@ -59,35 +60,42 @@ WAYS: Mapping[str, Way] = {"minilm-l6": Way("head", "lora", 0, 3), "smollm2-135m
 SIZE = 16
 """Rows of a training step."""
 CRITERION, OTHERS = "confidence", ("entropy", "patience")
-FULL, WHOLE = "full", "not compacted"
+FULL, WHOLE, AGREE = "full", "not compacted", "confidence, agreeing"
 SEED = 13
 
 
 def drawn(data: DataSet, way: Way, options: argparse.Namespace) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """(rows to tune on, other training rows without their labels), drawn by the seed; the latter are at most a third of them."""
+    """(rows to tune on, other training rows), drawn by the seed; the latter are at most a third of them."""
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(derive(SEED, data.name))).tolist()
     others = min(options.pool, len(order) // 3)
     tuned = order[others:][: options.rows or way.rows or None]
-    return tuple(data.train[row] for row in tuned), tuple(Example(data.train[row].fields) for row in order[:others])
+    return tuple(data.train[row] for row in tuned), tuple(data.train[row] for row in order[:others])
 
 
 def tuned(backbone: Backbone, data: DataSet, train: Sequence[Example], options: argparse.Namespace) -> TunedModel:
-    """The model that exits are put into."""
+    """The model that exits are put into, tuned once."""
     way = WAYS[backbone.name]
+    steps = options.steps or way.passes * len(train) // SIZE
+    folder = options.tuned / f"{backbone.name}-{data.name}-{len(train)}-{steps}-{options.max_length}"
+    if folder.exists():
+        return artifact.load(folder, backbone=backbone)
     settings = job.Settings(
         strategy="supervised",
         deltas=(DELTAS.from_text(way.delta),),
         readout=READOUTS.from_text(way.readout),
-        fit=FitOptions(steps=options.steps or way.passes * len(train) // SIZE, batch_size=SIZE),
+        fit=FitOptions(steps=steps, batch_size=SIZE),
         max_length=options.max_length,
         seed=SEED,
     )
     task = task_of(data, PROMPTS.get(data.name) if backbone.causal else None)
-    return job.tune(task, Split(train=tuple(train)), backbone, settings, session=Session(say=print))
+    model = job.tune(task, Split(train=tuple(train)), backbone, settings, session=Session(say=print))
+    artifact.save(model, folder)
+    return model
 
 
-def ways_out(model: TunedModel, pool: Sequence[Example], promise: Promise) -> dict[str, TunedModel]:
-    """The model with exits under each criterion, all with one promise; the model stays as it is, so its rows are read once."""
+def ways_out(model: TunedModel, train: Sequence[Example], pool: Sequence[Example], options: argparse.Namespace) -> dict[str, TunedModel]:
+    """The model with exits under each criterion and promise, which learn from what it was tuned on, too; it stays as it is, so rows are
+    read once."""
     known: dict[tuple[int, ...], early.Seen] = {}
 
     def read(model: TunedModel, rows: Sequence[Example], layers: Sequence[int]) -> early.Seen:
@@ -96,10 +104,11 @@ def ways_out(model: TunedModel, pool: Sequence[Example], promise: Promise) -> di
             known[key] = early.seen(model, rows, layers)
         return known[key]
 
+    drop, agree = Promise("drop", options.drop), Promise("agree", options.agree)
     found = {}
-    for name in (CRITERION, *OTHERS):
-        adding = AddExits(criterion=CRITERIA.from_text(name), promise=promise, seed=SEED)
-        found[name] = adding.run(model, pool, read=read, session=Session(say=print))
+    for name, promise in ((CRITERION, drop), *((other, drop) for other in OTHERS), (AGREE, agree)):
+        adding = AddExits(criterion=CRITERIA.from_text(name.partition(",")[0]), promise=promise, seed=SEED)
+        found[name] = adding.run(model, pool, taught=train, read=read, session=Session(say=print))
     return found
 
 
@@ -176,42 +185,67 @@ def speed_up(times: Mapping[str, Any], name: str, kind: str) -> float:
     return statistics.median(full / own for full, own in zip(times[FULL][kind], times[name][kind], strict=True))
 
 
-def page(results: Sequence[Mapping[str, Any]], options: argparse.Namespace, arguments: Sequence[str]) -> str:
-    """The results file."""
-    rows, speeds = [], []
+Result = Mapping[str, Any]
+
+
+def accuracies(results: Sequence[Result]) -> str:
+    """What each way answers, and where its rows leave."""
+    rows = []
     for result in results:
         facts, full = result["facts"], result["ways"][FULL]
         for name, one in result["ways"].items():
-            lost = 100 * (full["accuracy"] - one["accuracy"])
             layers = f"{one['mean_layer']:.2f} of {full['mean_layer']:.0f}" if one["kept"] else "off"
-            rows.append(
-                [facts["model"], facts["data"], name, f"{100 * one['accuracy']:.1f}", f"{lost:+.1f}", f"{one['agreement']:.3f}", layers]
-            )
+            lost = f"{100 * (full['accuracy'] - one['accuracy']):+.1f}"
+            rows.append([facts["model"], facts["data"], name, f"{100 * one['accuracy']:.1f}", lost, f"{one['agreement']:.3f}", layers])
+    return table(("model", "data", "way", "accuracy", "points lost", "agreement", "mean layer"), rows)
+
+
+def speeds(results: Sequence[Result]) -> str:
+    """Each way's speed beside what its layers alone would give."""
+    rows = []
+    for result in results:
+        facts, depth = result["facts"], result["ways"][FULL]["mean_layer"]
         for size, times in result["times"].items():
-            for name in times:
-                if name == FULL:
-                    continue
-                ideal = full["mean_layer"] / times[name]["mean_layer"]
-                clock, processor = (speed_up(times, name, kind) for kind in ("clock", "processor"))
-                cells = (f"{processor:.2f}", f"{clock:.2f}", f"{ideal:.2f}", f"{ideal / processor - 1:+.0%}")
-                speeds.append([facts["model"], facts["data"], size, name, *cells])
-    missing = [
-        f"{name} × {data}"
-        for name in WAYS
-        for data in DATA
-        if (name, data) not in {(r["facts"]["model"], r["facts"]["data"]) for r in results}
-    ]
+            for name in (name for name in times if name != FULL):
+                ideal, processor = depth / times[name]["mean_layer"], speed_up(times, name, "processor")
+                cells = (f"{processor:.2f}", f"{speed_up(times, name, 'clock'):.2f}", f"{ideal:.2f}", f"{ideal / processor - 1:+.0%}")
+                rows.append([facts["model"], facts["data"], size, name, *cells])
+    return table(("model", "data", "batch", "way", "by processor time", "by the clock", "layers", "over"), rows)
+
+
+def means(results: Sequence[Result], options: argparse.Namespace) -> str:
+    """Over the sets; a way that is off is as fast as the model."""
+    rows = []
+    for model in dict.fromkeys(result["facts"]["model"] for result in results):
+        own = [result for result in results if result["facts"]["model"] == model]
+        for name in (CRITERION, WHOLE, *OTHERS, AGREE):
+            way = CRITERION if name == WHOLE else name
+            lost = statistics.mean(100 * (one["ways"][FULL]["accuracy"] - one["ways"][way]["accuracy"]) for one in own)
+            timed = [[one["times"][str(size)] for one in own] for size in options.batch_sizes]
+            mean = [statistics.mean(speed_up(times, name, "clock") if name in times else 1.0 for times in sets) for sets in timed]
+            rows.append([model, len(own), name, f"{lost:+.2f}", *(f"{value:.2f}" for value in mean)])
+    return table(("model", "sets", "way", "points lost", *(f"batches of {size}" for size in options.batch_sizes)), rows)
+
+
+def page(results: Sequence[Result], options: argparse.Namespace, arguments: Sequence[str]) -> str:
+    """The results file."""
+    there = {(result["facts"]["model"], result["facts"]["data"]) for result in results}
+    missing = [f"{name} × {data}" for name in WAYS for data in DATA if (name, data) not in there]
     parts = [
         heading("Early exits by the clock", "bench/exits.py", arguments)
-        + "- Exits from training rows without their labels, half of which test the promise: "
-        f"{Promise('agree', options.agree)}; tuned on other training rows\n"
+        + f"- Exits from training rows that were not tuned on, half of which test the promise: {Promise('drop', options.drop)}; "
+        f"`{AGREE}`, without labels: {Promise('agree', options.agree)}\n"
         f"- Accuracy on {options.test} test rows, which chose nothing\n"
         f"- Seconds on {options.texts} of them, {options.rounds} rounds after one of warm-up, all ways in turn",
         f"`{CRITERION}` is the learned predictor; `{WHOLE}` is the same where done rows stay in the batch until all are done.",
-        table(("model", "data", "way", "accuracy", "points lost", "agreement", "mean layer"), rows),
+        "Means over the sets: points lost, and how many times as fast as the same model without exits, by the clock, in the median round.",
+        means(results, options),
+        "## Answers",
+        accuracies(results),
+        "## Speed",
         "How many times as fast as the same model without exits, in the median round. *Layers* is what the mean layer alone would give; "
-        "the last column is how much more time is taken than that.",
-        table(("model", "data", "batch", "way", "by processor time", "by the clock", "layers", "over"), speeds),
+        "the last column is how much more time is taken than that, embeddings and readouts included.",
+        speeds(results),
     ]
     if missing:
         parts.append(f"Not measured yet: {', '.join(missing)}.")
@@ -233,10 +267,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--test", type=int, default=500, help="test rows that measure; 0: all")
     parser.add_argument("--texts", type=int, default=96, help="texts a round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--drop", type=float, default=0.5, help="points that may be lost")
     parser.add_argument("--agree", type=float, default=0.98)
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--tuned", type=Path, default=RESULTS.parent / "tuned.work", help="where tuned models are kept")
     parser.add_argument("--lines", type=Path, default=RESULTS / "exits.jsonl")
     parser.add_argument("--out", type=Path, default=RESULTS / "exits.md")
     return parser.parse_args(arguments)
@@ -250,7 +286,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
-    chosen = ("rows", "pool", "steps", "test", "texts", "rounds", "agree", "max_length", "batch_sizes")
+    chosen = ("rows", "pool", "steps", "test", "texts", "rounds", "drop", "agree", "max_length", "batch_sizes")
     wanted = []
     for name in options.models:
         backbone = load(name, say=print)
@@ -261,7 +297,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
             if key not in finished(options.lines):
                 train, pool = drawn(data, WAYS[name], options)
                 model = tuned(backbone, data, train, options)
-                out = ways_out(model, pool, Promise("agree", options.agree))
+                out = ways_out(model, train, pool, options)
                 result = measure(replace(model, exits=None), out, data.first(options.test), options)
                 append(options.lines, {"key": key, "code": code_hash(), "facts": facts, "tuned": len(train), "pool": len(pool), **result})
                 model.remove()
