@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
 
 Undo = Callable[[], None]
 """Puts back the very object that was there before, so nothing is recomputed and every bit is as it was."""
@@ -37,6 +37,16 @@ def unwrapped(module: nn.Module) -> nn.Module:
     while isinstance(getattr(module, "base", None), nn.Module):
         module = module.get_submodule("base")
     return module
+
+
+def plain_name(name: str) -> str:
+    """What a parameter is called when nothing is wrapped around its module."""
+    return name.replace(".base.", ".")
+
+
+def outputs_first(module: nn.Module, weight: Tensor) -> Tensor:
+    """The weight_OI of a linear map, of which GPT-2's Conv1D keeps weight_IO."""
+    return weight if isinstance(unwrapped(module), nn.Linear) else weight.T
 
 
 def replace_parameter(root: nn.Module, parameter: nn.Parameter, new: nn.Parameter) -> Undo:

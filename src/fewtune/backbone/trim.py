@@ -95,7 +95,7 @@ def magnitudes(backbone: Backbone, part: str, block: int) -> Tensor:
 def weight_OI(module: nn.Module) -> Tensor:
     """The weight of a linear map, outputs first, in single precision."""
     weight: Tensor = module.weight  # type: ignore[assignment]
-    return (weight if isinstance(surgery.unwrapped(module), nn.Linear) else weight.T).detach().float()
+    return surgery.outputs_first(module, weight).detach().float()
 
 
 def put(backbone: Backbone, kept: Kept) -> tuple[dict[str, nn.Parameter], list[surgery.Undo]]:

@@ -68,7 +68,7 @@ class Int8:
             for edit in there:
                 if isinstance(edit, Eight) and edit.delta.values == "own":
                     return edit.own if self.inputs == edit.delta.inputs == "token" else edit.own.twin()
-        return Int8Map.of(_weight_OI(base, base.weight), shared)
+        return Int8Map.of(surgery.outputs_first(base, base.weight), shared)
 
 
 class Eight(Edit):
@@ -168,7 +168,7 @@ def stored(backbone: Backbone) -> dict[str, Tensor]:
     for path, module in backbone.model.named_modules():
         for edit in module.of(backbone.entry) if isinstance(module, Bank) else ():
             weights |= {name: weight for key, weight in edit.instead().items() if (name := f"{path}.{key}") in weights}
-    weights |= {name: _weight_OI(base, weights[name]) for path, base in bases.items() for name in [f"{path}.weight"]}
+    weights |= {name: surgery.outputs_first(base, weights[name]) for path, base in bases.items() for name in [f"{path}.weight"]}
     return {f"{name}{end}": tensor for name, weight in weights.items() for end, tensor in _packed(weight).items()}
 
 
@@ -193,9 +193,4 @@ def _named(backbone: Backbone) -> dict[str, nn.Parameter]:
     """The PLM's own weights, by name."""
     shelves = [module for module in backbone.model.modules() if isinstance(module, Shelf)]
     others = {id(weight) for shelf in shelves for weight in shelf.held.parameters()}
-    return {name.replace(".base.", "."): weight for name, weight in backbone.model.named_parameters() if id(weight) not in others}
-
-
-def _weight_OI(base: nn.Module, weight: Tensor) -> Tensor:
-    """The weight of a linear map with its outputs first; GPT-2's Conv1D keeps it the other way round."""
-    return weight.detach() if isinstance(base, nn.Linear) else weight.detach().T
+    return {surgery.plain_name(name): weight for name, weight in backbone.model.named_parameters() if id(weight) not in others}

@@ -83,7 +83,7 @@ class Mask:
         if wanted & taken(backbone):
             got, fix = "another delta's in their place", "Choose other sites, or take that delta out."
             raise BackboneError(expected="weights of the backbone", got=got, where="--delta mask", fix=fix)
-        return {name.replace(".base.", "."): weight for name, weight in backbone.model.named_parameters() if id(weight) in wanted}
+        return {surgery.plain_name(name): weight for name, weight in backbone.model.named_parameters() if id(weight) in wanted}
 
     def _modules(self, backbone: Backbone) -> Iterator[nn.Module]:
         for name in self.sites:

@@ -72,7 +72,7 @@ class Subset:
         free = self._wanted(backbone) - taken(backbone)
         for name, parameter in backbone.model.named_parameters():
             if id(parameter) in free and not parameter.requires_grad:
-                yield name.replace(".base.", "."), parameter
+                yield surgery.plain_name(name), parameter
 
     def _wanted(self, backbone: Backbone) -> set[int]:
         named = list(backbone.model.named_parameters())

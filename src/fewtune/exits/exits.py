@@ -137,6 +137,8 @@ class Exits:
 
     def answers(self, scores_LBC: Tensor) -> Tensor:
         """What each exit answers, scores_LBC."""
+        if not self.ensemble:
+            return scores_LBC
         return torch.stack([self.answer(scores_LBC[: number + 1]) for number in range(len(scores_LBC))])
 
     @torch.no_grad()
