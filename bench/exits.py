@@ -223,7 +223,7 @@ def means(results: Sequence[Result], options: argparse.Namespace) -> str:
             lost = statistics.mean(100 * (one["ways"][FULL]["accuracy"] - one["ways"][way]["accuracy"]) for one in own)
             timed = [[one["times"][str(size)] for one in own] for size in options.batch_sizes]
             mean = [statistics.mean(speed_up(times, name, "clock") if name in times else 1.0 for times in sets) for sets in timed]
-            rows.append([model, len(own), name, f"{lost:+.2f}", *(f"{value:.2f}" for value in mean)])
+            rows.append([model, str(len(own)), name, f"{lost:+.2f}", *(f"{value:.2f}" for value in mean)])
     return table(("model", "sets", "way", "points lost", *(f"batches of {size}" for size in options.batch_sizes)), rows)
 
 
