@@ -10,7 +10,8 @@ PYTHON ?= $(shell for name in python3.11 python3 python3.12 python3.13; do \
 TORCH := $(shell grep '^torch==' constraints.txt)
 # One thread a process and a process a core: the tests' models are too small to gain from threads.
 # Files in their order: the few slow tests of the flows would else come last, and one process would wait for the other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+# Compiled files are kept, whatever the environment says: each process would else compile every test and the package again.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 help: ## say what can be made
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile
