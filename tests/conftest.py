@@ -25,8 +25,9 @@ HERE = Path(__file__).parent
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Comparisons with other libraries and the cases of the other families are slow ones: there are thousands of them."""
+    """Comparisons with other libraries, whole commands but those of test_cli.py, and the other families' cases are slow ones."""
     for item in items:
         family = getattr(item, "callspec", None) and item.callspec.params.get("family")
-        if family not in (None, *FAST) or item.path.is_relative_to(HERE / "reference"):
+        kind = item.path.relative_to(HERE).parts[0]
+        if family not in (None, *FAST) or kind == "reference" or (kind == "flows" and item.path.name != "test_cli.py"):
             item.add_marker(pytest.mark.slow)
