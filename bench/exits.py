@@ -106,8 +106,8 @@ def ways_out(model: TunedModel, train: Sequence[Example], pool: Sequence[Example
 
     drop, agree = Promise("drop", options.drop), Promise("agree", options.agree)
     found = {}
-    for name, promise in ((CRITERION, drop), *((other, drop) for other in OTHERS), (AGREE, agree)):
-        adding = AddExits(criterion=CRITERIA.from_text(name.partition(",")[0]), promise=promise, seed=SEED)
+    for name, criterion, promise in (*((one, one, drop) for one in (CRITERION, *OTHERS)), (AGREE, CRITERION, agree)):
+        adding = AddExits(criterion=CRITERIA.from_text(criterion), promise=promise, seed=SEED)
         found[name] = adding.run(model, pool, taught=train, read=read, session=Session(say=print))
     return found
 

@@ -44,7 +44,7 @@ def run(family="llama", *, task=TASK, strategy="supervised", train=ROWS, backbon
     return model, said
 
 
-@pytest.mark.parametrize("family", [pytest.param(one, marks=() if one in ("llama", "t5") else pytest.mark.slow) for one in WRITING])
+@pytest.mark.parametrize("family", WRITING)
 def test_what_was_learned_is_written_measured_and_saved(family, tmp_path):
     backbone = Backbone(*tiny.model(family), name=str(tiny.save(family, tmp_path / "plm")))
     bare = job.zeroshot(TASK, backbone=backbone).predict(PLAIN)

@@ -18,7 +18,6 @@ def pool(work):
     return ("--unlabeled", "pool.csv")
 
 
-@pytest.mark.slow
 def test_both_ways_are_said_and_kept(fewtune, pool, llama):
     command = (*FIT, *pool, "--backbone", llama, "--strategy", "supervised", "--steps", "2", "--out", "model", "--json")
     code, out, err = fewtune(*command, "--adapt", "tapt:steps=3,batch_size=2", "--adapt", "auxiliary:weight=1/100")

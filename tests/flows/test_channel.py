@@ -12,7 +12,6 @@ def work(work):
     return work
 
 
-@pytest.mark.slow
 def test_without_labels(work, fewtune, llama):
     asked = ("zeroshot", "texts.csv", "--readout", "channel", "--labels", "positive,negative", "--backbone", llama)
     code, out, err = fewtune(*asked)
@@ -26,7 +25,6 @@ def test_without_labels(work, fewtune, llama):
     assert code == 2 and "--calibration" in err.splitlines()[-1]
 
 
-@pytest.mark.slow
 def test_fit_predict_evaluate_inspect(work, fewtune, llama):
     more = ("--readout", "channel:per=token", "--template", "A {slot} one: {review}", "--words", "positive=great|good,negative=terrible")
     code, out, err = fewtune(
@@ -46,7 +44,6 @@ def test_fit_predict_evaluate_inspect(work, fewtune, llama):
     assert code == 0 and json.loads(out)["rows"] == 2, err
 
 
-@pytest.mark.slow
 def test_the_ladder_judges_it_where_it_is_named(work, fewtune, llama):
     code, out, err = fewtune(
         *("fit", "train.csv", "--backbone", llama, "--strategy", "ladder", "--readout", "channel", "--steps", "2", "--out", "m", "--json")

@@ -40,7 +40,6 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_from_a_file_to_answers(work, fewtune, llama, name):
     more = ("--kind", KINDS[name], "--backbone", llama, "--steps", "3", "--test", name, "--out", "m", "--json")
@@ -98,7 +97,6 @@ def test_a_task_file_and_a_job_of_several_methods(work, fewtune, llama):
     assert code == 0 and [row["metric"] for row in json.loads(out)["rows"]] == ["accuracy"] * 2, err
 
 
-@pytest.mark.slow
 def test_ways_are_judged_where_none_is_chosen(work, fewtune, llama):
     asked = ("fit", "rows.jsonl", "--kind", "choice", "--backbone", llama, "--out", "m", "--json")
     code, out, err = fewtune(*asked)

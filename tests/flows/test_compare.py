@@ -71,7 +71,6 @@ def keys(path):
     return [json.loads(line)["key"] for line in path.read_text().splitlines()]
 
 
-@pytest.mark.slow
 def test_one_table(work, fewtune):
     code, out, err = fewtune("compare", "job.toml", "--json")
     assert code == 0, err
@@ -96,7 +95,6 @@ def test_one_table(work, fewtune):
     assert "failed" in out and "reviews, refused: strategy zeroshot: expected" in out
 
 
-@pytest.mark.slow
 def test_a_changed_job_file_reuses_what_is_the_same(work, fewtune):
     assert fewtune("compare", "job.toml")[0] == 0
     before = Path("job.jsonl").read_bytes()
@@ -109,7 +107,6 @@ def test_a_changed_job_file_reuses_what_is_the_same(work, fewtune):
     assert [row["method"] for row in json.loads(out)["rows"]] == ["zeroshot", "new", "refused", "head"]
 
 
-@pytest.mark.slow
 def test_stopped_in_between(work, fewtune, monkeypatch):
     measured, seen = worker._measured, []
 
@@ -186,7 +183,6 @@ def wait_for_lines(path, lines):
         time.sleep(0.01)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 def test_a_process_that_is_stopped_and_started_again(tmp_path, plms, stop):
     alone, stopped = (lay(tmp_path / name, plms) for name in ("alone", "stopped"))
@@ -209,7 +205,6 @@ def test_a_process_that_is_stopped_and_started_again(tmp_path, plms, stop):
     assert len(keys(stopped / "job.jsonl")) == len(set(keys(stopped / "job.jsonl"))) == JOBS
 
 
-@pytest.mark.slow
 def test_ray_comes_to_the_same(tmp_path, plms):
     pytest.importorskip("ray")
     here, there = (lay(tmp_path / name, plms) for name in ("here", "there"))
@@ -228,7 +223,6 @@ def figures(folder):
     return {key: (one.metrics, one.right, one.failed) for key, one in Store(folder / "job.jsonl").load().items()}
 
 
-@pytest.mark.slow
 def test_a_method_of_several_plms_is_judged_on_all_of_them(work, fewtune):
     Path("job.toml").write_text(
         JOB.replace("shots = [1, 2]\nseeds = [13, 21]", "seeds = [13]").split("[methods.lora]")[0]

@@ -50,7 +50,6 @@ def hidden(work):
     return sorted(path.name for path in work.iterdir() if path.name.startswith("."))
 
 
-@pytest.mark.slow
 def test_by_name_measured_and_said(fewtune, model, work):
     code, out, err = fewtune("compress", model, "--data", "rows.csv", "--unlabeled", "texts.csv", "--to", "small", "--by", FEWER, "--json")
     assert code == 0, err
@@ -74,7 +73,6 @@ def test_by_name_measured_and_said(fewtune, model, work):
     assert manifest["deltas"][0]["layers"] == [0] and len(manifest["about"]["compressed"]["by"]) == 2
 
 
-@pytest.mark.slow
 def test_two_teachers_are_another_job_than_one(fewtune, model, work):
     command = ("compress", model, "--data", "rows.csv", "--to", "small", "--by", "distill:layers=2,steps=3")
     code, _, err = fewtune(*command, "--teacher", model)
@@ -85,7 +83,6 @@ def test_two_teachers_are_another_job_than_one(fewtune, model, work):
     assert code == 1 and "rows are answered by the teacher" in err and (work / "small").exists()
 
 
-@pytest.mark.slow
 def test_a_promise_that_none_keeps_writes_nothing_and_a_looser_one_goes_on(fewtune, model, work):
     command = ("compress", model, "--data", "rows.csv", "--to", "small", "--by", FEWER)
     code, out, err = fewtune(*command, "--target", "size=0.001", "--json")
@@ -98,7 +95,6 @@ def test_a_promise_that_none_keeps_writes_nothing_and_a_looser_one_goes_on(fewtu
     assert json.loads(out)["target"] == "size=0.9" and hidden(work) == []
 
 
-@pytest.mark.slow
 def test_the_ladder_is_tried_and_the_best_is_taken(fewtune, model, work):
     code, out, err = fewtune("compress", model, "--data", "rows.csv", "--to", "small", "--target", "size=0.95,speed=0.01", "--json")
     assert code == 0, err
@@ -108,7 +104,6 @@ def test_the_ladder_is_tried_and_the_best_is_taken(fewtune, model, work):
     assert all("refused" in one or one["size"] > 0 for one in found["tried"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "options, message",
     [

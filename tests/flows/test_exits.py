@@ -35,7 +35,6 @@ def model(work, fewtune, bert):
     return "model"
 
 
-@pytest.mark.slow
 def test_exits_are_added_used_and_measured(fewtune, model, work):
     code, out, err = fewtune("exits", model, "--data", "texts.csv", "--agree", "0.9", "--out", "fast", "--json")
     assert code == 0, err
@@ -61,7 +60,6 @@ def test_exits_are_added_used_and_measured(fewtune, model, work):
     assert "| early exits | after layers 1, 2, 3" in (work / "fast" / "README.md").read_text()
 
 
-@pytest.mark.slow
 def test_in_place_with_points_and_in_words(fewtune, model, work):
     code, out, err = fewtune("exits", model, "--data", "pool.csv", "--drop", "5", "--criterion", "entropy", "--training", "two-stage")
     assert code == 2 and "--train" in err
@@ -75,7 +73,6 @@ def test_in_place_with_points_and_in_words(fewtune, model, work):
     assert sorted(path.name for path in work.iterdir() if path.name.startswith(".")) == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "options, message",
     [

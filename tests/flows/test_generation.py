@@ -27,7 +27,6 @@ def work(work):
     return work
 
 
-@pytest.mark.slow
 def test_zero_shot_fit_evaluate_predict(work, fewtune, llama):
     code, out, err = fewtune("zeroshot", "questions.csv", *FREE, "--backbone", llama)
     assert code == 0, err
@@ -59,7 +58,6 @@ def test_a_task_file(work, fewtune, llama):
     assert code == 0 and len(out.splitlines()) == 2, err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("template", ["Question: {question}\\nAnswer: {slot}", "Question: {question} Answer: {slot} ."])
 def test_t5_answers_with_its_decoder(work, fewtune, t5, template):
     asked = ("--backbone", t5, "--template", template)
@@ -78,7 +76,6 @@ def test_t5_answers_with_its_decoder(work, fewtune, t5, template):
     assert code == 0 and "both ways, and writes" in out, err
 
 
-@pytest.mark.slow
 def test_refused_in_one_line(work, fewtune, llama, tmp_path):
     bert = tiny.save("bert", tmp_path / "bert")
     for more, message in (
@@ -92,7 +89,6 @@ def test_refused_in_one_line(work, fewtune, llama, tmp_path):
         assert code == 2 and out == "" and message in err.splitlines()[-1]
 
 
-@pytest.mark.slow
 def test_what_the_page_shows_runs(work, fewtune, llama, monkeypatch):
     (console,) = re.findall(r"```console\n(.*?)```", PAGE, flags=re.DOTALL)
     commands = [shlex.split(line) for line in console.splitlines()]

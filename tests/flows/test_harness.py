@@ -33,7 +33,6 @@ def fitted(fewtune, *more, plm="plm"):
     assert code == 0, err
 
 
-@pytest.mark.slow
 def test_the_folder_holds_the_model_its_task_and_its_rows(fewtune, tmp_path):
     fitted(fewtune, "--delta", "lora:rank=2")
     code, out, err = fewtune("export-lm-eval", "model", "--out", "harness", "--test", "rows.csv")
@@ -55,7 +54,6 @@ def test_the_folder_holds_the_model_its_task_and_its_rows(fewtune, tmp_path):
     assert code == 0 and "tasks/test.jsonl" in err and not (tmp_path / "harness" / "tasks" / "test.jsonl").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("plm", "readout", "why"), [("plm", "head", "head"), ("masked", "cloze", "masked")])
 def test_refused(fewtune, plm, readout, why):
     fitted(fewtune, "--readout", readout, "--delta", "lora:rank=2", plm=plm)
@@ -63,7 +61,6 @@ def test_refused(fewtune, plm, readout, why):
     assert code == 2 and why in err and "autoregressive" in err
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="the harness has an environment of its own")
 def test_the_harness_runs_it(fewtune, tmp_path):
     fitted(fewtune, "--delta", "lora:rank=2")

@@ -32,7 +32,6 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.slow
 def test_ratings_from_a_file_to_answers(work, fewtune, llama):
     code, out, err = fewtune(
         "fit", "ratings.csv", "--kind", "regression", "--backbone", llama, "--steps", "3", "--test", "ratings.csv", "--out", "m", "--json"
@@ -83,7 +82,6 @@ def test_ratings_without_any_training(work, fewtune, llama):
     assert code == 0 and json.loads(out)["answers"][0]["probability"] is None, err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("more", [("--readout", "head"), ("--calibration", "temperature"), ("--calibration", "contextual")])
 def test_pairs_with_a_score(work, fewtune, llama, more):
     asked = ("scored.csv", "--kind", "regression", "--text", "a", "--text", "b", "--backbone", llama, "--steps", "2", "--out", "m")
@@ -119,7 +117,6 @@ def test_rows_without_a_number_can_be_skipped(work, fewtune, llama):
     assert code == 0 and "Skipped 1 bad row" in err
 
 
-@pytest.mark.slow
 def test_ratings_are_judged_where_no_method_is_chosen(work, fewtune, llama):
     asked = ("fit", "ratings.csv", "--kind", "regression", "--labels", "terrible,great", "--backbone", llama, "--out", "m")
     code, out, err = fewtune(*asked, "--json")
@@ -173,7 +170,6 @@ def test_ways_of_rating_are_compared_by_their_errors(work, fewtune, llama):
     assert code == 0 and "mae" in out and "accuracy" not in out and f"{zero['metrics']['mae']['value']:.3f}" in out
 
 
-@pytest.mark.slow
 def test_ways_of_giving_several_labels_are_compared_by_their_f1(work, fewtune, llama):
     (work / "feelings.csv").write_text(FEELINGS)
     data = '[data.d]\ntrain = "feelings.csv"\ntest = "feelings.csv"\nkind = "multilabel"\n'
@@ -187,7 +183,6 @@ def test_ways_of_giving_several_labels_are_compared_by_their_f1(work, fewtune, l
     assert similarity["contrast"]["difference"] == pytest.approx(difference)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("readout", ["cloze", "head", "similarity"])
 def test_pairs_in_every_command(work, fewtune, llama, readout):
     columns = ("--text", "a", "--text", "b")
@@ -232,7 +227,6 @@ dull and a mess,gloom|anger
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("readout", ["head", "similarity"])
 def test_several_labels_from_a_file_to_answers(work, fewtune, llama, readout):
     (work / "feelings.csv").write_text(FEELINGS)
@@ -261,7 +255,6 @@ def test_several_labels_from_a_file_to_answers(work, fewtune, llama, readout):
     assert fewtune("inspect", "m", "feelings.csv")[0] == 0
 
 
-@pytest.mark.slow
 def test_several_labels_are_judged_where_no_method_is_chosen(work, fewtune, llama):
     (work / "feelings.csv").write_text(FEELINGS)
     code, out, err = fewtune("fit", "feelings.csv", "--kind", "multilabel", "--backbone", llama, "--out", "m", "--json")

@@ -33,7 +33,6 @@ def tasks(work):
     return ("multitask", "tasks", "--held-out", "good", "--steps", "3", "--accumulate", "2", "--delta", "lora:rank=2")
 
 
-@pytest.mark.slow
 def test_a_better_plm_other_commands_start_from(fewtune, tasks, llama, work):
     code, out, err = fewtune(*tasks, "--backbone", llama, "--out", "better", "--json")
     assert code == 0, err
@@ -66,7 +65,6 @@ def test_a_better_plm_other_commands_start_from(fewtune, tasks, llama, work):
     assert code == 2 and "model: expected better with weights" in err
 
 
-@pytest.mark.slow
 def test_the_same_bytes_again_and_a_table_for_people(fewtune, tasks, llama, work):
     code, out, _ = fewtune(*tasks, "--backbone", llama, "--out", "one")
     assert code == 0 and "good" in out and "mean" in out and "2 tasks, 3 templates" in out
@@ -91,7 +89,6 @@ def test_refused_in_one_line(fewtune, tasks, llama, work, flags, message):
     assert not (work / "better").exists()
 
 
-@pytest.mark.slow
 def test_two_processes_write_what_one_writes_of_both_their_batches(fewtune, tasks, llama, work):
     """As torchrun starts them; the deltas are the same to the rounding of a mean."""
     from safetensors.torch import load_file
@@ -105,7 +102,6 @@ def test_two_processes_write_what_one_writes_of_both_their_batches(fewtune, task
     assert one.keys() == two.keys() and all((one[name] - two[name]).abs().max() < 1e-6 for name in one)
 
 
-@pytest.mark.slow
 def test_two_workers_of_ray_write_the_bytes_of_two_processes(fewtune, tasks, llama, work, monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.setenv("PYTHONPATH", str(Path(ft.__file__).parents[1]))

@@ -38,7 +38,6 @@ CASES = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the packages that write graphs
 @pytest.mark.parametrize("family", CASES)
 def test_the_script_answers_as_the_model_does(family, tmp_path):

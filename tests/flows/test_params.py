@@ -37,7 +37,6 @@ def test_what_params_says_of_a_task_is_what_fit_writes(work, fewtune, llama):
     assert method["trained_parameters"] == json.loads((work / "model/manifest.json").read_text())["trained_parameters"]
 
 
-@pytest.mark.slow
 def test_params_of_the_usual_methods(work, fewtune, llama):
     code, out, err = fewtune("params", "--backbone", llama, *STEP)
     assert code == 0, err
@@ -67,7 +66,6 @@ def test_wrong_arguments_are_one_line_and_exit_code_2(work, fewtune, llama, name
     assert code == 2 and out == "" and message in err.splitlines()[-1]
 
 
-@pytest.mark.slow
 def test_inspect(work, fewtune, llama):
     fit(fewtune, llama, "--delta", "lora:top=0.33")
     code, out, err = fewtune("inspect", "model", "train.csv", "--json")
@@ -87,7 +85,6 @@ def test_inspect(work, fewtune, llama):
     assert code == 0 and "embeddings" in out and f"{found['changed_rows']} of 4 rows changed their label" in out
 
 
-@pytest.mark.slow
 def test_inspect_a_model_with_a_head(work, fewtune, llama):
     fit(fewtune, llama, "--readout", "head")
     code, out, err = fewtune("inspect", "model", "train.csv", "--text", "review", "--json")

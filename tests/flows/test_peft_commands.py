@@ -41,7 +41,6 @@ def fitted(fewtune, plm, *more):
 @pytest.mark.parametrize(
     "delta", ["lora:rank=2", "lora:rank=2,dora=true,top=0.5", "ia3", "soft-prompt:length=3", "prefix:length=3,hidden=4"]
 )
-@pytest.mark.slow
 def test_a_head_there_and_back(fewtune, plms, delta):
     fitted(fewtune, plms["roberta"], "--delta", delta, "--readout", "head:pool=front,layer=tanh")
     wanted = answers(fewtune, "model")
@@ -66,7 +65,6 @@ def test_a_head_there_and_back(fewtune, plms, delta):
     assert "imported from PEFT" in Path("again/README.md").read_text()
 
 
-@pytest.mark.slow
 def test_a_language_model_there_and_back(fewtune, plms):
     asked = ("--template", r"{text}\nIt was {slot}", "--words", "positive=great,negative=terrible")
     fitted(fewtune, plms["llama"], "--delta", "lora:rank=2", "--readout", "cloze", *asked)
@@ -81,7 +79,6 @@ def test_a_language_model_there_and_back(fewtune, plms):
     assert [p for _, p in answers(fewtune, "again")] == pytest.approx([p for _, p in answers(fewtune, "model")], abs=1e-6)
 
 
-@pytest.mark.slow
 def test_pairs_are_named_by_their_columns(fewtune, plms):
     fitted(fewtune, plms["roberta"], "--delta", "lora:rank=2", "--readout", "head:pool=front,layer=tanh")
     assert fewtune("export-peft", "model", "--out", "adapter")[0] == 0
@@ -95,7 +92,6 @@ def test_pairs_are_named_by_their_columns(fewtune, plms):
     assert out.splitlines()[1].split(",")[2] in ("no", "yes")
 
 
-@pytest.mark.slow
 def test_another_base_model_is_said(fewtune, plms, tmp_path):
     fitted(fewtune, plms["roberta"], "--delta", "lora:rank=2", "--readout", "head:pool=front,layer=tanh")
     assert fewtune("export-peft", "model", "--out", "adapter")[0] == 0
@@ -105,7 +101,6 @@ def test_another_base_model_is_said(fewtune, plms, tmp_path):
     assert f'The folder was made on "{plms["roberta"]}"; it is put on "{other}". If their weights differ, so do the answers.' in err
 
 
-@pytest.mark.slow
 def test_what_cannot_be_is_refused_in_one_line_and_leaves_nothing(fewtune, plms, tmp_path):
     fitted(fewtune, plms["roberta"], "--delta", "adapter", "--readout", "head:pool=front,layer=tanh")
     code, out, err = fewtune("export-peft", "model", "--out", "adapter")

@@ -23,7 +23,6 @@ def fit(fewtune, llama, *more):
     return fewtune("fit", *more, "--out", "model", "--backbone", llama, "--steps", "3", *WORDS, "--json")
 
 
-@pytest.mark.slow
 def test_the_student_answers_and_the_artifact_says_who_taught_it(work, fewtune, llama):
     code, out, err = fit(fewtune, llama, "few.csv", "--unlabeled", "pool.csv", "--strategy", "pet:guard=false")
     assert code == 0, err
@@ -38,7 +37,6 @@ def test_the_student_answers_and_the_artifact_says_who_taught_it(work, fewtune, 
     assert fewtune("predict", "model", "pool.csv", "-o", "answers.csv")[0] == 0
 
 
-@pytest.mark.slow
 def test_with_its_guard_the_fit_has_an_estimate(work, fewtune, llama):
     code, out, err = fit(fewtune, llama, "few.csv", "--unlabeled", "pool.csv", "--strategy", "pet", "--template", "{text} It was {slot}")
     assert code == 0, err
@@ -46,7 +44,6 @@ def test_with_its_guard_the_fit_has_an_estimate(work, fewtune, llama):
     assert result["estimate"]["rows"] == 4, "a text that stands twice counts once"
 
 
-@pytest.mark.slow
 def test_no_labelled_row_at_all(work, fewtune, llama):
     more = ("--unlabeled", "pool.csv", "--labels", "negative,positive", "--strategy", "ipet:generations=1,first=3,patterns=1")
     code, out, err = fit(fewtune, llama, *more)
@@ -54,7 +51,6 @@ def test_no_labelled_row_at_all(work, fewtune, llama):
     assert json.loads(out)["estimate"] is None
 
 
-@pytest.mark.slow
 def test_a_teacher_s_file(work, fewtune, llama):
     code, out, err = fit(fewtune, llama, "few.csv", "--teacher", "teacher.csv", "--strategy", "pet:guard=false,patterns=0")
     assert code == 0 and "The teacher has said nothing of the labelled rows" in err, err
@@ -79,7 +75,6 @@ def test_what_does_not_go_together_is_one_line(work, fewtune, llama, more, said)
     assert code == 2 and said in err and "Traceback" not in err
 
 
-@pytest.mark.slow
 def test_few_unlabelled_rows_are_left_alone_unless_asked_for(work, fewtune, llama):
     code, out, err = fewtune("fit", "few.csv", "--out", "model", "--unlabeled", "pool.csv", "--backbone", llama, *WORDS, "--json")
     assert code == 0 and "not learned from (fewer than 200)" in err and json.loads(out)["method"].split(",")[0] != "pet"

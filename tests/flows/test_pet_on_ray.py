@@ -46,7 +46,6 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "told"),
     [
@@ -83,7 +82,6 @@ class Killed:
         return Supervised().run(recipe, split, backbone, session=replace(session, every_seconds=0.0, progress=kill))
 
 
-@pytest.mark.slow
 def test_a_worker_that_is_killed_loses_nothing(tmp_path, llama, workers):
     # The class above travels as it is: workers do not know this file.
     import ray
@@ -110,7 +108,6 @@ def test_a_worker_that_is_killed_loses_nothing(tmp_path, llama, workers):
             spread([asked(None, Supervised(), 1, (Example({"text": "a"}, "elsewhere"),))], said.append)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "said"),
     [

@@ -46,7 +46,6 @@ def workers(monkeypatch):
     torch.set_num_threads(before)
 
 
-@pytest.mark.slow
 def test_the_file_is_the_same(work, fewtune):
     with open("big.csv", "a") as file:
         file.write("1553,\n")
@@ -70,7 +69,6 @@ class Killed(labelling.Labeller):
         return super().__call__(examples)
 
 
-@pytest.mark.slow
 def test_what_an_actor_had_that_is_killed_is_done_again(work, fewtune, monkeypatch):
     # The class above travels as it is: actors do not know this file.
     import ray
@@ -84,7 +82,6 @@ def test_what_an_actor_had_that_is_killed_is_done_again(work, fewtune, monkeypat
     assert (work / "there.jsonl").read_bytes() == (work / "here.jsonl").read_bytes()
 
 
-@pytest.mark.slow
 def test_a_bad_row_is_one_line_and_no_file_is_left(work, fewtune):
     with open("big.csv", "a") as file:
         file.write("1553,\n")
@@ -93,7 +90,6 @@ def test_a_bad_row_is_one_line_and_no_file_is_left(work, fewtune):
     assert not list(work.glob("*there*"))
 
 
-@pytest.mark.slow
 def test_what_is_wrong_is_said_before_ray_is_started(work, fewtune):
     for more, said in (
         (("model", "nothing.csv", "--engine", "ray"), "nothing.csv"),

@@ -32,7 +32,6 @@ def weights(folder):
     return (Path(folder) / "model.safetensors").read_bytes()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["mlm", "clm"])
 def test_a_new_model(corpus, fewtune, objective):
     more = ("--whole-words",) if objective == "mlm" else ("--documents", "lines")
@@ -57,7 +56,6 @@ def test_a_new_model(corpus, fewtune, objective):
     assert code == 0 and "perplexity" in out
 
 
-@pytest.mark.slow
 def test_a_new_model_whose_layers_are_one_block(corpus, fewtune):
     command = ("pretrain", "corpus.txt", "--objective", "mlm", "--shared", "--vocabulary", "350", *SMALL)
     code, out, err = fewtune(*command, "--out", "model", "--json")
@@ -88,7 +86,6 @@ def test_a_plm_goes_on_with_all_its_weights(corpus, fewtune, llama):
     assert load("model").tokenizer_fingerprint == load(llama).tokenizer_fingerprint
 
 
-@pytest.mark.slow
 def test_an_update_of_a_bare_encoder_makes_the_whole_folder_again(corpus, fewtune):
     model, tokenizer = tiny.model("bert")
     model.base_model.save_pretrained("plm")
@@ -137,7 +134,6 @@ def test_a_file_that_is_not_there_is_refused(work, fewtune):
     assert code == 2 and "none.txt: expected a text file" in err
 
 
-@pytest.mark.slow
 def test_a_step_of_two_processes_is_that_of_one_which_accumulates_two(corpus, fewtune):
     settings = ["--objective", "mlm", "--vocabulary", "350", "--length", "16", "--batch-size", "4", "--steps", "6", "--points", "2"]
     code, out, err = fewtune("pretrain", "corpus.txt", *settings, "--accumulate", "2", "--out", "alone", "--json")
@@ -188,7 +184,6 @@ def start(work, out, slow):
     )
 
 
-@pytest.mark.slow
 def test_killed_and_started_again_it_ends_with_the_same_bytes(corpus):
     alone = start(corpus, "alone", 0.0)
     _, err = alone.communicate(timeout=300)

@@ -39,7 +39,6 @@ def test_pairs_are_not_one_text(work, fewtune, llama):
     assert code == 2 and "Name one column with --text" in err
 
 
-@pytest.mark.slow
 def test_what_comes_next_and_what_fits(work, fewtune, llama, bert):
     code, out, _ = fewtune("complete", "great fun", "--backbone", llama, "--top", "3", "--tokens", "4", "--draw", "--json")
     found = json.loads(out)

@@ -18,7 +18,6 @@ def train(tmp_path):
     return tmp_path / "train.csv"
 
 
-@pytest.mark.slow
 def test_proposals_are_shown_and_written_as_a_task_file_that_fit_takes(fewtune, train, llama, tmp_path):
     command = (
         "search",
@@ -47,7 +46,6 @@ def test_proposals_are_shown_and_written_as_a_task_file_that_fit_takes(fewtune, 
     assert artifact.read_manifest(tmp_path / "model")["templates"] == list(task.templates)
 
 
-@pytest.mark.slow
 def test_both_are_searched_if_nothing_is_named_and_json_has_them(fewtune, train, llama):
     code, out, _ = fewtune("search", train, "--backbone", llama, "--json")
     found = json.loads(out)
@@ -58,7 +56,6 @@ def test_both_are_searched_if_nothing_is_named_and_json_has_them(fewtune, train,
     assert again == found
 
 
-@pytest.mark.slow
 def test_a_fit_finds_them_by_itself_and_says_so(fewtune, train, llama, tmp_path):
     command = ("fit", train, "--backbone", llama, "--strategy", "supervised", "--steps", "2", "--out", tmp_path / "model", "--json")
     code, out, err = fewtune(*command, "--search", "words:tried=5,keep=2,guard=false", "--search", "templates:tried=4,keep=2,guard=false")

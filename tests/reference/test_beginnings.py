@@ -151,7 +151,6 @@ class Counting(Backbone):
         return super().forward(ids_BT, *arguments, **options)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("readout", [ft.Cloze(), Likelihood()], ids=str)
 @pytest.mark.parametrize("deltas", [(), (LoRA(rank=2),), (Prefix(length=2),), (SoftPrompt(length=2),)], ids=str)
 @pytest.mark.parametrize("family", [*CAUSAL, *WINDOWED])

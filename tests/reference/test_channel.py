@@ -164,7 +164,6 @@ TEXT = st.lists(st.sampled_from(["good", "a", "dull", "Joy!", "é", "日本", "m
 MODEL = assembled("gpt2")
 
 
-@pytest.mark.slow
 @settings(max_examples=25)
 @given(texts=st.lists(TEXT, min_size=1, max_size=7), size=st.integers(1, 40), order=st.randoms(use_true_random=False))
 def test_any_batch_size_and_order_give_the_same(texts, size, order):

@@ -80,7 +80,6 @@ def by_hand(model, rows, length=lambda text, word: 1):
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", WITH_HEAD)
 def test_equal_to_one_candidate_and_one_token_at_a_time(family):
     model = assembled(family)
@@ -88,7 +87,6 @@ def test_equal_to_one_candidate_and_one_token_at_a_time(family):
     torch.testing.assert_close(model.raw_scores(ROWS), by_hand(model, ROWS), atol=1e-5, rtol=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "bert", "t5"])
 @pytest.mark.parametrize(("per", "length"), [("token", lambda text, word: len(word)), ("byte", lambda text, word: len(text.encode()))])
 def test_divided_by_the_candidates_length(family, per, length):

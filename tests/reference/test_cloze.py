@@ -74,7 +74,6 @@ def plain_scores(family, text):
     return torch.tensor([[sum(logits[word_id(family, word)].item() for word in WORDS[label]) / len(WORDS[label]) for label in LABELS]])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_equal_a_plain_forward_in_one_padded_batch(family):
     model = assembled(family)
@@ -87,7 +86,6 @@ def test_scores_equal_a_plain_forward_in_one_padded_batch(family):
     torch.testing.assert_close(model.raw_scores(examples(), batch_size=3), expected_NC, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_probabilities_are_softmax_over_the_labels_of_mean_log_probabilities(family):
     probabilities_NC = assembled(family).probabilities(examples())
@@ -97,7 +95,6 @@ def test_probabilities_are_softmax_over_the_labels_of_mean_log_probabilities(fam
         torch.testing.assert_close(row, means.softmax(0), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_contextual_calibration_by_hand(family):
     """Zhao et al. 2021, section 5: q ∝ W p with W = diag(p_cf)⁻¹, p_cf the mean over "N/A", "" and "[MASK]"."""

@@ -64,7 +64,6 @@ def plain(model):
     return lambda ids_BT, place: model.backbone.model(input_ids=ids_BT).logits[0, place]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", WITH_HEAD)
 def test_equal_to_one_word_and_one_token_at_a_time(family):
     model = assembled(family, Likelihood())
@@ -81,7 +80,6 @@ def test_divided_by_the_words_length(family, per, length):
 
 @pytest.mark.parametrize("family", CAUSAL)
 @pytest.mark.parametrize("deltas", [(LoRA(),), (Prefix(length=3),), (SoftPrompt(length=3),), (Prefix(length=2), SoftPrompt(length=2))])
-@pytest.mark.slow
 def test_a_tree_behind_the_prompt_is_what_each_branch_would_be_with_any_delta(family, deltas):
     model = assembled(family, Likelihood())
     installed = tuple(delta.install(model.backbone, generator=torch.Generator().manual_seed(1)) for delta in deltas)

@@ -111,7 +111,6 @@ KINDS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_classifier_that_peft_trained_gives_its_scores_here(family, kind, tmp_path):
@@ -141,7 +140,6 @@ def slot_logits(adapted, mine, text):
 
 
 @pytest.mark.parametrize("case", list(LANGUAGE))
-@pytest.mark.slow
 def test_a_language_model_that_peft_trained_gives_its_logits_here(case, tmp_path):
     family, task, kind = LANGUAGE[case]
     model, tokenizer = tiny.model(family)
@@ -327,7 +325,6 @@ def tuned(backbone, deltas, readout, task):
     return model
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(OURS))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_classifier_of_ours_gives_its_scores_in_peft(family, kind, tmp_path):

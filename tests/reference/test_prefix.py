@@ -227,7 +227,6 @@ def test_every_family_is_reached_or_says_why_not():
 
 @pytest.mark.parametrize("delta", DELTAS, ids=str)
 @pytest.mark.parametrize("family", REACHED)
-@pytest.mark.slow
 def test_the_walk_is_the_models_own_forward(family, delta):
     backbone = made(family)
     installed = moved(delta.install(backbone, generator=generator()))
@@ -242,7 +241,6 @@ def test_the_walk_is_the_models_own_forward(family, delta):
 
 @pytest.mark.parametrize("delta", DELTAS, ids=str)
 @pytest.mark.parametrize("family", REACHED)
-@pytest.mark.slow
 def test_goes_without_a_trace(family, delta):
     backbone = made(family)
 

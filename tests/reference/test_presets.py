@@ -54,7 +54,6 @@ def test_every_preset_is_counted():
     assert {name: COUNTS[name] for name in PUBLISHED} == PUBLISHED
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_as_many_weights_as_the_paper_says(bert_base, name):
     assert bert_base.parameters == 109_482_240

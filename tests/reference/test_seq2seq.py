@@ -80,7 +80,6 @@ def close(mine, wanted):
     torch.testing.assert_close(mine, wanted, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("template", [AT_END, INSIDE])
 @pytest.mark.parametrize("per", ["word", "token", "byte"])
 def test_likelihood_equals_a_loop_over_words_and_tokens(per, template):
@@ -104,7 +103,6 @@ def test_a_slot_with_text_behind_it_needs_the_sentinel():
         model.asking.rows(examples(), 0)
 
 
-@pytest.mark.slow
 def test_pmi_takes_off_what_the_words_get_in_the_template_alone():
     model = assembled(Likelihood())
     nothing_NC = model.raw_scores([Example({"text": ""})])
@@ -131,7 +129,6 @@ def test_rows_score_alike_alone_and_together():
 @pytest.mark.parametrize(
     "delta", [LoRA(rank=2), SoftPrompt(length=3), Prefix(length=2), Subset(part="all")], ids=lambda delta: type(delta).__name__
 )
-@pytest.mark.slow
 def test_what_a_delta_learns_reaches_the_words_and_is_saved(delta, tmp_path):
     task = Task.classification(list(WORDS), template=AT_END, words=WORDS)
     backbone = Backbone(*tiny.model("t5"), name=str(tiny.save("t5", tmp_path / "plm")))

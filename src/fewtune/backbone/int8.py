@@ -149,16 +149,17 @@ class Int8Map(nn.Module):
 
     def _pack(self, bias_O: Tensor | None) -> Any:
         """The values, and the bias, as the processor's kernel wants them, made once for each bias."""
-        bias, version, packed = self._packed.get(id(bias_O), (None, 0, None))
-        if packed is None or bias is not bias_O or (bias_O is not None and version != _version(bias_O)):
+        version = 0 if bias_O is None else _version(bias_O)
+        held = self._packed.get(id(bias_O))
+        if held is None or held[1] != version:
             zeros_O = torch.zeros(len(self.scale_O), dtype=torch.long)
             with _engine(_ENGINE), warnings.catch_warnings():
                 # The kernel has no other door yet; where a later torch has none at all, there is the same in float32.
                 warnings.simplefilter("ignore")
                 weight_OI = torch.quantize_per_channel(restored(self.values_OI, self.scale_O), self.scale_O, zeros_O, 0, torch.qint8)
                 packed = torch.ops.quantized.linear_prepack(weight_OI, None if bias_O is None else bias_O.detach().float())
-            self._packed[id(bias_O)] = (bias_O, 0 if bias_O is None else _version(bias_O), packed)
-        return packed
+            self._packed[id(bias_O)] = held = (bias_O, version, packed)
+        return held[2]
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is packed, which is made anew."""

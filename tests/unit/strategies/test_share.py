@@ -45,7 +45,7 @@ def made(family, *deltas):
 
 
 @pytest.mark.parametrize("name", TEACHERS)
-@pytest.mark.parametrize("family", ["bert", pytest.param("gpt2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_with_full_rank_it_starts_as_the_whole_model_and_is_saved_and_read(family, name):
     model = made(family, *TEACHERS[name])
     whole = model.raw_scores(TEXTS)
