@@ -141,12 +141,13 @@ def timed(model: TunedModel, run: Callable[[Batch], tuple[Tensor, Tensor]], batc
 
 def measure(model: TunedModel, out: Mapping[str, TunedModel], test: Sequence[Example], options: argparse.Namespace) -> dict[str, Any]:
     """Accuracy, agreement and mean layer on all test rows; seconds on the first of them, batch size by batch size."""
-    kind, scores = kind_of(model.task), {FULL: model.scored(test)[0]}
+    kind, scores = kind_of(model.task), {name: one.scored(test) for name, one in {FULL: model, **out}.items()}
+    full_NC, _ = scores[FULL]
     found: dict[str, Any] = {}
-    for name, one in {FULL: model, **out}.items():
-        scores_NC, layers_N = model.scored(test) if name == FULL else one.scored(test)
+    for name, (scores_NC, layers_N) in scores.items():
+        one = out.get(name, model)
         exits = one.exits
-        agree = 1.0 if exits is None else float(early.agree(one, exits, scores_NC, scores[FULL]).double().mean())
+        agree = 1.0 if exits is None else float(early.agree(one, exits, scores_NC, full_NC).double().mean())
         found[name] = {
             "accuracy": kind.ratio(model.task, test, one.likely(scores_NC).numpy()).value,
             "agreement": agree,

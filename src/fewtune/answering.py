@@ -6,17 +6,19 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
 import torch
 
-from fewtune import artifact, registry
+from fewtune import artifact, early, registry
 from fewtune.data import readers
 from fewtune.data.example import Example, Prediction, Split
 from fewtune.data.writers import open_writer
 from fewtune.errors import DataError, SpecError
 from fewtune.evaluation import Evaluation, evaluate, evaluate_routes
+from fewtune.exits.monitor import Monitor
 from fewtune.job import untuned
 from fewtune.model import Tally, TunedModel
 from fewtune.plm import load as load_backbone
@@ -50,18 +52,32 @@ def predict_files(
     form: str | None = None,
     overwrite: bool = False,
     batch_size: int = 32,
+    watch: float | None = None,
     say: Say = silent,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Tally:
-    """`fewtune predict`: one answer a row, in order, streamed; memory does not grow with the file."""
+    """`fewtune predict`: one answer a row, in order, streamed; memory does not grow with the file.
+
+    Of a model with exits the share `watch` of the rows also goes to the end, and what is no longer as it was is said; raises `SpecError`
+    for a model without.
+    """
     tally, rows = Tally(), Rows.of(source, model.task, say)
+    answer, monitor = model.stream, None
+    if watch is not None:
+        if isinstance(model, Routes) or model.exits is None:
+            fix = "Add them with fewtune exits, or leave --watch out."
+            raise SpecError(expected="a model with exits", got="one without", where="--watch", fix=fix)
+        monitor = Monitor.of(model.exits.about, sample=watch)
+        answer = partial(early.watched, model, monitor=monitor)
 
     def answered(read: Iterator[tuple[readers.Row, Example]]) -> Iterator[tuple[readers.Row, Prediction]]:
         here, again = itertools.tee(read)
-        answers = model.stream((example for _, example in here), batch_size=batch_size, tally=tally)
+        answers = answer((example for _, example in here), batch_size=batch_size, tally=tally)
         return zip((row for row, _ in again), answers, strict=True)
 
     write_answers(rows, answered, target, form=form, overwrite=overwrite, say=say, progress=progress)
+    for line in (str(monitor), *monitor.flags()) if monitor else ():
+        say(line)
     return tally
 
 

@@ -19,7 +19,7 @@ from fewtune.exits.criteria import same
 from fewtune.exits.exits import Exits, mended, place_of, state
 from fewtune.exits.monitor import Monitor
 from fewtune.exits.promise import exit_numbers
-from fewtune.model import WINDOW, TunedModel, windows
+from fewtune.model import WINDOW, Tally, TunedModel, windows
 from fewtune.prompt.encode import Batch
 from fewtune.tasks import kind_of
 
@@ -97,12 +97,18 @@ def climbed(model: TunedModel, batch: Batch, layers: Sequence[int]) -> tuple[lis
 
 
 def watched(
-    model: TunedModel, examples: Iterable[Example], monitor: Monitor, *, batch_size: int = 32, window: int = WINDOW
+    model: TunedModel,
+    examples: Iterable[Example],
+    monitor: Monitor,
+    *,
+    batch_size: int = 32,
+    window: int = WINDOW,
+    tally: Tally | None = None,
 ) -> Iterator[Prediction]:
     """`model.stream`, with what the monitor wants to know; the rows that it draws are answered by the whole stack, too."""
     whole, exits = replace(model, exits=None), model.exits
     for chunk in windows(examples, window):
-        scores_NC, layers_N = model.scored(chunk, batch_size=batch_size)
+        scores_NC, layers_N = model.scored(chunk, batch_size=batch_size, tally=tally)
         drawn = monitor.drawn(len(chunk)) if exits is not None else []
         otherwise = 0
         if exits is not None and drawn:

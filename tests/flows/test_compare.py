@@ -1,17 +1,13 @@
 """`fewtune compare` as a user types it, on tiny model folders: one table, whatever stopped it in between."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
+from apart import Apart, wait_until
 
-import fewtune
 from fewtune.backbone import tiny
 from fewtune.runs import worker
 from fewtune.runs.store import Store
@@ -149,55 +145,26 @@ def test_what_is_wrong_is_said_before_anything_runs(work, fewtune, change, argum
     assert not Path("job.jsonl").exists()
 
 
-SCRIPT = """
-import sys, time
-from fewtune.cli import app as cli
-from fewtune.runs import worker
-measured, slow = worker._measured, float(sys.argv[1])
-def slowly(*arguments):
-    time.sleep(slow)
-    return measured(*arguments)
-worker._measured = slowly
-sys.argv = ["fewtune", *sys.argv[2:]]
-cli.main()
-"""
-
-
 def start(folder, *arguments, slow=0.0):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(fewtune.__file__).parents[1])}
-    command = [sys.executable, "-c", SCRIPT, str(slow), "compare", "job.toml", *arguments]
-    # A shell lets what it runs in the background ignore Ctrl-C, and so would all that is started from there.
-    heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, preexec_fn=heard)
-
-
-def finish(process):
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err.decode()
-
-
-def wait_for_lines(path, lines):
-    until = time.monotonic() + 60
-    while not path.exists() or path.read_bytes().count(b"\n") < lines:
-        assert time.monotonic() < until, "no result came"
-        time.sleep(0.01)
+    return Apart(folder, "compare", "job.toml", *arguments, slow=slow, at="fewtune.runs.worker:_measured")
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 def test_a_process_that_is_stopped_and_started_again(tmp_path, plms, stop):
     alone, stopped = (lay(tmp_path / name, plms) for name in ("alone", "stopped"))
-    code, table, _ = finish(start(alone))
+    code, table, _ = start(alone).finish()
     assert code == 0
     process = start(stopped, slow=2.0)  # so slow that no stall of the machine lets it come to its end
-    wait_for_lines(stopped / "job.jsonl", 1)
+    lines = stopped / "job.jsonl"
+    wait_until(lambda: lines.exists() and b"\n" in lines.read_bytes())
     time.sleep(0.1)
-    process.send_signal(stop)
-    code, _, err = finish(process)
+    process.stop(stop)
+    code, _, err = process.finish()
     assert code == (-signal.SIGKILL if stop == signal.SIGKILL else 1) and "Traceback" not in err
     kept = (stopped / "job.jsonl").read_bytes()
     with open(stopped / "job.jsonl", "ab") as file:
         file.write(b'{"key": "to')  # what a crash may leave
-    code, out, err = finish(start(stopped))
+    code, out, err = start(stopped).finish()
     assert code == 0 and out == table
     after = (stopped / "job.jsonl").read_bytes()
     whole = kept.count(b"\n")
@@ -210,11 +177,11 @@ def test_ray_comes_to_the_same(tmp_path, plms):
     here, there = (lay(tmp_path / name, plms) for name in ("here", "there"))
     for folder in (here, there):
         (folder / "job.toml").write_text(f'{JOB}[methods.both]\nbackbone = ["llama", "bert"]\n')
-    code, table, err = finish(start(here))
+    code, table, err = start(here).finish()
     assert code == 0, err
-    code, out, err = finish(start(there, "--engine", "ray", "--limit-seconds", "0"))
+    code, out, err = start(there, "--engine", "ray", "--limit-seconds", "0").finish()
     assert code == 1 and not (there / "job.jsonl").exists(), err
-    code, out, err = finish(start(there, "--engine", "ray"))
+    code, out, err = start(there, "--engine", "ray").finish()
     assert code == 0 and out == table, err
     assert figures(here) == figures(there)
 

@@ -3,9 +3,11 @@
 import csv
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
+from fewtune import artifact
 from fewtune.backbone import tiny
 
 GOOD, BAD = ("great", "fun", "joy", "good"), ("dull", "mess", "terrible", "lifeless")
@@ -45,6 +47,9 @@ def test_exits_are_added_used_and_measured(fewtune, model, work):
     assert code == 0, err
     layers = [int(row["exit_layer"]) for row in csv.DictReader(out.splitlines())]
     assert min(layers) < 4 and max(layers) <= 4
+    code, watched, err = fewtune("predict", "fast", "texts.csv", "--format", "csv", "--watch", "1")
+    assert code == 0 and watched == out, err
+    assert re.search(r"128 of 128 rows also went to the end, where \d+ are answered otherwise; \d+% left early, \d+% when", err), err
     code, out, err = fewtune("evaluate", "fast", "pool.csv", "--json")
     assert code == 0, err
     measured = json.loads(out)
@@ -71,6 +76,24 @@ def test_in_place_with_points_and_in_words(fewtune, model, work):
     assert out.startswith("promised") and "two-stage, entropy, ensemble" in out
     assert json.loads((work / "model" / "manifest.json").read_text())["exits"]["layers"] == [2, 3]
     assert sorted(path.name for path in work.iterdir() if path.name.startswith(".")) == []
+
+
+def test_rows_unlike_those_before_are_noticed(fewtune, model, work):
+    assert fewtune("exits", model, "--data", "texts.csv", "--agree", "0.9", "--out", "fast")[0] == 0
+    fast = artifact.load(work / "fast")
+    about = {**fast.exits.about, "left_early": 0.5}  # then, whatever these rows do is something else
+    artifact.save(replace(fast, exits=replace(fast.exits, about=about)), work / "fast", overwrite=True)
+    (work / "one.csv").write_text("text\n" + "great fun\n" * 200)
+    code, _, err = fewtune("predict", "fast", "one.csv", "-o", "answers.csv", "--watch", "0")
+    assert code == 0, err
+    assert "0 of 200 rows also went to the end" in err and "the texts are others" in err, err
+
+
+def test_only_exits_can_be_watched_and_only_here(fewtune, model):
+    code, out, err = fewtune("predict", model, "texts.csv", "--watch", "0.1")
+    assert code == 2 and out == "" and "--watch: expected a model with exits" in err
+    code, out, err = fewtune("predict", model, "texts.csv", "--watch", "0.1", "--engine", "ray")
+    assert code == 2 and out == "" and "--watch: expected --engine local" in err
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from apart import Apart, wait_until
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
@@ -159,46 +159,20 @@ def test_a_step_of_two_processes_is_that_of_one_which_accumulates_two(corpus, fe
         torch.testing.assert_close(weight, made[1][name], atol=2e-4, rtol=1e-3)
 
 
-SCRIPT = """
-import sys, time
-from fewtune import pretraining
-from fewtune.cli import app as cli
-from fewtune.train import fit
-make, step, slow = pretraining.pretrain_files.__kwdefaults__, fit._step, float(sys.argv[1])
-make["every_seconds"] = 0.0
-def slowly(*arguments, **options):
-    time.sleep(slow)
-    return step(*arguments, **options)
-fit._step = slowly
-sys.argv = ["fewtune", *sys.argv[2:]]
-cli.main()
-"""
-
-
-def start(work, out, slow):
+def start(work, out, slow=0.0):
     command = ["pretrain", "corpus.txt", "--objective", "mlm", "--vocabulary", "350", "--out", out]
-    settings = ["--length", "16", "--batch-size", "4", "--steps", "30", "--points", "10"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(slow), *command, *settings], cwd=work, stderr=subprocess.PIPE, text=True, env=environment
-    )
+    return Apart(work, *command, "--length", "16", "--batch-size", "4", "--steps", "30", "--points", "10", slow=slow)
 
 
 def test_killed_and_started_again_it_ends_with_the_same_bytes(corpus):
-    alone = start(corpus, "alone", 0.0)
-    _, err = alone.communicate(timeout=300)
-    assert alone.returncode == 0, err
-    process = start(corpus, "killed", 0.1)
-    until = time.monotonic() + 120
-    while not (corpus / ".killed.work" / "pretrain.safetensors").exists():
-        assert time.monotonic() < until, "no checkpoint came"
-        time.sleep(0.01)
+    code, _, err = start(corpus, "alone").finish()
+    assert code == 0, err
+    process = start(corpus, "killed", slow=0.1)
+    wait_until((corpus / ".killed.work" / "pretrain.safetensors").exists)
     time.sleep(0.7)
     process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL and not (corpus / "killed").exists()
-    again = start(corpus, "killed", 0.0)
-    _, err = again.communicate(timeout=300)
-    assert again.returncode == 0 and "Going on with pretrain after step" in err and "Reading" not in err
+    assert not (corpus / "killed").exists()
+    code, _, err = start(corpus, "killed").finish()
+    assert code == 0 and "Going on with pretrain after step" in err and "Reading" not in err
     for file in (corpus / "alone").iterdir():
         assert file.read_bytes() == (corpus / "killed" / file.name).read_bytes(), file.name

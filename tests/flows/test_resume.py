@@ -1,37 +1,13 @@
 """A fit that is killed and started again ends with the same bytes as one that was left alone."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from apart import Apart, wait_until
 
 from fewtune.backbone import tiny
-
-pytestmark = pytest.mark.slow  # each run is a process of its own; the loop's own tests cut it everywhere in a second
-
-SCRIPT = """
-import sys
-from pathlib import Path
-from fewtune.cli import app as cli
-from fewtune.train import fit
-every, slow = float(sys.argv[1]), float(sys.argv[2])
-make = fit.Session.__init__
-def eager(self, *arguments, **options):
-    make(self, *arguments, **{"every_seconds": every, **options})
-fit.Session.__init__ = eager
-step = fit._step
-def slowly(*arguments, **options):
-    import time
-    time.sleep(slow)
-    return step(*arguments, **options)
-fit._step = slowly
-sys.argv = ["fewtune", *sys.argv[3:]]
-cli.main()
-"""
 
 
 @pytest.fixture
@@ -42,64 +18,54 @@ def work(tmp_path):
     return tmp_path
 
 
-def start(work, out, *more, slow=0.0):
-    options = ["--backbone", "plm", "--words", "positive=great,negative=terrible", "--steps", "40", "--delta", "lora:dropout=0.2"]
-    return command(work, "fit", "train.csv", "--out", out, *options, *more, slow=slow)
+def start(work, out, *more, slow=0.0, steps=40):
+    options = ["--backbone", "plm", "--words", "positive=great,negative=terrible", "--steps", str(steps), "--delta", "lora:dropout=0.2"]
+    return Apart(work, "fit", "train.csv", "--out", out, *options, *more, slow=slow)
 
 
-def command(work, *arguments, slow=0.0):
-    started = [sys.executable, "-c", SCRIPT, "0", str(slow), *arguments]
-    return subprocess.Popen(started, cwd=work, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-
-
-def finish(process):
-    _, err = process.communicate(timeout=120)
-    return process.returncode, err
+def done(process):
+    """What it says on standard error."""
+    code, _, err = process.finish()
+    assert code == 0, err
+    return err
 
 
 def content(folder):
     return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
-def wait_for(path, seconds=60):
-    until = time.monotonic() + seconds
-    while not any(path.parent.glob(path.name)):
-        assert time.monotonic() < until, "no checkpoint came"
-        time.sleep(0.01)
+def wait_for(path):
+    wait_until(lambda: any(path.parent.glob(path.name)))
 
 
 @pytest.mark.parametrize("more", [(), ("--demonstrations", "similar=1")], ids=" ".join)
 def test_killed_and_started_again(work, more):
-    assert finish(start(work, "alone", *more))[0] == 0
+    done(start(work, "alone", *more))
     for pause in (0.0, 0.3, 0.7):
         process = start(work, "killed", *more, slow=0.05)
         wait_for(work / ".killed.work" / "fit.safetensors")
         time.sleep(pause)
         process.kill()
-        assert finish(process)[0] == -signal.SIGKILL
         assert not (work / "killed").exists()
-    code, err = finish(start(work, "killed", *more))
-    assert code == 0 and "Going on with fit after step" in err
+    assert "Going on with fit after step" in done(start(work, "killed", *more))
     assert content(work / "killed") == content(work / "alone")
     assert not (work / ".killed.work").exists()
 
 
 def killed_at(work, file, *more):
     """What is said when a fit that was killed as soon as `file` was there is started again; it must end with the same bytes."""
-    assert finish(start(work, "alone", *more))[0] == 0
-    process = start(work, "killed", *more, slow=0.05)
+    done(start(work, "alone", *more, steps=20))
+    process = start(work, "killed", *more, steps=20, slow=0.05)
     wait_for(work / ".killed.work" / file)
     process.kill()
-    assert finish(process)[0] == -signal.SIGKILL
-    code, err = finish(start(work, "killed", *more))
-    assert code == 0
+    err = done(start(work, "killed", *more, steps=20))
     assert content(work / "killed") == content(work / "alone")
     return err
 
 
 def test_killed_among_the_folds_of_the_ladder(work):
     err = killed_at(work, "fit.rung-3.fold-2.safetensors", "--strategy", "ladder")
-    assert "Going on with fit.rung-3.fold-1 after step 40 of 40" in err
+    assert "Going on with fit.rung-3.fold-1 after step 20 of 20" in err
 
 
 def test_killed_among_the_members_of_pet(work):
@@ -126,15 +92,13 @@ def test_killed_while_the_pools_language_was_learned_before_and_beside(work, fil
 
 def test_killed_while_weights_were_going(work):
     (work / "rows.csv").write_text((work / "train.csv").read_text() + "joy and fun,positive\na mess of a mess,negative\n" * 4)
-    assert finish(start(work, "whole", "--strategy", "supervised"))[0] == 0
+    done(start(work, "whole", "--strategy", "supervised"))
     prune = ("compress", "whole", "--data", "rows.csv", "--by", "prune:steps=30,learning_rate=0.003", "--to")
-    assert finish(command(work, *prune, "alone"))[0] == 0
-    process = command(work, *prune, "killed", slow=0.05)
+    done(Apart(work, *prune, "alone"))
+    process = Apart(work, *prune, "killed", slow=0.05)
     wait_for(work / ".killed.work" / "fit.*.prune.safetensors")
     process.kill()
-    assert finish(process)[0] == -signal.SIGKILL
-    code, err = finish(command(work, *prune, "killed"))
-    assert code == 0 and "prune after step" in err, err
+    assert "prune after step" in done(Apart(work, *prune, "killed"))
     alone, killed = (
         {name: data for name, data in content(work / folder).items() if name.endswith(".safetensors")} for folder in ("alone", "killed")
     )
@@ -142,14 +106,14 @@ def test_killed_while_weights_were_going(work):
 
 
 def test_interrupted_and_started_again(work):
-    assert finish(start(work, "alone"))[0] == 0
+    done(start(work, "alone"))
     process = start(work, "stopped", slow=0.05)
     wait_for(work / ".stopped.work" / "fit.safetensors")
-    process.send_signal(signal.SIGINT)
-    code, err = finish(process)
+    process.stop(signal.SIGINT)
+    code, _, err = process.finish()
     assert code == 1 and "type the same command again" in err.splitlines()[-1]
     assert "Traceback" not in err
-    assert finish(start(work, "stopped"))[0] == 0
+    done(start(work, "stopped"))
     assert content(work / "stopped") == content(work / "alone")
 
 
@@ -157,29 +121,25 @@ def test_another_job_does_not_go_on_with_a_checkpoint(work):
     process = start(work, "model", slow=0.05)
     wait_for(work / ".model.work" / "fit.safetensors")
     process.kill()
-    finish(process)
     (work / "train.csv").write_text((work / "train.csv").read_text().replace("good and great", "good"))
-    code, err = finish(start(work, "model"))
-    assert code == 0 and "Going on" not in err
+    assert "Going on" not in done(start(work, "model"))
 
 
 def test_compress_killed_and_started_again(work):
-    assert finish(start(work, "model", "--readout", "head", "--strategy", "supervised"))[0] == 0
+    done(start(work, "model", "--readout", "head", "--strategy", "supervised"))
     lines = (work / "train.csv").read_text().splitlines()
     (work / "train.csv").write_text("\n".join([*lines, *lines[1:]]) + "\n")
 
     def compress(out, slow=0.0):
         options = ["--data", "train.csv", "--to", out, "--by", "distill:layers=2,steps=40,relations=1"]
-        command = [sys.executable, "-c", SCRIPT, "0", str(slow), "compress", "model", *options]
-        return subprocess.Popen(command, cwd=work, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        return Apart(work, "compress", "model", *options, slow=slow)
 
-    assert finish(compress("alone"))[0] == 0
+    done(compress("alone"))
     process = compress("killed", slow=0.05)
     wait_for(work / ".killed.work" / "*.distill.safetensors")
     time.sleep(0.5)
     process.kill()
-    assert finish(process)[0] == -signal.SIGKILL and not (work / "killed").exists()
-    code, err = finish(compress("killed"))
-    assert code == 0 and "Going on with" in err
+    assert not (work / "killed").exists()
+    assert "Going on with" in done(compress("killed"))
     assert content(work / "killed") == content(work / "alone")
     assert not (work / ".killed.work").exists()

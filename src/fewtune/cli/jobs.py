@@ -173,6 +173,16 @@ def predict(
     form: Annotated[str | None, typer.Option("--format", help="csv, tsv or jsonl, for standard output.")] = None,
     batch_size: BatchSize = 32,
     device: Device = None,
+    watch: Annotated[
+        float | None,
+        typer.Option(
+            "--watch",
+            min=0,
+            max=1,
+            help="Of a model with exits: the share of rows that also go to the end; what is no longer as it was when exits were added is "
+            "said.",
+        ),
+    ] = None,
     skip_bad_rows: SkipBadRows = False,
     overwrite: Overwrite = False,
     engine: Engine = "local",
@@ -185,7 +195,7 @@ def predict(
     manifest = artifact.read_manifest(model)
     source = _source(file, text, None, skip_bad_rows)
     sources.check_source(source)
-    predict_files = engines.predict(engine, ray_address, model, device)
+    predict_files = engines.predict(engine, ray_address, model, device, watch)
     start = time.perf_counter()
     with terminal.counter("rows") as advance:
         tally = predict_files(

@@ -54,6 +54,10 @@ class Monitor:
         self.rows, self.early = self.rows + rows, self.early + early
         self.compared, self.otherwise = self.compared + compared, self.otherwise + otherwise
 
+    def __str__(self) -> str:
+        compared = f"{self.compared:,} of {self.rows:,} rows also went to the end, where {self.otherwise:,} are answered otherwise"
+        return f"{compared}; {self.early / max(1, self.rows):.0%} left early, {self.left_early:.0%} when exits were added."
+
     def flags(self) -> tuple[str, ...]:
         """What has changed, in sentences; nothing while the counts are as they may be by chance."""
         from scipy.stats import binom, fisher_exact  # type: ignore[import-untyped]

@@ -69,9 +69,14 @@ class Predict(Protocol):
         ...
 
 
-def predict(engine: Name, ray_address: str | None, folder: Path, device: str | None) -> Predict:
-    """What answers a file by the artifact in `folder`, which is loaded here or by each of Ray's actors; raises as `check` does."""
+def predict(engine: Name, ray_address: str | None, folder: Path, device: str | None, watch: float | None = None) -> Predict:
+    """What answers a file by the artifact in `folder`, which is loaded here or by each of Ray's actors.
+
+    Raises as `check` does, and `SpecError` where exits are to be watched by Ray: each actor would see a part of the rows.
+    """
     check(engine, ray_address)
     if engine == "ray":
+        if watch is not None:
+            raise SpecError(expected="--engine local", got="--engine ray", where="--watch", fix="Watch a part of the rows here.")
         return partial(labelling.predict_files, folder, device=device, ray_address=ray_address)
-    return partial(answering.predict_files, artifact.load(folder, device=device))
+    return partial(answering.predict_files, artifact.load(folder, device=device), watch=watch)
