@@ -7,13 +7,14 @@ same texts in turn, round by round, so that whatever else the machine does falls
     python bench/exits.py
     python bench/exits.py --models minilm-l6 --data sst2 --rows 1000 --rounds 2
 
-What is finished is kept line by line (`--lines`), and tuned models in a folder (`--tuned`), so the script may be stopped at any time; the
-page is written anew after each line.
+What is finished is kept line by line (`--lines`); tuned models, checkpoints and what layers show of rows in a folder (`--tuned`), so the
+script may be stopped at any time; the page is written anew after each line.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
 import sys
 import time
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 from machine import DEFAULT_SHARED, RESULTS, DataSet, guarded, heading, table, write
 from runs import PROMPTS, append, code_hash, finished, key_of, task_of
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fewtune import artifact, early, job
@@ -72,36 +74,57 @@ def drawn(data: DataSet, way: Way, options: argparse.Namespace) -> tuple[tuple[E
     return tuple(data.train[row] for row in tuned), tuple(data.train[row] for row in order[:others])
 
 
+def place(backbone: Backbone, data: DataSet, train: Sequence[Example], options: argparse.Namespace) -> Path:
+    """The folder of the model that exits are put into."""
+    folder: Path = options.tuned / f"{backbone.name}-{data.name}-{len(train)}-{_steps(backbone, train, options)}-{options.max_length}"
+    return folder
+
+
+def _steps(backbone: Backbone, train: Sequence[Example], options: argparse.Namespace) -> int:
+    steps: int = options.steps or WAYS[backbone.name].passes * len(train) // SIZE
+    return steps
+
+
 def tuned(backbone: Backbone, data: DataSet, train: Sequence[Example], options: argparse.Namespace) -> TunedModel:
     """The model that exits are put into, tuned once."""
-    way = WAYS[backbone.name]
-    steps = options.steps or way.passes * len(train) // SIZE
-    folder = options.tuned / f"{backbone.name}-{data.name}-{len(train)}-{steps}-{options.max_length}"
+    way, folder = WAYS[backbone.name], place(backbone, data, train, options)
     if folder.exists():
         return artifact.load(folder, backbone=backbone)
     settings = job.Settings(
         strategy="supervised",
         deltas=(DELTAS.from_text(way.delta),),
         readout=READOUTS.from_text(way.readout),
-        fit=FitOptions(steps=steps, batch_size=SIZE),
+        fit=FitOptions(steps=_steps(backbone, train, options), batch_size=SIZE),
         max_length=options.max_length,
         seed=SEED,
     )
     task = task_of(data, PROMPTS.get(data.name) if backbone.causal else None)
-    model = job.tune(task, Split(train=tuple(train)), backbone, settings, session=Session(say=print))
+    work = folder.with_suffix(".work")
+    work.mkdir(parents=True, exist_ok=True)
+    session = Session(work, key=folder.name, every_seconds=60, say=print)
+    model = job.tune(task, Split(train=tuple(train)), backbone, settings, session=session)
     artifact.save(model, folder)
+    shutil.rmtree(work)
     return model
 
 
-def ways_out(model: TunedModel, train: Sequence[Example], pool: Sequence[Example], options: argparse.Namespace) -> dict[str, TunedModel]:
+def ways_out(
+    model: TunedModel, train: Sequence[Example], pool: Sequence[Example], folder: Path, options: argparse.Namespace
+) -> dict[str, TunedModel]:
     """The model with exits under each criterion and promise, which learn from what it was tuned on, too; it stays as it is, so rows are
-    read once."""
+    read once, and what is read lies beside its `folder` until all is measured."""
     known: dict[tuple[int, ...], early.Seen] = {}
 
     def read(model: TunedModel, rows: Sequence[Example], layers: Sequence[int]) -> early.Seen:
         key = tuple(map(id, rows))
+        file = folder.with_suffix(".read") / f"{len(known)}-{len(rows)}-{len(layers)}.safetensors"
+        if key not in known and file.exists():
+            known[key] = early.Seen(**load_file(file))
         if key not in known:
             known[key] = early.seen(model, rows, layers)
+            file.parent.mkdir(exist_ok=True)
+            save_file(vars(known[key]), file.with_suffix(".part"))
+            file.with_suffix(".part").rename(file)
         return known[key]
 
     drop, agree = Promise("drop", options.drop), Promise("agree", options.agree)
@@ -298,9 +321,11 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
             if key not in finished(options.lines):
                 train, pool = drawn(data, WAYS[name], options)
                 model = tuned(backbone, data, train, options)
-                out = ways_out(model, train, pool, options)
+                folder = place(backbone, data, train, options)
+                out = ways_out(model, train, pool, folder, options)
                 result = measure(replace(model, exits=None), out, data.first(options.test), options)
                 append(options.lines, {"key": key, "code": code_hash(), "facts": facts, "tuned": len(train), "pool": len(pool), **result})
+                shutil.rmtree(folder.with_suffix(".read"))
                 model.remove()
             done = finished(options.lines)
             write(options.out, page([done[key] for key in wanted if key in done], options, arguments))
