@@ -39,7 +39,7 @@ from fewtune.exits import CRITERIA
 from fewtune.exits.cascade import Through, leave
 from fewtune.exits.promise import Promise
 from fewtune.model import TunedModel
-from fewtune.prompt.encode import Batch
+from fewtune.prompt.batch import Batch
 from fewtune.readout import READOUTS
 from fewtune.strategies.exits import AddExits
 from fewtune.tasks import kind_of

@@ -29,7 +29,7 @@ from fewtune.backbone.load import load
 from fewtune.costs import LABELS, Step, probe
 from fewtune.deltas import DELTAS
 from fewtune.model import TunedModel
-from fewtune.prompt.encode import Batch
+from fewtune.prompt.batch import Batch
 from fewtune.readout.cloze import Cloze
 from fewtune.readout.head import Head
 from fewtune.tasks.task import Task

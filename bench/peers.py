@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor, nn
 
 from fewtune.backbone.quiet import quiet
-from fewtune.prompt.encode import Batch
+from fewtune.prompt.batch import Batch
 
 IGNORED = -100  # what transformers leaves out of its loss
 RATE = 5e-4

@@ -21,7 +21,7 @@ from fewtune.data.example import Example, Split
 from fewtune.deltas import DELTAS
 from fewtune.deltas.delta import Delta
 from fewtune.model import TunedModel
-from fewtune.prompt.encode import Batch
+from fewtune.prompt.batch import Batch
 from fewtune.readout.calibration import Uncalibrated
 from fewtune.readout.cloze import Cloze
 from fewtune.readout.head import Head

@@ -11,19 +11,10 @@ from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.shared import beginnings
 from fewtune.data.example import Example
 from fewtune.prompt import defaults
+from fewtune.prompt.batch import Batch, buckets, collate, collate_answered, collate_filled, collate_spelled, collate_written
 from fewtune.prompt.defaults import Asked
 from fewtune.prompt.demonstrations import Demonstrated
-from fewtune.prompt.encode import (
-    Batch,
-    Encoder,
-    Row,
-    buckets,
-    collate,
-    collate_answered,
-    collate_filled,
-    collate_spelled,
-    collate_written,
-)
+from fewtune.prompt.encode import Encoder, Row
 from fewtune.prompt.spelling import Filling, Spelling, spell
 from fewtune.prompt.template import Prompt
 from fewtune.prompt.tokens import sentinel

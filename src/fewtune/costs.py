@@ -20,7 +20,8 @@ from fewtune.errors import InputError, SpecError
 from fewtune.forecast import Memory, Seconds
 from fewtune.model import TunedModel
 from fewtune.precision import Wanted, settle_precision
-from fewtune.prompt.encode import Batch, Row
+from fewtune.prompt.batch import Batch
+from fewtune.prompt.encode import Row
 from fewtune.readout import READOUTS
 from fewtune.readout.readout import Readout
 from fewtune.settings import DEFAULT_DELTAS, Settings, recipe_of

@@ -20,7 +20,7 @@ from fewtune.exits.exits import Exits, mended, place_of, state
 from fewtune.exits.monitor import Monitor
 from fewtune.exits.promise import exit_numbers
 from fewtune.model import WINDOW, Tally, TunedModel, windows
-from fewtune.prompt.encode import Batch
+from fewtune.prompt.batch import Batch
 from fewtune.tasks import kind_of
 
 

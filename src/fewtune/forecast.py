@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fewtune.model import TunedModel
-from fewtune.prompt.encode import Batch
+from fewtune.prompt.batch import Batch
 
 ALLOCATOR = 1.7
 """How much memory the C library takes for tensors that come and go, for each byte of them; bench/results/forecast.md measures it."""

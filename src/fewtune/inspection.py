@@ -18,7 +18,7 @@ from fewtune.backbone.bank import NOBODY
 from fewtune.data.example import Example
 from fewtune.errors import TaskError
 from fewtune.model import TunedModel
-from fewtune.prompt.encode import Batch
+from fewtune.prompt.batch import Batch
 from fewtune.readout.readout import widened
 
 SHOWN = 20

@@ -25,12 +25,10 @@ from fewtune.errors import DataError
 from fewtune.exits.cascade import Through, leave
 from fewtune.exits.exits import Exits
 from fewtune.prompt import defaults
+from fewtune.prompt.batch import Batch
 from fewtune.prompt.defaults import Asked
 from fewtune.prompt.demonstrations import Demonstrated
-from fewtune.prompt.encode import (
-    Batch,
-    Row,
-)
+from fewtune.prompt.encode import Row
 from fewtune.readout.calibration import CONTENT_FREE, Calibrator
 from fewtune.readout.readout import Reader, Readout, widened
 from fewtune.registry import Plain

@@ -28,7 +28,7 @@ from fewtune import folders
 from fewtune.deltas.int8 import Int8
 from fewtune.errors import ArtifactError
 from fewtune.model import TunedModel
-from fewtune.prompt.encode import Batch
+from fewtune.prompt.batch import Batch
 from fewtune.prompt.template import Field, Sep, Slot, Text
 from fewtune.readout.cloze import Cloze
 from fewtune.readout.head import Head

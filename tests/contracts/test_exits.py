@@ -11,7 +11,7 @@ from fewtune.errors import BackboneError
 from fewtune.exits import CRITERIA
 from fewtune.exits.cascade import Through, leave, leave_mixed
 from fewtune.exits.exits import Exits, mended, rows_of, state
-from fewtune.prompt.encode import Batch
+from fewtune.prompt.batch import Batch
 from fewtune.readout.calibration import Calibrator
 from fewtune.readout.cloze import Cloze
 from fewtune.readout.head import Head

@@ -8,7 +8,8 @@ import torch
 from fewtune.backbone import tiny
 from fewtune.backbone.backbone import Backbone, Output
 from fewtune.backbone.families import FAMILIES
-from fewtune.prompt.encode import Row, collate, collate_filled, collate_spelled, collate_written
+from fewtune.prompt.batch import collate, collate_filled, collate_spelled, collate_written
+from fewtune.prompt.encode import Row
 from fewtune.prompt.spelling import Filling, spell
 from fewtune.prompt.verbalizer import WholeWords
 from fewtune.readout import READOUTS

@@ -16,7 +16,8 @@ from fewtune.deltas.lora import LoRA
 from fewtune.deltas.prefix import Prefix
 from fewtune.deltas.soft_prompt import SoftPrompt
 from fewtune.model import TunedModel
-from fewtune.prompt.encode import Row, collate_filled
+from fewtune.prompt.batch import collate_filled
+from fewtune.prompt.encode import Row
 from fewtune.prompt.spelling import Filling
 from fewtune.readout import channel
 from fewtune.readout.channel import Channel

@@ -17,7 +17,7 @@ from torch import Tensor
 from fewtune.backbone.backbone import Backbone, Output
 from fewtune.backbone.climb import Climb
 from fewtune.exits.exits import Exits, mended, rows_of, state
-from fewtune.prompt.encode import Batch
+from fewtune.prompt.batch import Batch
 from fewtune.readout.calibration import Calibrator
 from fewtune.readout.readout import Reader
 

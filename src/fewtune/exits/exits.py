@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fewtune.backbone.backbone import Backbone, Output
 from fewtune.errors import SpecError, TaskError
 from fewtune.exits.criteria import NEVER, Criterion, Judge
-from fewtune.prompt.encode import Batch
+from fewtune.prompt.batch import Batch
 from fewtune.readout.calibration import Calibrator
 from fewtune.readout.cloze import ClozeReader
 from fewtune.readout.head import HeadReader, Pool, pooled

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fewtune.backbone.backbone import Backbone, Output
 from fewtune.errors import BackboneError, TaskError
-from fewtune.prompt.encode import Batch
+from fewtune.prompt.batch import Batch
 from fewtune.readout.cloze import averaging
 from fewtune.readout.likelihood import AT_ONCE
 from fewtune.readout.readout import Scored

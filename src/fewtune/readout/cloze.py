@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fewtune.backbone.backbone import Backbone, Output
 from fewtune.errors import TaskError
-from fewtune.prompt.encode import Batch
+from fewtune.prompt.batch import Batch
 from fewtune.readout.readout import Scored
 from fewtune.readout.states import at_slot
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fewtune.backbone import pooler
 from fewtune.backbone.backbone import Backbone, Output
 from fewtune.errors import BackboneError, SpecError
-from fewtune.prompt.encode import Batch
+from fewtune.prompt.batch import Batch
 from fewtune.readout.readout import Scored
 
 Pool = Literal["auto", "first", "mean", "last", "front"]

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fewtune.backbone.backbone import Backbone, Output
 from fewtune.errors import TaskError
-from fewtune.prompt.encode import Batch
+from fewtune.prompt.batch import Batch
 from fewtune.prompt.spelling import Spelling
 from fewtune.readout.readout import Scored
 

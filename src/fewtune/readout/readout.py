@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fewtune.backbone.backbone import Backbone, Output
-from fewtune.prompt.encode import Batch
+from fewtune.prompt.batch import Batch
 from fewtune.train.losses import cross_entropy
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fewtune.backbone.backbone import Backbone, Output
 from fewtune.backbone.load import load
 from fewtune.errors import BackboneError
-from fewtune.prompt.encode import Batch
+from fewtune.prompt.batch import Batch
 from fewtune.prompt.template import Template
 from fewtune.readout.head import pooled
 from fewtune.readout.states import states

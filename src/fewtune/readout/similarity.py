@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fewtune.backbone.backbone import Backbone, Output
 from fewtune.errors import SpecError
-from fewtune.prompt.encode import Batch
+from fewtune.prompt.batch import Batch
 from fewtune.readout.head import pooled
 from fewtune.train.losses import supervised_contrastive
 

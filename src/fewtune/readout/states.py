@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fewtune.backbone.backbone import Backbone, Output
-from fewtune.prompt.encode import Batch, Encoder, buckets, collate, collate_written
+from fewtune.prompt.batch import Batch, buckets, collate, collate_written
+from fewtune.prompt.encode import Encoder
 from fewtune.prompt.template import Prompt
 
 

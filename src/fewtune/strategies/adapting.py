@@ -24,8 +24,9 @@ from fewtune.data.sampling import derive
 from fewtune.deltas.subset import Subset
 from fewtune.errors import BackboneError, DataError, SpecError, TaskError
 from fewtune.model import TunedModel
+from fewtune.prompt.batch import Batch, bucketed_order, collate
 from fewtune.prompt.defaults import templates_of
-from fewtune.prompt.encode import Batch, Encoder, Row, bucketed_order, collate
+from fewtune.prompt.encode import Encoder, Row
 from fewtune.prompt.template import Template
 from fewtune.recipe import Recipe
 from fewtune.train.adapt import ADAPTATIONS, Auxiliary, TaskAdaptive

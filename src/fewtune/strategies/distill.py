@@ -27,7 +27,7 @@ from fewtune.data.example import Example, Split
 from fewtune.data.sampling import derive
 from fewtune.errors import DataError, SpecError, TaskError
 from fewtune.model import TunedModel
-from fewtune.prompt.encode import Batch
+from fewtune.prompt.batch import Batch
 from fewtune.strategies.student import Trained, smaller
 from fewtune.strategies.supervised import mixed_epoch
 from fewtune.strategies.teachers import Mix

@@ -28,7 +28,7 @@ from fewtune.exits.criteria import NEVER, Confidence, Criterion, figures
 from fewtune.exits.exits import Exits, mended
 from fewtune.exits.promise import Promise, kept_until, thresholds
 from fewtune.model import TunedModel
-from fewtune.prompt.encode import Batch, bucketed_order
+from fewtune.prompt.batch import Batch, bucketed_order
 from fewtune.readout.similarity import logistic
 from fewtune.strategies.zeroshot import targets
 from fewtune.tasks import kind_of

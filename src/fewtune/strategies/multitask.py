@@ -26,7 +26,7 @@ from fewtune.errors import TaskError
 from fewtune.held_out import Array
 from fewtune.model import DEFAULT_LENGTH, TunedModel
 from fewtune.precision import Wanted, settle_precision
-from fewtune.prompt.encode import Batch, bucketed_order
+from fewtune.prompt.batch import Batch, bucketed_order
 from fewtune.readout.calibration import Calibration, Uncalibrated
 from fewtune.readout.likelihood import Likelihood
 from fewtune.readout.readout import Readout

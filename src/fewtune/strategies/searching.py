@@ -23,9 +23,9 @@ from fewtune.data.sampling import capped, derive, distinct, folds
 from fewtune.errors import DataError, SpecError, TaskError
 from fewtune.model import TunedModel
 from fewtune.precision import settle_precision
+from fewtune.prompt.batch import Batch
 from fewtune.prompt.defaults import lead as lead_of
 from fewtune.prompt.defaults import spoken, templates_of
-from fewtune.prompt.encode import Batch
 from fewtune.prompt.label_words import Array, Indices
 from fewtune.prompt.search import SEARCHES, Found, Judged, Scores, Search
 from fewtune.prompt.template import Template

@@ -22,7 +22,8 @@ from fewtune.deltas.delta import Installed
 from fewtune.errors import DataError, TaskError
 from fewtune.model import TunedModel
 from fewtune.precision import settle_precision
-from fewtune.prompt.encode import Batch, Row, balanced_order, bucketed_order
+from fewtune.prompt.batch import Batch, balanced_order, bucketed_order
+from fewtune.prompt.encode import Row
 from fewtune.readout.calibration import Contextual, Uncalibrated
 from fewtune.readout.readout import widened
 from fewtune.recipe import Recipe

@@ -6,7 +6,7 @@ import torch
 from fewtune.backbone import tiny
 from fewtune.backbone.backbone import Backbone, Output
 from fewtune.errors import BackboneError
-from fewtune.prompt.encode import Batch
+from fewtune.prompt.batch import Batch
 from fewtune.readout import READOUTS
 from fewtune.readout.head import Head
 
