@@ -31,6 +31,7 @@ from torch import Tensor
 
 from fewtune import artifact, early, job
 from fewtune.backbone.backbone import Backbone
+from fewtune.backbone.climb import Climb
 from fewtune.backbone.load import load
 from fewtune.data.example import Example, Split
 from fewtune.data.sampling import derive
@@ -153,7 +154,7 @@ def runners(model: TunedModel, out: Mapping[str, TunedModel]) -> dict[str, Calla
     return {**found, WHOLE: early_out(kept[CRITERION], compact=False)} if CRITERION in kept else found
 
 
-def timed(model: TunedModel, run: Callable[[Batch], tuple[Tensor, Tensor]], batches: Sequence[Batch]) -> tuple[float, float]:
+def timed(run: Callable[[Batch], object], batches: Sequence[Batch]) -> tuple[float, float]:
     """Seconds by the clock and of the processor."""
     clock, processor = time.perf_counter(), time.process_time()
     with torch.inference_mode():
@@ -191,7 +192,7 @@ def times(
     found: dict[str, Any] = {name: {"clock": [], "processor": []} for name in ways}
     for number in range(options.rounds + 1):
         for name, run in ways.items():
-            clock, processor = timed(model, run, batches)
+            clock, processor = timed(run, batches)
             if number:
                 found[name]["clock"].append(clock)
                 found[name]["processor"].append(processor)
@@ -199,6 +200,24 @@ def times(
         layers = torch.cat([run(batch)[1] for batch in batches])
         found[name]["mean_layer"] = float(layers.double().mean())
     return found
+
+
+def before(model: TunedModel, texts: Sequence[Example], options: argparse.Namespace) -> dict[str, float]:
+    """Batch size → the share of the whole model's processor time that goes by before the first layer, which no exit can save: the median
+    of the rounds after one of warm-up."""
+    rows, found = model.asking.rows(texts, 0), {}
+    for size in options.batch_sizes:
+        batches = [model.asking.collate([rows[index] for index in indices], 0) for indices in model.asking.buckets(rows, 0, size=size)]
+        shares = []
+        for _ in range(options.rounds + 1):
+            own = [timed(run, batches)[1] for run in (lambda batch: _climb(model, batch), model.batch_scores)]
+            shares.append(own[0] / own[1])
+        found[str(size)] = statistics.median(shares[1:])
+    return found
+
+
+def _climb(model: TunedModel, batch: Batch) -> Climb:
+    return model.backbone.climb(batch.ids_BT, batch.mask_BT, batch.types_BT)
 
 
 # The page
@@ -230,8 +249,10 @@ def speeds(results: Sequence[Result]) -> str:
     for result in results:
         facts, depth = result["facts"], result["ways"][FULL]["mean_layer"]
         for size, times in result["times"].items():
+            share = result["before"][size]
             for name in (name for name in times if name != FULL):
-                ideal, processor = depth / times[name]["mean_layer"], speed_up(times, name, "processor")
+                ideal = 1 / (share + (1 - share) * times[name]["mean_layer"] / depth)
+                processor = speed_up(times, name, "processor")
                 cells = (f"{processor:.2f}", f"{speed_up(times, name, 'clock'):.2f}", f"{ideal:.2f}", f"{ideal / processor - 1:+.0%}")
                 rows.append([facts["model"], facts["data"], size, name, *cells])
     return table(("model", "data", "batch", "way", "by processor time", "by the clock", "layers", "over"), rows)
@@ -267,8 +288,8 @@ def page(results: Sequence[Result], options: argparse.Namespace, arguments: Sequ
         "## Answers",
         accuracies(results),
         "## Speed",
-        "How many times as fast as the same model without exits, in the median round. *Layers* is what the mean layer alone would give; "
-        "the last column is how much more time is taken than that, embeddings and readouts included.",
+        "How many times as fast as the same model without exits, in the median round. *Layers* is what the mean layer would give, the time "
+        "before the first layer being measured, too, and the same for all; the last column is how much more time is taken than that.",
         speeds(results),
     ]
     if missing:
@@ -317,7 +338,6 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
         for data in (DataSet(options.shared, data) for data in options.data):
             facts = {"model": name, "data": data.name, **{option: getattr(options, option) for option in chosen}}
             key = key_of(facts, backbone)
-            wanted.append(key)
             if key not in finished(options.lines):
                 train, pool = drawn(data, WAYS[name], options)
                 model = tuned(backbone, data, train, options)
@@ -327,8 +347,16 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
                 append(options.lines, {"key": key, "code": code_hash(), "facts": facts, "tuned": len(train), "pool": len(pool), **result})
                 shutil.rmtree(folder.with_suffix(".read"))
                 model.remove()
+            own = key_of({**facts, "part": "before"}, backbone)
+            if own not in finished(options.lines):
+                model = tuned(backbone, data, drawn(data, WAYS[name], options)[0], options)
+                shares = before(model, data.first(options.test)[: options.texts], options)
+                append(options.lines, {"key": own, "code": code_hash(), "facts": facts, "before": shares})
+                model.remove()
+            wanted.append((key, own))
             done = finished(options.lines)
-            write(options.out, page([done[key] for key in wanted if key in done], options, arguments))
+            results = [{**done[key], "before": done[own]["before"]} for key, own in wanted]
+            write(options.out, page(results, options, arguments))
 
 
 if __name__ == "__main__":
