@@ -317,6 +317,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--page", action="store_true", help="measure nothing, write the page of what is finished")
     parser.add_argument("--tuned", type=Path, default=RESULTS.parent / "tuned.work", help="where tuned models are kept")
     parser.add_argument("--lines", type=Path, default=RESULTS / "exits.jsonl")
     parser.add_argument("--out", type=Path, default=RESULTS / "exits.md")
@@ -338,7 +339,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
         for data in (DataSet(options.shared, data) for data in options.data):
             facts = {"model": name, "data": data.name, **{option: getattr(options, option) for option in chosen}}
             key = key_of(facts, backbone)
-            if key not in finished(options.lines):
+            if key not in finished(options.lines) and not options.page:
                 train, pool = drawn(data, WAYS[name], options)
                 model = tuned(backbone, data, train, options)
                 folder = place(backbone, data, train, options)
@@ -348,14 +349,14 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
                 shutil.rmtree(folder.with_suffix(".read"))
                 model.remove()
             own = key_of({**facts, "part": "before"}, backbone)
-            if own not in finished(options.lines):
+            if own not in finished(options.lines) and not options.page:
                 model = tuned(backbone, data, drawn(data, WAYS[name], options)[0], options)
                 shares = before(model, data.first(options.test)[: options.texts], options)
                 append(options.lines, {"key": own, "code": code_hash(), "facts": facts, "before": shares})
                 model.remove()
             wanted.append((key, own))
             done = finished(options.lines)
-            results = [{**done[key], "before": done[own]["before"]} for key, own in wanted]
+            results = [{**done[key], "before": done[own]["before"]} for key, own in wanted if key in done and own in done]
             write(options.out, page(results, options, arguments))
 
 

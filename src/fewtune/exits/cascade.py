@@ -97,10 +97,11 @@ def leave_mixed(
     """
     climb = backbone.climb(batch.ids_BT, batch.mask_BT, batch.types_BT, route_B=route_B)
     rows = [_Rows(through, own, torch.arange(len(own), device=numbers_N.device), numbers_N) for through, own, numbers_N in parts]
-    left = [_empty(one, backbone.depth) for one in rows]
-    while climb.step < backbone.depth and any(len(one.numbers_N) for one in rows):
+    depth = backbone.depth  # counts blocks each time it is asked
+    left = [_empty(one, depth) for one in rows]
+    while climb.step < depth and any(len(one.numbers_N) for one in rows):
         climb.up()
-        if climb.step < backbone.depth:
+        if climb.step < depth:
             _let_out(backbone, climb, rows, left, compact=compact)
     for one, out in zip(rows, left, strict=True):
         if len(one.numbers_N):
