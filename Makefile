@@ -1,6 +1,6 @@
 # One command each; every command sets up what it needs. Only Python 3.11 or newer and make must be there.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check types layers fast fix clean
+.PHONY: help setup demo test check fix clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -35,15 +35,8 @@ test: $(READY) ## every test
 check: $(READY) ## format, lint, types, layers, fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	@$(MAKE) --no-print-directory -j 3 types layers fast  # the types are read on one core
-
-types:
 	$(BIN)/mypy src
-
-layers:
 	$(BIN)/lint-imports
-
-fast:
 	$(PYTEST) -m "not slow"
 
 fix: $(READY) ## format and mend what can be mended

@@ -106,6 +106,7 @@ def tuned(backbone: Backbone, data: DataSet, train: Sequence[Example], options: 
     model = job.tune(task, Split(train=tuple(train)), backbone, settings, session=session)
     artifact.save(model, folder)
     shutil.rmtree(work)
+    shutil.rmtree(folder.with_suffix(".read"), ignore_errors=True)  # of a model before it
     return model
 
 
@@ -114,19 +115,14 @@ def ways_out(
 ) -> dict[str, TunedModel]:
     """The model with exits under each criterion and promise, which learn from what it was tuned on, too; it stays as it is, so rows are
     read once, and what is read lies beside its `folder` until all is measured."""
-    known: dict[tuple[int, ...], early.Seen] = {}
 
     def read(model: TunedModel, rows: Sequence[Example], layers: Sequence[int]) -> early.Seen:
-        key = tuple(map(id, rows))
-        file = folder.with_suffix(".read") / f"{len(known)}-{len(rows)}-{len(layers)}.safetensors"
-        if key not in known and file.exists():
-            known[key] = early.Seen(**load_file(file))
-        if key not in known:
-            known[key] = early.seen(model, rows, layers)
+        file = folder.with_suffix(".read") / f"{derive(len(layers), *(str(row.fields) for row in rows))}.safetensors"
+        if not file.exists():
             file.parent.mkdir(exist_ok=True)
-            save_file(vars(known[key]), file.with_suffix(".part"))
+            save_file(vars(early.seen(model, rows, layers)), file.with_suffix(".part"))
             file.with_suffix(".part").rename(file)
-        return known[key]
+        return early.Seen(**load_file(file))
 
     drop, agree = Promise("drop", options.drop), Promise("agree", options.agree)
     found = {}
@@ -152,6 +148,12 @@ def runners(model: TunedModel, out: Mapping[str, TunedModel]) -> dict[str, Calla
     kept = {name: one for name, one in out.items() if one.exits is not None and one.exits.on}
     found = {FULL: full, **{name: early_out(one, compact=True) for name, one in kept.items()}}
     return {**found, WHOLE: early_out(kept[CRITERION], compact=False)} if CRITERION in kept else found
+
+
+def batched(model: TunedModel, texts: Sequence[Example], size: int) -> list[Batch]:
+    """Texts of like length together, tokenised."""
+    rows = model.asking.rows(texts, 0)
+    return [model.asking.collate([rows[index] for index in indices], 0) for indices in model.asking.buckets(rows, 0, size=size)]
 
 
 def timed(run: Callable[[Batch], object], batches: Sequence[Batch]) -> tuple[float, float]:
@@ -186,9 +188,7 @@ def times(
     model: TunedModel, out: Mapping[str, TunedModel], texts: Sequence[Example], size: int, options: argparse.Namespace
 ) -> dict[str, Any]:
     """For each way the seconds of each round, and the mean layer of these texts; one round of warm-up."""
-    rows = model.asking.rows(texts, 0)
-    batches = [model.asking.collate([rows[index] for index in indices], 0) for indices in model.asking.buckets(rows, 0, size=size)]
-    ways = runners(model, out)
+    batches, ways = batched(model, texts, size), runners(model, out)
     found: dict[str, Any] = {name: {"clock": [], "processor": []} for name in ways}
     for number in range(options.rounds + 1):
         for name, run in ways.items():
@@ -205,10 +205,9 @@ def times(
 def before(model: TunedModel, texts: Sequence[Example], options: argparse.Namespace) -> dict[str, float]:
     """Batch size → the share of the whole model's processor time that goes by before the first layer, which no exit can save: the median
     of the rounds after one of warm-up."""
-    rows, found = model.asking.rows(texts, 0), {}
+    found = {}
     for size in options.batch_sizes:
-        batches = [model.asking.collate([rows[index] for index in indices], 0) for indices in model.asking.buckets(rows, 0, size=size)]
-        shares = []
+        batches, shares = batched(model, texts, size), []
         for _ in range(options.rounds + 1):
             own = [timed(run, batches)[1] for run in (lambda batch: _climb(model, batch), model.batch_scores)]
             shares.append(own[0] / own[1])
@@ -277,7 +276,7 @@ def page(results: Sequence[Result], options: argparse.Namespace, arguments: Sequ
     there = {(result["facts"]["model"], result["facts"]["data"]) for result in results}
     missing = [f"{name} × {data}" for name in WAYS for data in DATA if (name, data) not in there]
     parts = [
-        heading("Early exits by the clock", "bench/exits.py", arguments)
+        heading("Early exits by the clock", "bench/exits.py", [one for one in arguments if one != "--page"])
         + f"- Exits from training rows that were not tuned on, half of which test the promise: {Promise('drop', options.drop)}; "
         f"`{AGREE}`, without labels: {Promise('agree', options.agree)}\n"
         f"- Accuracy on {options.test} test rows, which chose nothing\n"

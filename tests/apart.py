@@ -76,8 +76,9 @@ def _run(folder: Path, arguments: tuple[str, ...], slow: float, at: str, said: l
     from fewtune.train import fit
 
     torch.set_num_threads(1)
-    make, module, name = fit.Session.__init__, *at.split(":")
-    plain = getattr(import_module(module), name)
+    module, name = at.split(":")
+    owner, make = import_module(module), fit.Session.__init__
+    plain = getattr(owner, name)
 
     def eager(self, *given, **options):
         make(self, *given, **{**options, "every_seconds": 0.0})
@@ -87,6 +88,6 @@ def _run(folder: Path, arguments: tuple[str, ...], slow: float, at: str, said: l
         return plain(*given, **options)
 
     fit.Session.__init__ = eager
-    setattr(import_module(module), name, slowly)
+    setattr(owner, name, slowly)
     sys.argv = ["fewtune", *arguments]
     cli.main()

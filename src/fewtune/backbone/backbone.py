@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -382,17 +382,15 @@ class Backbone:
             )
         with self.routing.of(route_B):
             packed = self._pack(ids_BT, mask_BT, types_BT, ())
-        return Climb(packed, route_B, record=self._record, run=partial(self._run, self.blocks))
+        return Climb(packed, route_B, record=self._record, run=self._run)
 
     def _record(self, packed: Packed, route_B: Tensor | None) -> list[walk.Call]:
         with self.routing.of(route_B), self.autocast():
             return walk.record(self.stack, self.family, self._inputs(packed))
 
-    def _run(
-        self, blocks: nn.ModuleList, call: walk.Call, hidden_BTD: Tensor, carried: Tensor | None, route_B: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def _run(self, call: walk.Call, hidden_BTD: Tensor, carried: Tensor | None, route_B: Tensor | None) -> tuple[Tensor, Tensor | None]:
         with self.routing.of(route_B), self.autocast():
-            return walk.run(blocks, self.family, call, hidden_BTD, carried)
+            return walk.run(self.blocks, self.family, call, hidden_BTD, carried)
 
     def _in_turn(
         self,
