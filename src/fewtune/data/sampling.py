@@ -59,6 +59,16 @@ def pool(examples: Sequence[Example], n: int, *, seed: int, without: Sequence[Ex
     return tuple(replace(examples[position], label=None, shares=None) for position in chosen)
 
 
+def spread(examples: Sequence[Example], most: int) -> tuple[Example, ...]:
+    """At most `most` examples, evenly over the file, which may be sorted by something; all of a smaller one.
+
+    >>> [example.where for example in spread([Example({}, where=f"row {row}") for row in range(7)], 3)]
+    ['row 0', 'row 2', 'row 4']
+    """
+    kept = min(len(examples), most)
+    return tuple(examples[number * len(examples) // kept] for number in range(kept))
+
+
 def folds(
     examples: Sequence[Example], n: int, *, seed: int, groups: Sequence[str] | None = None
 ) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Example, Split
+from fewtune.data.sampling import spread
 from fewtune.errors import DataError, TaskError
 from fewtune.model import TunedModel
 from fewtune.precision import settle_precision
@@ -28,6 +29,7 @@ from fewtune.train.losses import cross_entropy
 
 _TEXT = Template.parse("{text}")
 _MOST_UNLABELED = 1000  # as many rows tell the candidates' shares to a point or two
+_MOST_LABELED = 500  # and so many which of two calibrations is likelier; all of a large file would cost a pass through the PLM
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,8 @@ def calibrate(model: TunedModel, wanted: Calibration | None, split: Split, *, ot
         wanted = otherwise
     if wanted is not None:
         return _fit(model, wanted, split)
-    scores_NC, targets_N = model.raw_scores(split.train), targets(model, split.train)
+    some = spread(split.train, _MOST_LABELED)
+    scores_NC, targets_N = model.raw_scores(some), targets(model, some)
     return likeliest((_fit(model, choice, split) for choice in (Uncalibrated(), Contextual())), scores_NC, targets_N)
 
 
@@ -140,10 +143,10 @@ def _of_rows(model: TunedModel, wanted: Calibration | None, split: Split) -> Cal
     plain = Calibrator.identity(0)
     against = replace(plain, premise=True)
     if wanted is None and split.train:
-        raw_NC, targets_N = model.raw_scores(split.train), targets(model, split.train)
+        some = spread(split.train, _MOST_LABELED)
+        raw_NC, targets_N = model.raw_scores(some), targets(model, some)
         losses = [
-            cross_entropy(one(scores_NC), targets_N).item()
-            for one, scores_NC in ((plain, raw_NC), (against, raw_NC - model.premise(split.train)))
+            cross_entropy(one(scores_NC), targets_N).item() for one, scores_NC in ((plain, raw_NC), (against, raw_NC - model.premise(some)))
         ]
         return against if losses[1] < losses[0] else plain
     if wanted is None or wanted.needs == "nothing":
@@ -176,5 +179,5 @@ def _fit(model: TunedModel | Routes, calibration: Calibration, split: Split) -> 
         if not split.unlabeled:
             fix = "Give texts with --unlabeled, or --calibration contextual."
             raise DataError(expected="unlabelled rows", got="none", where="--calibration", fix=fix)
-        return calibration.fit(model.raw_scores(split.unlabeled[:_MOST_UNLABELED]), None)
+        return calibration.fit(model.raw_scores(spread(split.unlabeled, _MOST_UNLABELED)), None)
     return Calibrator.identity(len(model.task.labels))

@@ -1,5 +1,6 @@
 """Draws are disjoint, nested and stable; folds partition the rows."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewtune.data.example import Example
-from fewtune.data.sampling import capped, derive, distinct, folds, pool, rates, shots, turns
+from fewtune.data.sampling import capped, derive, distinct, folds, pool, rates, shots, spread, turns
 from fewtune.errors import DataError, SpecError
 
 seeds = st.integers(0, 2**63)
@@ -94,6 +95,14 @@ def drawn_texts(given_examples, n, seed, without):
 def test_pools_leave_out_the_same_text_under_another_name():
     given_examples = [Example({"review": " fine"}, "a"), Example({"review": "dull"}, "b")]
     assert pool(given_examples, 9, seed=0, without=[Example({"text": "fine "}, "c")]) == (Example({"review": "dull"}),)
+
+
+@quick
+@given(st.integers(0, 40), st.integers(1, 40))
+def test_a_spread_takes_no_more_than_it_may_and_leaves_no_long_gap(size, most):
+    rows = [int(example.fields["text"]) for example in spread([Example({"text": str(row)}) for row in range(size)], most)]
+    assert len(rows) == min(size, most)
+    assert all(0 < after - before <= -(-size // most) for before, after in itertools.pairwise([-1, *rows, size])) or not rows
 
 
 @quick

@@ -9,8 +9,13 @@ import fewtune as ft
 from fewtune import artifact
 from fewtune.backbone import tiny
 from fewtune.backbone.backbone import Backbone
+from fewtune.data.example import Split
 from fewtune.errors import TaskError
+from fewtune.model import TunedModel
 from fewtune.readout.sentences import Sentences
+from fewtune.strategies import zeroshot
+from fewtune.strategies.zeroshot import ZeroShot
+from fewtune.train.fit import Session
 
 TASK = ft.Task.classification(["negative", "positive", "neither"], words={"positive": ["great", "good"]})
 TEXTS = ["great fun and joy", "a dull mess", "the capital of the country", ""]
@@ -60,6 +65,16 @@ def test_it_is_calibrated_by_texts_that_say_nothing_unless_told_otherwise(encode
         model.calibrator(model.content_free_scores()).softmax(-1).mean(0), torch.full((3,), 1 / 3).double(), atol=0.02, rtol=0
     )
     assert not torch.equal(answered(encoder, calibration=None), answered(encoder))
+
+
+def test_of_a_large_file_a_few_rows_of_every_part_choose_the_calibration(encoder, monkeypatch):
+    read, inner = [], TunedModel.raw_scores
+    monkeypatch.setattr(TunedModel, "raw_scores", lambda model, rows: read.append([row.label for row in rows]) or inner(model, rows))
+    monkeypatch.setattr(zeroshot, "_MOST_LABELED", 6)
+    rows = tuple(ft.Example({"text": TEXTS[row % 3]}, label) for label in TASK.labels for row in range(100))
+    recipe = ft.Recipe(TASK, readout=ft.Similarity())
+    ZeroShot().run(recipe, Split(train=rows), encoder, session=Session())
+    assert [label for label in TASK.labels for _ in range(2)] in read and max(map(len, read)) == 6
 
 
 def test_it_is_saved_and_read_back(encoder, tmp_path):
