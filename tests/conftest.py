@@ -23,11 +23,21 @@ FAST = ("bert", "llama")
 HERE = Path(__file__).parent
 
 
+def slow(path: Path) -> bool:
+    """Whether all of a file is: comparisons with other libraries, and whole commands but those of test_cli.py."""
+    kind = path.relative_to(HERE).parts[0]
+    return kind == "reference" or (kind == "flows" and path.name != "test_cli.py")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where no slow test is wanted, files of nothing else are not even imported."""
+    return True if config.option.markexpr == "not slow" and collection_path.suffix == ".py" and slow(collection_path) else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Comparisons with other libraries, whole commands but those of test_cli.py, and the other families' cases are slow ones."""
+    """Files of slow tests, and the other families' cases."""
     for item in items:
         family = getattr(item, "callspec", None) and item.callspec.params.get("family")
-        kind = item.path.relative_to(HERE).parts[0]
-        if family not in (None, *FAST) or kind == "reference" or (kind == "flows" and item.path.name != "test_cli.py"):
+        if family not in (None, *FAST) or slow(item.path):
             item.add_marker(pytest.mark.slow)

@@ -83,6 +83,8 @@ def test_a_run_that_goes_on_ends_with_the_same_bytes(name, what, family, tmp_pat
     assert same(on, run(name, family))
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(SHORT))
 def test_the_artifact_holds_the_same_deltas_and_says_how_they_were_made(name, tmp_path):
     model, plain = run(name, "llama"), run(None, "llama")

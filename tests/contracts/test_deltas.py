@@ -78,7 +78,13 @@ REFUSED = {
 }
 """What a family cannot carry → a part of the reason; all else it carries."""
 STACKED = ("bert", "gpt2", "llama")  # one of each kind: projections apart, fused, and grouped with gates
-CASES = [pytest.param(family, name, id=f"{family}-{name}") for family in FAMILIES for name in SETTINGS if (family, name) not in REFUSED]
+CASES = [
+    pytest.param(family, name, id=f"{family}-{name}", marks=[] if family == "llama" else [pytest.mark.slow])
+    for family in FAMILIES
+    for name in SETTINGS
+    if (family, name) not in REFUSED
+]
+"""`make check` is content with one family."""
 
 
 def case(plain, family, name):
@@ -258,6 +264,8 @@ def test_merging_gives_the_same_answers_and_unmerging_the_same_bytes(plain, fami
     assert_untouched(backbone, before)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "lora" else pytest.mark.slow) for name in MERGES])
 def test_a_thousand_merges_leave_the_bytes_of_the_base(plain, name):
     backbone, delta = case(plain, "bert", name)
@@ -336,6 +344,8 @@ def doubled(installed):
     return installed
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_of_one_batch_through_different_deltas_equal_their_solo_results(plain, family):
     backbone, solo = served(plain, family)

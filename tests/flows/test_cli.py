@@ -80,6 +80,8 @@ def test_many_rows_keep_their_order(work, fewtune, llama):
     assert rows[0]["input_label"] == "x" and rows[0]["label"] in ("positive", "negative")
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
@@ -98,6 +100,8 @@ def test_flags(work, fewtune, llama, more):
     assert fewtune("evaluate", "model", "train.csv")[0] == 0
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [("--strategy", "zeroshot"), ()])
 def test_demonstrations(work, fewtune, llama, more):
     shown = ("--demonstrations", "per_label=1,similar=1,draws=2")
@@ -161,6 +165,8 @@ def test_a_description_is_part_of_prompts_artifact_and_card(work, fewtune, llama
     assert json.loads((work / "model/manifest.json").read_text())["task"]["description"] == "Another?"
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_zeroshot_from_a_description(work, fewtune, llama):
     options = ("--labels", "positive,negative", "--label", "sentiment", "--backbone", llama, *WORDS)
     plain = fewtune("zeroshot", "train.csv", *options)[1]

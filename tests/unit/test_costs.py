@@ -34,6 +34,7 @@ def compare(backbone, *texts, **options):
 shapes = st.lists(st.integers(0, 5), max_size=3).map(tuple)
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(st.text(st.characters(codec="utf-8"), min_size=1), st.tuples(shapes, st.sampled_from([torch.float32, torch.bfloat16])))
 )

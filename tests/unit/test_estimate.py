@@ -97,6 +97,7 @@ def test_how_many_rows_f1_is_worth_by_hand():
     assert estimate.effective_rows(ratio, level=0.9) == pytest.approx(2 / 9 * 27 * (norm.ppf(0.95) / t.ppf(0.95, 2)) ** 2)
 
 
+@pytest.mark.slow
 @given(st.lists(st.booleans(), min_size=3, max_size=40).filter(lambda rights: 0 < sum(rights) < len(rights)))
 def test_rows_that_are_right_or_wrong_are_worth_themselves_but_for_what_is_estimated(rights):
     ratio = Ratio("accuracy", np.array(rights, dtype=float), np.ones(len(rights)))
@@ -104,6 +105,7 @@ def test_rows_that_are_right_or_wrong_are_worth_themselves_but_for_what_is_estim
     assert estimate.effective_rows(ratio, level=0.9) == pytest.approx((len(rights) - 1) * known)
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(0, 1), min_size=4, max_size=20), st.floats(0.01, 100))
 def test_an_interval_of_errors_holds_them_and_scales_with_them(given_errors, scale):
     ratio = errors(*given_errors, most=1)

@@ -66,6 +66,7 @@ def test_deltas_that_cannot_become_weights_are_refused_before_they_are_trained(b
     assert "base.weight" not in " ".join(backbone.model.state_dict())
 
 
+@pytest.mark.slow
 def test_a_folder_on_a_folder(base, tmp_path):
     _, installed = trained(base, LoRA(rank=2))
     plm.save(installed, tmp_path / "one", about={}, card="")

@@ -87,6 +87,7 @@ def drawings() -> st.SearchStrategy[Drawing]:
     return st.builds(Drawing, st.text(), circles, weights, st.none() | st.integers())
 
 
+@pytest.mark.slow
 @given(drawings())
 def test_plain_data_goes_through_json_and_back(drawing: Drawing) -> None:
     assert from_dict(Drawing, json.loads(json.dumps(to_dict(drawing))), "drawing") == drawing

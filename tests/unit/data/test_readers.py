@@ -286,6 +286,7 @@ def test_sources_that_are_none(source, told):
     assert refusal(source).startswith(told)
 
 
+@pytest.mark.slow
 def test_a_large_csv_takes_time_in_proportion(tmp_path):
     path = tmp_path / "large.csv"
     path.write_text("text,label\n" + '"a ""long"" review of a film",positive\n' * 30_000)

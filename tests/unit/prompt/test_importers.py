@@ -318,6 +318,7 @@ def test_nothing_but_our_own_errors(text, notation):
         assert str(Template.parse(template)) == template and "{slot}" in template
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(st.lists(pieces, max_size=8).map("".join))
 def test_nothing_but_our_own_errors_inside_a_template(text):

@@ -64,6 +64,7 @@ def test_it_finds_what_trying_everything_finds(seed, labels, rows, words):
     assert [one.log_likelihood for one in found] == pytest.approx([likelihood for _, likelihood, _ in wanted])
 
 
+@pytest.mark.slow
 def test_twenty_labels_are_searched_without_trying_everything():
     labels, rows = 20, 3
     targets_N = np.repeat(np.arange(labels), rows)

@@ -1,5 +1,6 @@
 """What is put at the slot so that every token of every word can be read."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,6 +34,7 @@ def test_masks_stand_for_what_is_not_read_yet():
 WORDS = st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple), min_size=1, max_size=3, unique=True).map(tuple)
 
 
+@pytest.mark.slow
 @given(st.lists(WORDS, min_size=1, max_size=4))
 def test_each_token_is_read_where_what_comes_before_it_stands(candidates):
     for causal in (True, False):

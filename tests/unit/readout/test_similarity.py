@@ -77,6 +77,7 @@ def test_frozen_embeddings_alone_are_a_classifier():
     assert [answer.label for answer in model.predict(TRAIN)] == [example.label for example in TRAIN]
 
 
+@pytest.mark.slow
 def test_tuning_pulls_texts_of_a_label_together():
     def gap(model):
         rows = model.asking.rows(TRAIN, 0)

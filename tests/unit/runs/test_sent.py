@@ -47,6 +47,7 @@ def test_it_says_the_same_as_here(asked, tmp_path):
     assert sorted(path.name for path in (tmp_path / "there").iterdir()) == sorted(path.name for path in (tmp_path / "here").iterdir())
 
 
+@pytest.mark.slow
 def test_it_says_the_same_whoever_was_asked_before(asked, plms):
     other = replace(asked, member=replace(asked.member, recipe=replace(asked.member.recipe, seed=6)), session=Session())
     asked, worker = replace(asked, session=Session()), Worker()

@@ -102,6 +102,7 @@ def test_inputs_without_content_are_calibrated_with_demonstrations_in_place():
     assert model.calibrator != plain.calibrator
 
 
+@pytest.mark.slow
 def test_a_query_is_shortened_as_without_and_demonstrations_have_a_budget_of_their_own():
     long = Example({"text": "great fun and a joy from start to finish " * 20})
     model = run(Demonstrations(similar=1, budget=30), max_length=40)

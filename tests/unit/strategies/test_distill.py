@@ -174,6 +174,7 @@ def test_layers_are_held_to_those_as_far_up():
     assert layer_map(3, 3) == (0, 1, 2)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_taught_is_refused(teacher, folders):
     with pytest.raises(DataError, match="expected texts to learn from"):
         run(Distill(), teacher, train=())

@@ -109,6 +109,7 @@ def test_what_is_exported_to_peft_has_no_exits_and_says_so(tmp_path):
     assert "Not in the folder: the early exits." in said
 
 
+@pytest.mark.slow
 def test_same_seed_same_exits(bert, with_exits):
     again = AddExits(promise=PROMISE, fit=FEW).run(bert, ROWS, session=Session()).exits
     assert again.threshold == with_exits.exits.threshold and again.about == with_exits.exits.about

@@ -95,6 +95,7 @@ def test_inputs_are_measured_on_some_rows_or_scaled_for_each_token(folder):
         ToInt8(rows=0)
 
 
+@pytest.mark.slow
 def test_a_low_rank_update_is_stored_alone(folder, tmp_path):
     made = in_eight_bits(tuned(folder, ft.LoRA(rank=2)), inputs="token")
     assert sorted(file.name for file in made.save(tmp_path / "small").glob("delta*")) == ["delta-1.safetensors"]

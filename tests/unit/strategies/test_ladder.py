@@ -42,6 +42,7 @@ def test_what_learns_the_task_is_kept_and_judged_on_rows_it_has_not_seen():
     assert any("Kept: tuned. Estimate: " in note for note in notes)
 
 
+@pytest.mark.slow
 def test_tuning_that_does_nothing_is_not_kept():
     model, _, _ = run(deltas=(LoRA(rank=4),), steps=0)
     assert model.about["kept"].startswith("zero-shot") and not model.deltas and model.trained_parameters == 0
@@ -157,6 +158,7 @@ def test_ratings_climb_the_same_rungs_but_those_that_show_a_label():
     assert any("Estimate: mean absolute error " in note for note in notes)
 
 
+@pytest.mark.slow
 def test_tuning_that_does_nothing_is_not_kept_for_ratings_either():
     model, _, _ = run(train=RATED, task=RATING, family="llama", deltas=(LoRA(rank=4),), steps=0)
     assert model.about["kept"].startswith("zero-shot") and not model.deltas

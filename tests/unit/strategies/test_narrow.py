@@ -198,6 +198,7 @@ def test_what_cannot_be_handed_on_and_what_is_not_there_is_refused(tmp_path):
             Narrowing(**odd)
 
 
+@pytest.mark.slow
 def test_rounds_end_at_the_shares_and_share_the_steps(tmp_path):
     said = []
     folder = str(tiny.save("bert", tmp_path / "plm"))

@@ -86,6 +86,7 @@ def test_at_once_by_magnitude_the_tuned_weights_remain_that_are_largest(model):
     assert all(torch.equal(made.reader.weights[name], weight) for name, weight in model.reader.weights.items())
 
 
+@pytest.mark.slow
 def test_of_the_words_bits_are_stored_and_the_values_are_the_plms_own(model):
     made = prune(model, ONCE)
     blocks, words, rest = made.deltas
@@ -160,6 +161,7 @@ def test_a_ticket_is_found_in_what_was_trained_and_starts_from_what_was_not(mode
     assert before[keep].min() >= before[~keep].max() and plain[keep].abs().min() < plain[~keep].abs().max()
 
 
+@pytest.mark.slow
 def test_a_ticket_in_rounds_is_as_small_and_another(model):
     found = [prune(model, Prune(by="lottery", rounds=rounds, steps=2, learning_rate=0.01)) for rounds in (1, 2)]
     assert out(found[0]) == out(found[1]), "the share that is asked for, in any number of rounds"
@@ -167,6 +169,7 @@ def test_a_ticket_in_rounds_is_as_small_and_another(model):
     assert not torch.equal(*keep), "the second round ranks what the first has trained"
 
 
+@pytest.mark.slow
 def test_a_model_of_low_rank_updates_starts_from_them_merged(folder):
     model = tuned(folder, ft.LoRA(rank=2))
     made = prune(model, ONCE)

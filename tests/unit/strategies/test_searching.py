@@ -50,6 +50,7 @@ def test_what_is_found_is_in_the_model_and_in_its_artifact(strategy, family, tmp
     assert Recipe.from_dict(model.about["recipe"]).search == BOTH and Recipe.from_dict(model.about["recipe"]).task == TASK
 
 
+@pytest.mark.slow
 def test_the_same_seed_finds_the_same():
     one, two = run(family="llama")[0], run(family="llama")[0]
     assert one.task == two.task and one.about == two.about and one.predict(TRAIN) == two.predict(TRAIN)

@@ -53,6 +53,7 @@ def test_the_loss_curve_is_that_of_a_run_without_it(family, delta):
     assert len(with_it[0]) == 12 and with_it[0][0] != with_it[0][-1]
 
 
+@pytest.mark.slow
 def test_it_says_so_and_says_when_it_is_full():
     kept = run(LoRA(rank=2, top=1 / 3), StateCache())[2]
     assert any("States below block 2 of 3 are computed once and kept" in line for line in kept)

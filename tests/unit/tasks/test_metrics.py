@@ -117,6 +117,7 @@ def test_resampled_statistics_equal_the_metric_on_each_resample(rows, seed):
         assert statistic(resamples[0]) == pytest.approx(want[0], abs=1e-12)
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(measured())
 def test_values_lie_within_their_intervals_and_these_within_bounds(rows):

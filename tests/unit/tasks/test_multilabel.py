@@ -83,6 +83,7 @@ def test_a_threshold_by_hand():
     assert best_threshold(np.zeros((0, 2), dtype=bool), np.zeros((0, 2))) == 0.5
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 9)), min_size=1, max_size=20))
 def test_no_threshold_is_better_on_the_rows_that_choose_it(pairs):
     targets, shares = np.array([[yes] for yes, _ in pairs]), np.array([[tenth / 9] for _, tenth in pairs])

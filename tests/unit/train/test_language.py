@@ -23,6 +23,7 @@ def padded(rows):
 texts = st.lists(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=30), min_size=1, max_size=6)
 
 
+@pytest.mark.slow
 @given(texts)
 def test_each_next_token_is_predicted_by_the_state_before_it(rows):
     ids_BT, mask_BT = padded(rows)
