@@ -30,11 +30,11 @@ def check_target(folder: Path, *, overwrite: bool, mark: str = MANIFEST) -> None
     """Raise `ArtifactError` unless what holds a file called `mark` may be written to `folder`."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    fix = "Give another --out."
+    fix = "Name another folder."
     if folder.is_dir() and (folder / mark).exists():
         if overwrite:
             return
-        fix = "Give another --out, or --overwrite."
+        fix = "Name another folder, or --overwrite."
     raise ArtifactError(expected="a folder that is not there yet", got="one that is", where=str(folder), fix=fix)
 
 
@@ -112,7 +112,7 @@ def whole(folder: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
     except OSError as error:
         raise ArtifactError(
-            expected="a place to write to", got=error.strerror or str(error), where=str(folder), fix="Give another --out."
+            expected="a place to write to", got=error.strerror or str(error), where=str(folder), fix="Name another folder."
         ) from error
     try:
         yield temporary

@@ -22,7 +22,7 @@ from fewtune.data.example import Example
 from fewtune.deltas.mask import borrowed
 from fewtune.evaluation import evaluate
 from fewtune.model import TunedModel
-from fewtune.tasks.metrics import ERRORS, Interval, Ratio, bootstrap, divide
+from fewtune.tasks.metrics import ERRORS, Interval, Ratio, bootstrap, divide, wald_paired
 
 BATCH = 32
 ROUNDS = 3
@@ -99,7 +99,8 @@ def _seconds(model: TunedModel, texts: Sequence[Example]) -> float:
 
 
 def lost(full: Ratio, small: Ratio, *, seed: int = 0) -> Interval:
-    """Points of the metric that the smaller model loses, row by row against the full one, with the percentile interval."""
+    """Points of the metric that the smaller model loses, row by row against the full one, with an interval: where rows are right or wrong
+    that of a difference of shares, else the percentile bootstrap's."""
     scale = (-100 if full.metric in ERRORS else 100) / full.most
 
     def points(rows_RN: NDArray[Any]) -> NDArray[Any]:
@@ -107,9 +108,12 @@ def lost(full: Ratio, small: Ratio, *, seed: int = 0) -> Interval:
         return np.asarray(scale * (one - other))
 
     every = np.arange(len(full.over_N))
+    value = float(points(every[None])[0])
+    if full.counts:
+        more, fewer = (int((one.over_N > other.over_N).sum()) for one, other in ((full, small), (small, full)))
+        return Interval.around(value, *(scale * end for end in wald_paired(more, fewer, len(every), confidence=0.95)))
     same = np.array_equal(full.over_N, small.over_N) and np.array_equal(full.under_N, small.under_N)
-    ends = (0.0, 0.0) if same else bootstrap(points, len(every), confidence=0.95, seed=seed)
-    return Interval.around(float(points(every[None])[0]), *map(float, ends))
+    return Interval.around(value, *((0.0, 0.0) if same else bootstrap(points, len(every), confidence=0.95, seed=seed)))
 
 
 def bytes_of(folder: Path, model: TunedModel) -> Bytes:

@@ -78,7 +78,7 @@ def test_two_teachers_are_another_job_than_one(fewtune, model, work):
     code, _, err = fewtune(*command, "--teacher", model)
     assert code == 0 and "rows are answered by 2 teachers" in err, err
     code, _, err = fewtune(*command, "--target", "size=0.0001")
-    assert code == 2 and "Give another --out" in err
+    assert code == 2 and "Name another folder" in err
     code, _, err = fewtune(*command, "--target", "size=0.0001", "--overwrite")
     assert code == 1 and "rows are answered by the teacher" in err and (work / "small").exists()
 
@@ -118,7 +118,7 @@ def test_the_ladder_is_tried_and_the_best_is_taken(fewtune, model, work):
         (("--by", "distill", "--teacher", "none"), "none: expected an artifact"),
         (("--by", "distill", "--data", "few.csv"), "expected at least 20 labelled rows, got 4"),
         (("--by", "distill", "--data", "texts.csv"), "label"),
-        (("--by", "distill", "--to", "model"), "Give another --out"),
+        (("--by", "distill", "--to", "model"), "Name another folder"),
         (("--by", "distill", "--data", "none.csv"), "none.csv"),
     ],
 )

@@ -6,6 +6,7 @@ Dimensions: N rows, C candidates (the task's labels), R resamples.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -270,6 +271,19 @@ def wilson(right: int, rows: int, *, confidence: float) -> tuple[float, float]:
 
     ends = binomtest(right, rows).proportion_ci(confidence, method="wilson")
     return float(ends.low), float(ends.high)
+
+
+def wald_paired(more: int, fewer: int, rows: int, *, confidence: float) -> tuple[float, float]:
+    """The ends of the interval of a difference of two shares of the same rows: `more` count for the first alone, `fewer` for the second.
+
+    Wald's with one row added to each of the two (Bonett & Price 2012), so that it has a width where no row differs, too.
+    """
+    from scipy.stats import norm
+
+    one, other, total = more + 1, fewer + 1, rows + 2
+    difference = (one - other) / total
+    width = float(norm.ppf((1 + confidence) / 2)) * math.sqrt(((one + other) / total - difference**2) / total)
+    return max(-1.0, difference - width), min(1.0, difference + width)
 
 
 def bootstrap(statistic: Callable[[Array], Array], rows: int, *, cells: int = 0, confidence: float, seed: int) -> tuple[float, float]:

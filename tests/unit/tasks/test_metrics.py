@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import norm
+from scipy.stats import multinomial, norm
 from sklearn import metrics as sk
 
 from fewtune import registry
@@ -102,6 +102,17 @@ def test_accuracy_has_wilsons_interval():
     z, share = norm.ppf(0.95), found.value
     middle, half = share + z * z / 100, z * math.sqrt(share * (1 - share) / 50 + z * z / 10_000)
     assert (found.low, found.high) == pytest.approx(((middle - half) / (1 + z * z / 50), (middle + half) / (1 + z * z / 50)))
+
+
+@pytest.mark.parametrize("shares", [(0.02, 0.02), (0.1, 0.02), (0.25, 0.15)])
+def test_a_difference_of_shares_of_the_same_rows_lies_in_its_interval_as_often_as_said(shares):
+    rows, held = 40, 0.0
+    for more in range(rows + 1):
+        for fewer in range(rows + 1 - more):
+            low, high = metrics.wald_paired(more, fewer, rows, confidence=0.9)
+            if low <= shares[0] - shares[1] <= high:
+                held += float(multinomial.pmf((more, fewer, rows - more - fewer), rows, (*shares, 1 - sum(shares))))
+    assert 0.88 < held <= 1
 
 
 @pytest.mark.slow
