@@ -272,3 +272,6 @@ HELD_OUT: tuple[Shared, ...] = (
         ("text_a", "text_b", "word"),
     ),
 )
+
+TOPICS = ("topic", "question type", "intent", "spam", "offensive language")
+"""Kinds of which the PLM knows something untrained; of inference, reading, word senses and acceptability one of this size knows nothing."""

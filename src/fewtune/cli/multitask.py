@@ -28,7 +28,7 @@ def multitask(
     loss: Annotated[
         Literal["choice", "language", "both"],
         typer.Option("--loss", help="Choosing among the candidates, the language-model loss of the right answer (T0's), or both."),
-    ] = "both",
+    ] = "language",
     cap: Annotated[int, typer.Option("--cap", min=1, help="Larger tasks are drawn as if they had so many rows.")] = 1000,
     temperature: Annotated[float, typer.Option("--temperature", help="Above 1, small tasks are drawn more often.")] = 1.0,
     overlap: Annotated[

@@ -47,7 +47,7 @@ class MultiTask:
     sum, two of the three losses of T-Few (Liu et al. 2022, section 3.2).
     """
 
-    loss: Literal["choice", "language", "both"] = "both"
+    loss: Literal["choice", "language", "both"] = "language"
     cap: int = 1000
     temperature: float = 1.0
 
