@@ -228,7 +228,7 @@ def _facts(options: argparse.Namespace, codes: str) -> str:
             "",
             "Accuracy in percent: the median over templates with the quartiles, and the mean over seeds. A seed draws the training rows, "
             "the order, the templates and the deltas' start. The interval is a bootstrap over rows, the same ones before and after; that "
-            "of several seeds is the mean of theirs. Templates and tasks are those there are, chosen before anything was trained.",
+            "of several seeds is the mean of theirs. Templates were written before anything was trained, and none is left out.",
         )
     )
 
