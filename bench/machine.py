@@ -23,6 +23,7 @@ import torch
 import fewtune
 from fewtune.data.example import Example
 from fewtune.data.readers import read
+from fewtune.data.sampling import spread
 from fewtune.errors import DataError, FewtuneError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,7 +67,7 @@ class DataSet:
     def first(self, count: int) -> tuple[Example, ...]:
         """The first `count` test rows, or all of them with 0; of a file that is sorted by label as many, spread evenly over it."""
         if self.is_sorted(count):
-            return tuple(self.test[number * len(self.test) // count] for number in range(count))
+            return spread(self.test, count)
         return self.test[: count or None]
 
     def cut(self, count: int) -> dict[str, bool]:

@@ -84,7 +84,6 @@ def test_a_run_that_goes_on_ends_with_the_same_bytes(name, what, family, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("name", list(SHORT))
 def test_the_artifact_holds_the_same_deltas_and_says_how_they_were_made(name, tmp_path):
     model, plain = run(name, "llama"), run(None, "llama")

@@ -265,7 +265,6 @@ def test_merging_gives_the_same_answers_and_unmerging_the_same_bytes(plain, fami
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "lora" else pytest.mark.slow) for name in MERGES])
 def test_a_thousand_merges_leave_the_bytes_of_the_base(plain, name):
     backbone, delta = case(plain, "bert", name)
@@ -344,7 +343,6 @@ def doubled(installed):
     return installed
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_of_one_batch_through_different_deltas_equal_their_solo_results(plain, family):

@@ -45,7 +45,6 @@ def run(family="llama", *, task=TASK, strategy="supervised", train=ROWS, backbon
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("family", WRITING)
 def test_what_was_learned_is_written_measured_and_saved(family, tmp_path):
     backbone = Backbone(*tiny.model(family), name=str(tiny.save(family, tmp_path / "plm")))
@@ -127,7 +126,6 @@ def test_the_states_below_the_first_tuned_block_are_kept():
     assert any("States below block 2 of 3 are computed once" in line for line in said)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_with_nothing_chosen_it_is_tuned_on_all_rows_without_an_estimate():
     model, said = run(strategy=None, fit=FitOptions(batch_size=4))

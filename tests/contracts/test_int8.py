@@ -167,7 +167,6 @@ def test_tasks_share_what_was_made_of_the_weights_and_each_row_of_a_batch_has_it
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_weights_of_another_delta_are_refused(plain):
     backbone = copy.deepcopy(plain["bert"])
     Subset("last").install(backbone, generator=generator())

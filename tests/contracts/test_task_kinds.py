@@ -278,7 +278,6 @@ def test_with_nothing_chosen_it_is_tuned_in_a_way_that_suits_it(name, backbone):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @EACH
 def test_a_temperature_is_fitted_on_rows_not_seen(name):
     case = CASES[name]

@@ -27,7 +27,6 @@ FILES = {
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_the_commands_run(tmp_path, monkeypatch, capsys):
     tiny.save("llama", tmp_path / "plm")
     (tmp_path / "tasks").mkdir()

@@ -36,7 +36,6 @@ def work(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_the_commands_run(work, monkeypatch, capsys):
     assert len(COMMANDS) == 9
     for command in COMMANDS:
@@ -50,7 +49,6 @@ def test_the_commands_run(work, monkeypatch, capsys):
     assert (work / "model" / "manifest.json").exists() and (work / "answers.csv").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_the_python_example_runs(work, monkeypatch):
     (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)

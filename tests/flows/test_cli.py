@@ -81,7 +81,6 @@ def test_many_rows_keep_their_order(work, fewtune, llama):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
@@ -100,7 +99,6 @@ def test_flags(work, fewtune, llama, more):
     assert fewtune("evaluate", "model", "train.csv")[0] == 0
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [("--strategy", "zeroshot"), ()])
 def test_demonstrations(work, fewtune, llama, more):
@@ -165,7 +163,6 @@ def test_a_description_is_part_of_prompts_artifact_and_card(work, fewtune, llama
     assert json.loads((work / "model/manifest.json").read_text())["task"]["description"] == "Another?"
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_zeroshot_from_a_description(work, fewtune, llama):
     options = ("--labels", "positive,negative", "--label", "sentiment", "--backbone", llama, *WORDS)

@@ -109,7 +109,6 @@ def test_held_out_blocks_and_others_share_none_and_are_all(count, share, most):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(0, 2**32), st.integers(0, 3))
 def test_each_epoch_has_every_number_once_in_an_order_of_its_own(count, window, seed, epoch):
     order = Order(count, seed, window)
