@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewtune import estimate
+from fewtune import estimate, registry
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Split
 from fewtune.data.sampling import distinct
@@ -50,13 +50,18 @@ class Rung:
 
     @property
     def learns(self) -> bool:
-        """Whether it learns from labelled rows or shows some, so that it must be judged on others."""
-        return isinstance(self.strategy, Supervised) or self.recipe.demonstrations is not None
+        """Whether it learns from labelled rows, so that it must be judged on others."""
+        return isinstance(self.strategy, Supervised)
+
+    @property
+    def shows(self) -> bool:
+        """Whether labelled rows stand in its prompts; no row is ever shown itself, so that all can judge."""
+        return self.recipe.demonstrations is not None
 
     @property
     def cost(self) -> tuple[bool, bool, int]:
-        """What makes it dearer than another: that it learns, that it has something to train, the size of its PLM."""
-        return self.learns, bool(self.recipe.deltas), self.backbone.parameters
+        """What makes it dearer than another: that it needs labelled rows, that it has something to train, the size of its PLM."""
+        return self.learns or self.shows, bool(self.recipe.deltas), self.backbone.parameters
 
     @property
     def given(self) -> Recipe:
@@ -113,7 +118,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Ladder:
-    """Zero-shot, zero-shot calibrated, zero-shot with what a search finds where that is wanted, in-context, tuned.
+    """Zero-shot, zero-shot with what a search finds where that is wanted, in-context, tuned; what trains nothing plain and calibrated.
 
     Where no word is read, frozen embeddings and tuned, or tuned alone.
     """
@@ -170,11 +175,11 @@ def judge(
     """
     names = ", ".join(rung.name for rung in rungs)
     session.say(f"Judging {names} on {len(judging.train)} labelled rows, each by a model that has not seen it.")
-    task, seed, verdicts = rungs[0].recipe.task, rungs[0].recipe.seed, []
+    task, seed, verdicts, raw = rungs[0].recipe.task, rungs[0].recipe.seed, [], dict[str, Tensor]()
     for number, rung in enumerate(rungs):
         log_NC = known(rung)
         if log_NC is None:
-            log_NC = _unseen(rung, judging, session.child(f"rung-{number}"))
+            log_NC = _unseen(rung, judging, session.child(f"rung-{number}"), raw)
         verdicts.append(Verdict.of(log_NC, task, judging.train, seed=seed, tempered=tempered))
     return Judged(rungs, tuple(verdicts))
 
@@ -193,19 +198,23 @@ def _rungs(recipe: Recipe, backbone: Backbone, judging: Split) -> tuple[Rung, ..
     if not recipe.readout.needs_slot:
         frozen = Rung("frozen embeddings", Supervised(), bare, backbone)
         return (frozen, tuned) if recipe.readout.pairs and recipe.deltas else (tuned,)
-    kinds: dict[str, Calibration] = {"zero-shot": Uncalibrated()}
+    ways: dict[str, Calibration] = {"": Uncalibrated()}
     labels = bool(recipe.task.labels)
     if not recipe.readout.reverses:
-        kinds["zero-shot calibrated"] = Contextual() if labels else PMI()
+        ways[" calibrated"] = Contextual() if labels else PMI()
     if recipe.calibration is not None and recipe.calibration.needs != "targets":
-        kinds = {"zero-shot": recipe.calibration}
-    rungs = [Rung(name, ZeroShot(), replace(bare, calibration=kind), backbone) for name, kind in kinds.items()]
+        ways = {"": recipe.calibration}
+
+    def untuned(name: str, own: Recipe) -> list[Rung]:
+        return [Rung(name + way, ZeroShot(), replace(own, calibration=kind), backbone) for way, kind in ways.items()]
+
+    rungs = untuned("zero-shot", bare)
     if recipe.search:
         # Without a delta nothing is tuned, and what is found is found from the rows that a fold may see.
         rungs.append(Rung("zero-shot, searched", Supervised(), replace(bare, search=recipe.search), backbone))
     shown = replace(bare, demonstrations=recipe.demonstrations or SHOWN)
     if recipe.demonstrations or (labels and backbone.causal and fits(shown, backbone, judging)):
-        rungs.append(Rung("in-context", ZeroShot(), shown, backbone))
+        rungs += untuned("in-context", shown)
     return (*rungs, tuned)
 
 
@@ -219,8 +228,15 @@ def fits(recipe: Recipe, backbone: Backbone, judging: Split) -> bool:
     return True
 
 
-def _unseen(rung: Rung, judging: Split, session: Session) -> Tensor:
-    """Calibrated log-probabilities_NC of each row by a model that has not learned from it."""
+def _unseen(rung: Rung, judging: Split, session: Session, raw: dict[str, Tensor]) -> Tensor:
+    """Calibrated log-probabilities_NC of each row by a model that has not learned from it.
+
+    Where nothing is learned, ways that differ in their calibration alone share one pass over the rows, kept in `raw`.
+    """
     if rung.learns:
         return out_of_fold(rung.given, judging, rung.backbone, session, read=TunedModel.log_probabilities, strategy=rung.strategy)
-    return rung.run(replace(judging, train=()), session).log_probabilities(judging.train)
+    model = rung.run(judging if rung.shows else replace(judging, train=()), session)
+    key = registry.key_of([replace(rung.recipe, calibration=None).to_dict(), rung.backbone.fingerprint])
+    if key not in raw:
+        raw[key] = model.raw_scores(judging.train)
+    return model.log_probabilities(judging.train, raw[key])
