@@ -27,7 +27,7 @@ from fewtune.prompt.encode import Row
 from fewtune.readout.calibration import Contextual, Uncalibrated
 from fewtune.readout.readout import widened
 from fewtune.recipe import Recipe
-from fewtune.strategies import adapting
+from fewtune.strategies import adapting, trainable
 from fewtune.strategies.searching import searched
 from fewtune.strategies.strategy import Strategy
 from fewtune.strategies.zeroshot import calibrate, demonstrated, targets
@@ -168,7 +168,7 @@ def _tune(model: TunedModel, recipe: Recipe, split: Split, session: Session, tem
     steps = recipe.fit.steps
     if steps is None:
         steps = default_steps(len(train), model.most(train), pairs=model.readout.pairs)
-    groups = _groups(tuned, recipe)
+    groups = trainable.grouped(trainable.of_model(tuned), recipe.fit.learning_rate)
     try:
         adapting.before(tuned, recipe, split.unlabeled, session)
         rows = _rows(tuned, train)
@@ -246,14 +246,6 @@ def _forecast(model: TunedModel, rows: _Rows, recipe: Recipe, epoch: _Epoch, ste
     batch = model.asking.collate([rows[template][index] for index in indices], template)
     found = forecast.seconds(model, batch, cached=cached, most=max(1, steps // 20))
     return found.step * steps * middle / size + found.states * sum(new) / size
-
-
-def _groups(model: TunedModel, recipe: Recipe) -> list[Group]:
-    """Weights with the learning rate that suits their kind, unless the recipe names one for all."""
-    parts = [(f"{number}.", part.weights, part.delta.learning_rate) for number, part in enumerate(model.deltas)]
-    parts.append(("readout.", model.reader.weights, model.readout.learning_rate))
-    named = [({prefix + name: weight for name, weight in weights.items()}, rate) for prefix, weights, rate in parts if weights and rate]
-    return [Group(weights, recipe.fit.learning_rate or rate) for weights, rate in named]
 
 
 @dataclass(frozen=True)
