@@ -27,6 +27,7 @@ from fewtune.prompt.demonstrations import Demonstrations
 from fewtune.readout.calibration import Calibration, Contextual, Uncalibrated
 from fewtune.readout.pmi import PMI
 from fewtune.recipe import Recipe
+from fewtune.strategies import frozen
 from fewtune.strategies.strategy import Strategy
 from fewtune.strategies.supervised import FOLDS, Supervised, out_of_fold, provisional
 from fewtune.strategies.verdict import Verdict
@@ -151,7 +152,8 @@ def climb(contestants: Sequence[tuple[Recipe, Backbone]], split: Split, *, sessi
 def finished(judged: Judged, split: Split, session: Session) -> TunedModel:
     """The model of the rung that is kept; `about` holds its estimate and each rung's figures."""
     kept, figures = judged.rungs[judged.kept], judged.figures()
-    found = estimate.chosen(judged.losses_NM, judged.ratios_M, seed=judged.rungs[0].recipe.seed, choose=judged.choose)
+    widened = estimate.widened(judged.verdicts_M[judged.kept].partings)
+    found = estimate.chosen(judged.losses_NM, judged.ratios_M, seed=judged.rungs[0].recipe.seed, choose=judged.choose, widened=widened)
     each = ", ".join(f"{one['name']} {figure(found.metric, one[found.metric])} (loss {one['loss']:.2f})" for one in figures)
     session.say(f"On rows not seen: {each}. Kept: {kept.name}. Estimate: {estimate.spoken(found)}.")
     model = judged.mended(kept.run(split, session))
@@ -178,9 +180,9 @@ def judge(
     task, seed, verdicts, raw = rungs[0].recipe.task, rungs[0].recipe.seed, [], dict[str, Tensor]()
     for number, rung in enumerate(rungs):
         log_NC = known(rung)
-        if log_NC is None:
-            log_NC = _unseen(rung, judging, session.child(f"rung-{number}"), raw)
-        verdicts.append(Verdict.of(log_NC, task, judging.train, seed=seed, tempered=tempered))
+        partings = [log_NC] if log_NC is not None else _unseen(rung, judging, session.child(f"rung-{number}"), raw)
+        verdict = Verdict.pooled([Verdict.of(one, task, judging.train, seed=seed, tempered=tempered) for one in partings])
+        verdicts.append(verdict if rung.learns else replace(verdict, partings=0))
     return Judged(rungs, tuple(verdicts))
 
 
@@ -228,15 +230,17 @@ def fits(recipe: Recipe, backbone: Backbone, judging: Split) -> bool:
     return True
 
 
-def _unseen(rung: Rung, judging: Split, session: Session, raw: dict[str, Tensor]) -> Tensor:
-    """Calibrated log-probabilities_NC of each row by a model that has not learned from it.
+def _unseen(rung: Rung, judging: Split, session: Session, raw: dict[str, Tensor]) -> list[Tensor]:
+    """Calibrated log-probabilities_NC of each row by a model that has not learned from it; of several partings where these cost nothing.
 
     Where nothing is learned, ways that differ in their calibration alone share one pass over the rows, kept in `raw`.
     """
+    if rung.learns and frozen.applies(rung.given):
+        return frozen.unseen(rung.given, judging, rung.backbone, session)
     if rung.learns:
-        return out_of_fold(rung.given, judging, rung.backbone, session, read=TunedModel.log_probabilities, strategy=rung.strategy)
+        return [out_of_fold(rung.given, judging, rung.backbone, session, read=TunedModel.log_probabilities, strategy=rung.strategy)]
     model = rung.run(judging if rung.shows else replace(judging, train=()), session)
     key = registry.key_of([replace(rung.recipe, calibration=None).to_dict(), rung.backbone.fingerprint])
     if key not in raw:
         raw[key] = model.raw_scores(judging.train)
-    return model.log_probabilities(judging.train, raw[key])
+    return [model.log_probabilities(judging.train, raw[key])]
