@@ -198,8 +198,8 @@ def _rungs(recipe: Recipe, backbone: Backbone, judging: Split) -> tuple[Rung, ..
     tuned = Rung("tuned", Supervised(), recipe, backbone)
     bare = replace(recipe, deltas=(), search=(), adapt=(), demonstrations=None)
     if not recipe.readout.needs_slot:
-        frozen = Rung("frozen embeddings", Supervised(), bare, backbone)
-        return (frozen, tuned) if recipe.readout.pairs and recipe.deltas else (tuned,)
+        embedded = Rung("frozen embeddings", Supervised(), bare, backbone)
+        return (embedded, tuned) if recipe.readout.pairs and recipe.deltas else (tuned,)
     ways: dict[str, Calibration] = {"": Uncalibrated()}
     labels = bool(recipe.task.labels)
     if not recipe.readout.reverses:
