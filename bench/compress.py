@@ -219,7 +219,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=RESULTS / "raw" / "compress", help="where models are kept")
-    parser.add_argument("--lines", type=Path, default=RESULTS / "raw" / "compress.jsonl")
+    parser.add_argument("--lines", type=Path, default=RESULTS / "compress.jsonl")
     parser.add_argument("--out", type=Path, default=RESULTS / "compress.md")
     parser.add_argument("--peak", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)

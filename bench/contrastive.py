@@ -36,7 +36,8 @@ from fewtune.settings import Settings
 from fewtune.tasks.task import Task
 from fewtune.train.fit import Session
 
-RAW = RESULTS / "raw" / "contrastive.jsonl"
+# Kept beside the page, for it takes hours and is gone on with on other days and machines.
+RAW = RESULTS / "contrastive.jsonl"
 HERE = Path(__file__).parent
 PYTHON = HERE / "setfit.venv" / "bin" / "python"
 SIDES = ("setfit", "contrastive", "frozen", "default")

@@ -241,9 +241,12 @@ class TunedModel:
             return self.calibrator.each(scores_NC).sigmoid()
         return self.calibrator(scores_NC).softmax(-1)
 
-    def log_probabilities(self, examples: Sequence[Example]) -> Tensor:
-        """Calibrated log-probabilities_NC, float64; log-odds where each candidate is judged for itself."""
-        scores_NC = self.scores(examples)
+    def log_probabilities(self, examples: Sequence[Example], raw_NC: Tensor | None = None) -> Tensor:
+        """Calibrated log-probabilities_NC, float64; log-odds where each candidate is judged for itself.
+
+        `raw_NC` are the examples' uncalibrated scores, if they are known already.
+        """
+        scores_NC = self.scores(examples) if raw_NC is None else self._against(raw_NC, examples, 32)
         return self.calibrator.each(scores_NC) if kind_of(self.task).independent else self.calibrator(scores_NC).log_softmax(-1)
 
     def predict(self, texts: Iterable[object], *, batch_size: int = 32) -> list[Prediction]:

@@ -1,5 +1,6 @@
 """A fit that is killed and started again ends with the same bytes as one that was left alone."""
 
+import re
 import signal
 import time
 from pathlib import Path
@@ -64,8 +65,8 @@ def killed_at(work, file, *more):
 
 
 def test_killed_among_the_folds_of_the_ladder(work):
-    err = killed_at(work, "fit.rung-3.fold-2.safetensors", "--strategy", "ladder")
-    assert "Going on with fit.rung-3.fold-1 after step 20 of 20" in err
+    err = killed_at(work, "fit.rung-*.fold-2.safetensors", "--strategy", "ladder")
+    assert re.search(r"Going on with fit\.rung-\d\.fold-1 after step 20 of 20", err)
 
 
 def test_killed_among_the_members_of_pet(work):

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from fewtune.backbone import catalogue, fingerprints
-from fewtune.backbone.backbone import Backbone, family_of
+from fewtune.backbone.anatomy import family_of
+from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.families import Family
 from fewtune.backbone.quiet import quiet
 from fewtune.errors import BackboneError

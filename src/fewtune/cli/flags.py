@@ -68,7 +68,9 @@ Demonstrations = Annotated[
 Search = Annotated[
     list[str] | None,
     typer.Option(
-        "--search", help="words or templates, both by repeating: found with the labelled rows; words:by=ratio, templates:keep=4 …"
+        "--search",
+        help="words or templates, both by repeating: found with the labelled rows; words:by=ratio, templates:keep=4, "
+        "templates:infill=<folder of a T5> …",
     ),
 ]
 Adapt = Annotated[

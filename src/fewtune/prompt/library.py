@@ -44,13 +44,17 @@ LIBRARY: Mapping[str, Mapping[int, tuple[str, ...]]] = {
 """For autoregressive models only those count that end with the slot."""
 
 
-def candidates(task: Task, *, causal: bool) -> tuple[str, ...]:
-    """Templates for the task: those that it has (or the default) first, then paraphrases and the library's in turn, each once.
+def candidates(task: Task, *, causal: bool, proposed: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Templates for the task: those that it has (or the default) first, then what was `proposed`, paraphrases and the library's in turn,
+    each once.
 
     A model that sees what follows the slot is shown a full stop there: without one, a full stop is what it would put in the slot.
     """
     given = task.templates or templates_of(task, slot=True)
-    made = (*_in_turn(paraphrases(given[0], task), library(task)), *(text for one in given[1:] for text in paraphrases(one, task)))
+    made = (
+        *_in_turn(proposed, paraphrases(given[0], task), library(task)),
+        *(text for one in given[1:] for text in paraphrases(one, task)),
+    )
     ending = "" if causal else "."
     ended = (text + ending if text.endswith("{slot}") else text for text in made)
     return tuple(dict.fromkeys((*given, *(text for text in ended if not causal or text.endswith("{slot}")))))

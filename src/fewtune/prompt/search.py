@@ -66,6 +66,10 @@ class Judge(Protocol):
         """
         ...
 
+    def proposed(self, task: Task, infill: str | None, most: int) -> tuple[str, ...]:
+        """At most `most` templates that the PLM called `infill`, or the one that judges, writes by filling gaps; none where it cannot."""
+        ...
+
     def judge(self, scores: Scores) -> Judged:
         """Losses, each row's under a calibration that was fitted without it."""
         ...
@@ -223,13 +227,18 @@ class WordSearch:
 
 @dataclass(frozen=True)
 class TemplateSearch:
-    """Templates from a library and paraphrases, for the label words as they are: up to `tried` are judged by their cross-validated loss,
-    and the best `keep` are averaged. With `own` those that the task has, or the default, are always among them."""
+    """Templates from a library, paraphrases and, where there is a PLM that fills gaps (T5), what it writes there for the labelled rows, for
+    the label words as they are: up to `tried` are judged by their cross-validated loss, and the best `keep` are averaged.
+
+    `infill` names such a PLM; where it is left out the PLM itself is asked if it is one. With `own` those that the task has, or the
+    default, are always among them.
+    """
 
     keep: int = 4
     tried: int = 12
     own: bool = True
     guard: bool = True
+    infill: str | None = None
 
     def __post_init__(self) -> None:
         _positive(keep=self.keep, tried=self.tried)
@@ -237,7 +246,8 @@ class TemplateSearch:
     def find(self, task: Task, judge: Judge) -> Found:
         """Raises `TaskError` for a template of the task itself that cannot be read; others that cannot are left out."""
         given = task.templates or templates_of(task, slot=True)
-        listed = library.candidates(task, causal=judge.causal)[: max(self.tried, len(given))]
+        proposed = judge.proposed(task, self.infill, self.tried)
+        listed = library.candidates(task, causal=judge.causal, proposed=proposed)[: max(self.tried, len(given))]
         judged: dict[str, Judged] = {}
         for number, text in enumerate(listed):
             asked = replace(task, templates=(text,))

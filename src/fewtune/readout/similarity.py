@@ -88,11 +88,15 @@ class SimilarityReader:
         del bias_C
         return supervised_contrastive(self.embeddings(output, batch), targets_B, temperature=self.spec.temperature)
 
+    def learned(self, embeddings_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+        """(weight_CD, bias_C), float64, of a regression fitted on embeddings; one for each candidate where targets_NC are yes or no."""
+        fitted = one_by_one if targets_N.dtype == torch.bool else logistic
+        return fitted(embeddings_ND, targets_N, candidates=len(self.weights["head.bias"]), strength=self.spec.strength)
+
     def settle(self, batches: Iterable[tuple[Output, Batch]], targets_N: Tensor) -> None:
         """Fit the regression on the embeddings of all rows to learn from, given in the order of `targets_N`."""
         embeddings_ND = torch.cat([self.embeddings(output, batch).detach().cpu() for output, batch in batches])
-        fitted = one_by_one if targets_N.dtype == torch.bool else logistic
-        weight_CD, bias_C = fitted(embeddings_ND, targets_N, candidates=len(self.weights["head.bias"]), strength=self.spec.strength)
+        weight_CD, bias_C = self.learned(embeddings_ND, targets_N)
         with torch.no_grad():
             self.weights["head.weight"].copy_(weight_CD)
             self.weights["head.bias"].copy_(bias_C)

@@ -29,8 +29,9 @@ from fewtune.prompt.defaults import templates_of
 from fewtune.prompt.encode import Encoder, Row
 from fewtune.prompt.template import Template
 from fewtune.recipe import Recipe
+from fewtune.strategies import trainable
 from fewtune.train.adapt import ADAPTATIONS, Auxiliary, TaskAdaptive
-from fewtune.train.fit import Group, Session, fit, fit_once
+from fewtune.train.fit import Session, fit, fit_once
 from fewtune.train.language import Masking, Predictions, language_loss, next_tokens
 
 B = TypeVar("B")
@@ -157,7 +158,7 @@ def before(model: TunedModel, recipe: Recipe, pool: Sequence[Example], session: 
             f"Adapting {trained:,} weights to the language of {len(language.rows):,} unlabelled texts, {language.objective}: "
             f"{spec.steps} steps of {spec.batch_size}, about {language.seconds(spec.steps):.0f} s."
         )
-    groups = _groups(model, spec)
+    groups = trainable.grouped(trainable.of_deltas(model.deltas), spec.learning_rate)  # the LM head reaches no weight of a readout
 
     def fitted(own: Session) -> None:
         fit(groups, language.at, language.loss, steps=spec.steps, options=recipe.fit, seed=seed, session=own)
@@ -172,12 +173,6 @@ def _bare(model: TunedModel, pool: Sequence[Example]) -> list[Row]:
     encoder = Encoder(model.backbone.tokenizer, causal=model.backbone.causal, max_length=length)
     template = Template.parse(templates_of(model.task, slot=False)[0])
     return encoder.encode([template.render(example.fields) for example in pool])
-
-
-def _groups(model: TunedModel, spec: TaskAdaptive) -> list[Group]:
-    """The deltas' weights; a readout has none that the LM head would reach."""
-    named = [({f"{number}.{name}": weight for name, weight in part.weights.items()}, part) for number, part in enumerate(model.deltas)]
-    return [Group(weights, spec.learning_rate or part.delta.learning_rate) for weights, part in named if weights]
 
 
 @dataclass(frozen=True)

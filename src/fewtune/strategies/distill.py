@@ -28,6 +28,7 @@ from fewtune.data.sampling import derive
 from fewtune.errors import DataError, SpecError, TaskError
 from fewtune.model import TunedModel
 from fewtune.prompt.batch import Batch
+from fewtune.strategies import trainable
 from fewtune.strategies.student import Trained, smaller
 from fewtune.strategies.supervised import mixed_epoch
 from fewtune.strategies.teachers import Mix
@@ -181,12 +182,10 @@ class Teaching:
         return bool(self.spec.hidden or self.spec.relations)
 
     def _groups(self) -> list[Group]:
-        parts = [(f"{number}.", part.weights, part.delta.learning_rate) for number, part in enumerate(self.student.deltas)]
-        parts.append(("readout.", self.student.reader.weights, self.student.readout.learning_rate))
+        parts = trainable.of_model(self.student)
         if self.projection is not None:
             parts.append(("projection.", dict(self.projection.named_parameters()), 1e-3))
-        named = [({prefix + name: weight for name, weight in weights.items()}, rate) for prefix, weights, rate in parts if weights and rate]
-        return [Group(weights, self.spec.learning_rate or rate) for weights, rate in named]
+        return trainable.grouped(parts, self.spec.learning_rate)
 
     def batches(self) -> Callable[[int], Drawn]:
         """step → batch: a pure function."""

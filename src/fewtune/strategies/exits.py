@@ -30,6 +30,7 @@ from fewtune.exits.promise import Promise, kept_until, thresholds
 from fewtune.model import TunedModel
 from fewtune.prompt.batch import Batch, bucketed_order
 from fewtune.readout.similarity import logistic
+from fewtune.strategies import trainable
 from fewtune.strategies.zeroshot import targets
 from fewtune.tasks import kind_of
 from fewtune.tasks.metrics import ERRORS, wilson
@@ -161,11 +162,8 @@ class AddExits:
 
     def _groups(self, model: TunedModel) -> list[Group]:
         assert model.exits is not None
-        parts = [(f"{number}.", part.weights, part.delta.learning_rate) for number, part in enumerate(model.deltas)]
-        parts.append(("readout.", model.reader.weights, model.readout.learning_rate))
         own = {name: weight for name, weight in model.exits.weights.items() if name.startswith("exits.")}
-        named = [({prefix + name: weight for name, weight in weights.items()}, rate) for prefix, weights, rate in parts if weights and rate]
-        return [Group(weights, self.fit.learning_rate or rate) for weights, rate in [*named, (own, 1e-3)]]
+        return trainable.grouped([*trainable.of_model(model), ("", own, 1e-3)], self.fit.learning_rate)
 
     # The promise
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewtune import estimate
+from fewtune import estimate, registry
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Split
 from fewtune.data.sampling import distinct
@@ -27,6 +27,7 @@ from fewtune.prompt.demonstrations import Demonstrations
 from fewtune.readout.calibration import Calibration, Contextual, Uncalibrated
 from fewtune.readout.pmi import PMI
 from fewtune.recipe import Recipe
+from fewtune.strategies import frozen
 from fewtune.strategies.strategy import Strategy
 from fewtune.strategies.supervised import FOLDS, Supervised, out_of_fold, provisional
 from fewtune.strategies.verdict import Verdict
@@ -50,13 +51,18 @@ class Rung:
 
     @property
     def learns(self) -> bool:
-        """Whether it learns from labelled rows or shows some, so that it must be judged on others."""
-        return isinstance(self.strategy, Supervised) or self.recipe.demonstrations is not None
+        """Whether it learns from labelled rows, so that it must be judged on others."""
+        return isinstance(self.strategy, Supervised)
+
+    @property
+    def shows(self) -> bool:
+        """Whether labelled rows stand in its prompts; no row is ever shown itself, so that all can judge."""
+        return self.recipe.demonstrations is not None
 
     @property
     def cost(self) -> tuple[bool, bool, int]:
-        """What makes it dearer than another: that it learns, that it has something to train, the size of its PLM."""
-        return self.learns, bool(self.recipe.deltas), self.backbone.parameters
+        """What makes it dearer than another: that it needs labelled rows, that it has something to train, the size of its PLM."""
+        return self.learns or self.shows, bool(self.recipe.deltas), self.backbone.parameters
 
     @property
     def given(self) -> Recipe:
@@ -113,7 +119,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Ladder:
-    """Zero-shot, zero-shot calibrated, zero-shot with what a search finds where that is wanted, in-context, tuned.
+    """Zero-shot, zero-shot with what a search finds where that is wanted, in-context, tuned; what trains nothing plain and calibrated.
 
     Where no word is read, frozen embeddings and tuned, or tuned alone.
     """
@@ -146,7 +152,8 @@ def climb(contestants: Sequence[tuple[Recipe, Backbone]], split: Split, *, sessi
 def finished(judged: Judged, split: Split, session: Session) -> TunedModel:
     """The model of the rung that is kept; `about` holds its estimate and each rung's figures."""
     kept, figures = judged.rungs[judged.kept], judged.figures()
-    found = estimate.chosen(judged.losses_NM, judged.ratios_M, seed=judged.rungs[0].recipe.seed, choose=judged.choose)
+    widened = estimate.widened(judged.verdicts_M[judged.kept].partings)
+    found = estimate.chosen(judged.losses_NM, judged.ratios_M, seed=judged.rungs[0].recipe.seed, choose=judged.choose, widened=widened)
     each = ", ".join(f"{one['name']} {figure(found.metric, one[found.metric])} (loss {one['loss']:.2f})" for one in figures)
     session.say(f"On rows not seen: {each}. Kept: {kept.name}. Estimate: {estimate.spoken(found)}.")
     model = judged.mended(kept.run(split, session))
@@ -170,12 +177,12 @@ def judge(
     """
     names = ", ".join(rung.name for rung in rungs)
     session.say(f"Judging {names} on {len(judging.train)} labelled rows, each by a model that has not seen it.")
-    task, seed, verdicts = rungs[0].recipe.task, rungs[0].recipe.seed, []
+    task, seed, verdicts, raw = rungs[0].recipe.task, rungs[0].recipe.seed, [], dict[str, Tensor]()
     for number, rung in enumerate(rungs):
         log_NC = known(rung)
-        if log_NC is None:
-            log_NC = _unseen(rung, judging, session.child(f"rung-{number}"))
-        verdicts.append(Verdict.of(log_NC, task, judging.train, seed=seed, tempered=tempered))
+        partings = [log_NC] if log_NC is not None else _unseen(rung, judging, session.child(f"rung-{number}"), raw)
+        verdict = Verdict.pooled([Verdict.of(one, task, judging.train, seed=seed, tempered=tempered) for one in partings])
+        verdicts.append(verdict if rung.learns else replace(verdict, partings=0))
     return Judged(rungs, tuple(verdicts))
 
 
@@ -191,21 +198,25 @@ def _rungs(recipe: Recipe, backbone: Backbone, judging: Split) -> tuple[Rung, ..
     tuned = Rung("tuned", Supervised(), recipe, backbone)
     bare = replace(recipe, deltas=(), search=(), adapt=(), demonstrations=None)
     if not recipe.readout.needs_slot:
-        frozen = Rung("frozen embeddings", Supervised(), bare, backbone)
-        return (frozen, tuned) if recipe.readout.pairs and recipe.deltas else (tuned,)
-    kinds: dict[str, Calibration] = {"zero-shot": Uncalibrated()}
+        embedded = Rung("frozen embeddings", Supervised(), bare, backbone)
+        return (embedded, tuned) if recipe.readout.pairs and recipe.deltas else (tuned,)
+    ways: dict[str, Calibration] = {"": Uncalibrated()}
     labels = bool(recipe.task.labels)
     if not recipe.readout.reverses:
-        kinds["zero-shot calibrated"] = Contextual() if labels else PMI()
+        ways[" calibrated"] = Contextual() if labels else PMI()
     if recipe.calibration is not None and recipe.calibration.needs != "targets":
-        kinds = {"zero-shot": recipe.calibration}
-    rungs = [Rung(name, ZeroShot(), replace(bare, calibration=kind), backbone) for name, kind in kinds.items()]
+        ways = {"": recipe.calibration}
+
+    def untuned(name: str, own: Recipe) -> list[Rung]:
+        return [Rung(name + way, ZeroShot(), replace(own, calibration=kind), backbone) for way, kind in ways.items()]
+
+    rungs = untuned("zero-shot", bare)
     if recipe.search:
         # Without a delta nothing is tuned, and what is found is found from the rows that a fold may see.
         rungs.append(Rung("zero-shot, searched", Supervised(), replace(bare, search=recipe.search), backbone))
     shown = replace(bare, demonstrations=recipe.demonstrations or SHOWN)
     if recipe.demonstrations or (labels and backbone.causal and fits(shown, backbone, judging)):
-        rungs.append(Rung("in-context", ZeroShot(), shown, backbone))
+        rungs += untuned("in-context", shown)
     return (*rungs, tuned)
 
 
@@ -219,8 +230,17 @@ def fits(recipe: Recipe, backbone: Backbone, judging: Split) -> bool:
     return True
 
 
-def _unseen(rung: Rung, judging: Split, session: Session) -> Tensor:
-    """Calibrated log-probabilities_NC of each row by a model that has not learned from it."""
+def _unseen(rung: Rung, judging: Split, session: Session, raw: dict[str, Tensor]) -> list[Tensor]:
+    """Calibrated log-probabilities_NC of each row by a model that has not learned from it; of several partings where these cost nothing.
+
+    Where nothing is learned, ways that differ in their calibration alone share one pass over the rows, kept in `raw`.
+    """
+    if rung.learns and frozen.applies(rung.given):
+        return frozen.unseen(rung.given, judging, rung.backbone, session)
     if rung.learns:
-        return out_of_fold(rung.given, judging, rung.backbone, session, read=TunedModel.log_probabilities, strategy=rung.strategy)
-    return rung.run(replace(judging, train=()), session).log_probabilities(judging.train)
+        return [out_of_fold(rung.given, judging, rung.backbone, session, read=TunedModel.log_probabilities, strategy=rung.strategy)]
+    model = rung.run(judging if rung.shows else replace(judging, train=()), session)
+    key = registry.key_of([replace(rung.recipe, calibration=None).to_dict(), rung.backbone.fingerprint])
+    if key not in raw:
+        raw[key] = model.raw_scores(judging.train)
+    return [model.log_probabilities(judging.train, raw[key])]

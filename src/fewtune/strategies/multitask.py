@@ -30,9 +30,10 @@ from fewtune.prompt.batch import Batch, bucketed_order
 from fewtune.readout.calibration import Calibration, Uncalibrated
 from fewtune.readout.likelihood import Likelihood
 from fewtune.readout.readout import Readout
+from fewtune.strategies import trainable
 from fewtune.strategies.zeroshot import calibrate, targets
 from fewtune.tasks import kind_of
-from fewtune.train.fit import FitOptions, Group, Session, fit
+from fewtune.train.fit import FitOptions, Session, fit
 from fewtune.train.losses import cross_entropy, negative_log_likelihood
 
 STEPS = 300
@@ -102,10 +103,7 @@ def train(
             f"Training {trained:,} weights on {len(lessons)} tasks in {sum(map(len, mixture.prompts))} templates: {steps} steps of "
             f"{options.accumulate * session.world.size} × {options.batch_size} rows, about {mixture.seconds(steps):.0f} s."
         )
-    groups = [
-        Group({f"{number}.{name}": weight for name, weight in part.weights.items()}, options.learning_rate or part.delta.learning_rate)
-        for number, part in enumerate(installed)
-    ]
+    groups = trainable.grouped(trainable.of_deltas(installed), options.learning_rate)
     with mixture.any_model.training():
         return fit(groups, mixture.at, mixture.loss, steps=steps, options=options, seed=seed, session=session)
 

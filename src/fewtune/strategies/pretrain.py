@@ -28,6 +28,7 @@ from fewtune.deltas.lora import LoRA
 from fewtune.errors import DataError, SpecError
 from fewtune.precision import Wanted, settle_for_language
 from fewtune.prompt.tokens import word_starts
+from fewtune.strategies import trainable
 from fewtune.train.fit import FitOptions, Group, Session, fit
 from fewtune.train.language import Masking, Predictions, language_loss, next_tokens
 
@@ -184,16 +185,11 @@ class Learned:
 
 
 def _groups(spec: Pretraining, backbone: Backbone, deltas: Sequence[Installed], new: frozenset[str]) -> list[Group]:
-    own, rate = dict(backbone.model.named_parameters()), spec.fit.learning_rate
+    own = dict(backbone.model.named_parameters())
     random = {name: weight for name, weight in own.items() if name in new}
-    if deltas:
-        learned = [
-            Group({f"{number}.{name}": weight for name, weight in part.weights.items()}, rate or part.delta.learning_rate)
-            for number, part in enumerate(deltas)
-        ]
-    else:
-        learned = [Group({name: weight for name, weight in own.items() if name not in new}, rate or CONTINUED)]
-    return [group for group in (*learned, Group(random, rate or FRESH)) if group.weights]
+    rest = {name: weight for name, weight in own.items() if name not in new}
+    learned = trainable.of_deltas(deltas) if deltas else [("", rest, CONTINUED)]
+    return trainable.grouped([*learned, ("", random, FRESH)], spec.fit.learning_rate)
 
 
 def _when(steps: int, points: int) -> frozenset[int]:

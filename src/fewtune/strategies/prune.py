@@ -26,6 +26,7 @@ from fewtune.deltas.subset import Subset
 from fewtune.errors import BackboneError, SpecError, TaskError
 from fewtune.model import TunedModel
 from fewtune.plm import BackboneName
+from fewtune.strategies import trainable
 from fewtune.strategies.distill import Distill, Drawn, Teaching, check
 from fewtune.strategies.thinning import Thinning
 from fewtune.train import masks
@@ -219,16 +220,12 @@ class _Work:
 
     def _groups(self) -> list[Group]:
         """Weights with the learning rate that suits their kind; scores have their own."""
-        spec, readout, found = self.spec, self.student.readout, list[Group]()
-        thin = {id(one.installed): one for one in self.thin}
-        for number, part in enumerate(self.student.deltas):
-            if part.weights:
-                rate = spec.learning_rate or part.delta.learning_rate
-                own = thin[id(part)].groups(rate, spec.score_rate) if id(part) in thin else [Group(part.weights, rate)]
-                found += [Group({f"{number}.{name}": weight for name, weight in one.weights.items()}, one.learning_rate) for one in own]
-        if self.student.reader.weights and readout.learning_rate:
-            weights = {f"readout.{name}": weight for name, weight in self.student.reader.weights.items()}
-            found.append(Group(weights, spec.learning_rate or readout.learning_rate))
+        scores = {id(score) for one in self.thin for score in one.scores}
+        found = []
+        for group in trainable.grouped(trainable.of_model(self.student), self.spec.learning_rate):
+            own = {name: weight for name, weight in group.weights.items() if id(weight) in scores}
+            rest = {name: weight for name, weight in group.weights.items() if name not in own}
+            found += [Group(rest, group.learning_rate), *([Group(own, self.spec.score_rate)] if own else [])]
         return found
 
     def finished(self, session: Session) -> TunedModel:

@@ -8,6 +8,7 @@ Dimensions: N rows, F inputs without content, B batch, D width, K words, V vocab
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
@@ -16,13 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewtune import estimate
+from fewtune import estimate, plm
 from fewtune.backbone.backbone import Backbone, Output
+from fewtune.backbone.beams import agreed
 from fewtune.data.example import Example, Split
 from fewtune.data.sampling import capped, derive, distinct, folds
-from fewtune.errors import DataError, SpecError, TaskError
+from fewtune.errors import BackboneError, DataError, SpecError, TaskError
 from fewtune.model import TunedModel
 from fewtune.precision import settle_precision
+from fewtune.prompt import infill as infilling
 from fewtune.prompt.batch import Batch
 from fewtune.prompt.defaults import lead as lead_of
 from fewtune.prompt.defaults import spoken, templates_of
@@ -39,6 +42,8 @@ from fewtune.tasks.task import Task
 from fewtune.train.fit import Session
 
 _FOLDS = 4
+_ASKED, _MOST_TOKENS, _LONGEST = 16, 128, 20
+"""Rows whose gaps are filled, tokens of each of their texts, and tokens of an answer (Gao et al. 2021 have 20, too)."""
 _MOST_ROWS = 512
 """Labelled rows that a search looks at, up to the same number of each label; more would cost as much as tuning."""
 
@@ -142,6 +147,7 @@ class PLMJudge:
         self.targets_N: Indices = np.array(kind_of(recipe.task).targets(recipe.task, examples))
         self.parts = folds(examples, min(_FOLDS, len(examples)), seed=derive(recipe.seed, "search", "folds"))
         self._silent, self._start = silent, time.perf_counter()
+        self.writers: dict[str, Backbone] = {}
 
     def model(self, task: Task) -> TunedModel:
         """The untuned model that asks as `task` says."""
@@ -182,6 +188,41 @@ class PLMJudge:
 
     def _lead(self, template: Template) -> str | None:
         return lead_of(template, seq2seq=self.backbone.seq2seq)
+
+    def proposed(self, task: Task, infill: str | None, most: int) -> tuple[str, ...]:
+        """Templates that the PLM called `infill`, or this one, writes by filling gaps between the texts and label words of some rows.
+
+        Raises `BackboneError` for a PLM that was named and cannot.
+        """
+        writer = self._writer(infill)
+        if writer is None:
+            return ()
+        words = {label: listed[0] for label, listed in (self.own_words(task) or {one: (spoken(one),) for one in task.labels}).items()}
+        groups = {label: [one for one in self.examples if one.label == label] for label in task.labels}
+        rows = [one for _, one in capped(groups, max(1, _ASKED // len(groups)), seed=derive(self.recipe.seed, "infill"))]
+        series = []
+        for layout in infilling.layouts(len(task.fields), causal=self.causal):
+            begin, *marks = infilling.marks(writer.tokenizer, layout) or ()
+            texts = [[one.fields[name] for name in task.fields] for one in rows]
+            prompts = [
+                infilling.asked(writer.tokenizer, layout, own, words[one.label or ""], most=_MOST_TOKENS)
+                for one, own in zip(rows, texts, strict=True)
+            ]
+            found = agreed(writer, prompts, begin=begin, marks=marks, beams=most, most=_LONGEST)
+            series.append([infilling.template(writer.tokenizer, layout, task.fields, one.ids) for one in found])
+        return tuple(dict.fromkeys(text for texts in itertools.zip_longest(*series) for text in texts if text))[:most]
+
+    def _writer(self, infill: str | None) -> Backbone | None:
+        """The PLM that fills gaps, loaded once for a search and its folds."""
+        if infill is not None and infill not in self.writers:
+            self.writers[infill] = plm.load(infill, device=str(self.backbone.device))
+        writer = self.backbone if infill is None else self.writers[infill]
+        if writer.seq2seq and infilling.mark(writer.tokenizer, 1) is not None:
+            return writer
+        if infill is None:
+            return None
+        fix = "Name a T5, or leave infill out."
+        raise BackboneError(expected="a PLM that fills gaps of any length", got=writer.name, where="--search templates:infill", fix=fix)
 
     def vocabulary(self, task: Task, *, without: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Scores]:
         """Every whole word that can be read in each of the templates, and its log-probabilities, the mean over them."""
@@ -243,6 +284,7 @@ class PLMJudge:
         losses_N2 = np.zeros((len(self.examples), 2))
         for kept, held in self.parts:
             part = PLMJudge(self.recipe, [self.examples[row] for row in kept], self.backbone, self.session, silent=True)
+            part.writers = self.writers
             for column, asked in enumerate((task, search.find(task, part).task)):
                 log_NC = _calibrated(self.scores(asked), self.targets_N, kept, held)
                 losses_N2[list(held), column] = -log_NC[np.arange(len(held)), self.targets_N[list(held)]]

@@ -27,7 +27,7 @@ from fewtune.prompt.encode import Row
 from fewtune.readout.calibration import Contextual, Uncalibrated
 from fewtune.readout.readout import widened
 from fewtune.recipe import Recipe
-from fewtune.strategies import adapting
+from fewtune.strategies import adapting, trainable
 from fewtune.strategies.searching import searched
 from fewtune.strategies.strategy import Strategy
 from fewtune.strategies.zeroshot import calibrate, demonstrated, targets
@@ -70,12 +70,13 @@ class Supervised:
             fix = "Choose --readout head."
             raise TaskError(expected="labels that rows share", got="soft labels", where="a readout that learns from pairs", fix=fix)
         asked, (recipe, about) = recipe, searched(recipe, split, backbone, session)
-        model = replace(self._untuned(recipe, split, backbone, session), about=about)
+        model = replace(self.untuned(recipe, split, backbone, session), about=about)
         model = _decided(model, asked, split, session)
         tuned = _tune(model, recipe, split, session, self.temperature)
         return tuned.calibrated(replace(tuned.calibrator, temperature=model.calibrator.temperature))
 
-    def _untuned(self, recipe: Recipe, split: Split, backbone: Backbone, session: Session) -> TunedModel:
+    def untuned(self, recipe: Recipe, split: Split, backbone: Backbone, session: Session) -> TunedModel:
+        """The model before it learns anything, with demonstrations and calibrated where a word is read."""
         model = TunedModel.assemble(
             backbone, recipe.task, recipe.readout, max_length=recipe.max_length, seed=derive(recipe.seed, "init", "readout")
         )
@@ -119,9 +120,13 @@ def groups(task: Task, examples: Sequence[Example]) -> list[str]:
     return kind_of(task).groups(task, examples, max(1, len(examples) // FOLDS))
 
 
-def parts_of(recipe: Recipe, examples: Sequence[Example]) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
-    """The folds of labelled rows, the same for whoever holds rows of a job out: indices to learn from and indices held out."""
-    return folds(examples, FOLDS, seed=derive(recipe.seed, "folds"), groups=groups(recipe.task, examples))
+def parts_of(recipe: Recipe, examples: Sequence[Example], number: int = 0) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
+    """The folds of labelled rows, the same for whoever holds rows of a job out: indices to learn from and indices held out.
+
+    `number` tells apart partings where rows are parted more than once.
+    """
+    seed = derive(recipe.seed, "folds", *([number] if number else []))
+    return folds(examples, FOLDS, seed=seed, groups=groups(recipe.task, examples))
 
 
 def out_of_fold(
@@ -168,14 +173,14 @@ def _tune(model: TunedModel, recipe: Recipe, split: Split, session: Session, tem
     steps = recipe.fit.steps
     if steps is None:
         steps = default_steps(len(train), model.most(train), pairs=model.readout.pairs)
-    groups = _groups(tuned, recipe)
+    groups = trainable.grouped(trainable.of_model(tuned), recipe.fit.learning_rate)
     try:
         adapting.before(tuned, recipe, split.unlabeled, session)
         rows = _rows(tuned, train)
         if groups and steps:
             _learn(tuned, recipe, split, rows, groups, steps, session, temperature)
         encoded = rows(0)
-        tuned.reader.settle(_outputs(tuned, encoded), torch.cat([targets(tuned, train)] * len(encoded)))
+        tuned.reader.settle(outputs(tuned, encoded), torch.cat([targets(tuned, train)] * len(encoded)))
     except BaseException:
         tuned.remove()
         raise
@@ -227,7 +232,7 @@ def _learn(
         fit(groups, *both, steps=steps, options=recipe.fit, seed=recipe.seed, session=session)
 
 
-def _outputs(model: TunedModel, rows: _Rows) -> Iterator[tuple[Output, Batch]]:
+def outputs(model: TunedModel, rows: _Rows) -> Iterator[tuple[Output, Batch]]:
     """What the backbone makes of every row, template by template, in order."""
     for template, encoded in enumerate(rows):
         for start in range(0, len(encoded), 32):
@@ -246,14 +251,6 @@ def _forecast(model: TunedModel, rows: _Rows, recipe: Recipe, epoch: _Epoch, ste
     batch = model.asking.collate([rows[template][index] for index in indices], template)
     found = forecast.seconds(model, batch, cached=cached, most=max(1, steps // 20))
     return found.step * steps * middle / size + found.states * sum(new) / size
-
-
-def _groups(model: TunedModel, recipe: Recipe) -> list[Group]:
-    """Weights with the learning rate that suits their kind, unless the recipe names one for all."""
-    parts = [(f"{number}.", part.weights, part.delta.learning_rate) for number, part in enumerate(model.deltas)]
-    parts.append(("readout.", model.reader.weights, model.readout.learning_rate))
-    named = [({prefix + name: weight for name, weight in weights.items()}, rate) for prefix, weights, rate in parts if weights and rate]
-    return [Group(weights, recipe.fit.learning_rate or rate) for weights, rate in named]
 
 
 @dataclass(frozen=True)

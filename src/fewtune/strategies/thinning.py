@@ -16,7 +16,6 @@ from fewtune.backbone.backbone import Backbone
 from fewtune.deltas.delta import Installed
 from fewtune.deltas.mask import Mask, edits, stored
 from fewtune.train import masks
-from fewtune.train.fit import Group
 
 
 class Thin(nn.Module):
@@ -67,12 +66,6 @@ class Thinning:
         into = edits(backbone, own | own_biases, {**matrices, **biases})
         installed = Installed(mask, backbone, weights | scores, edits=into, train_mode=[backbone.model])
         return cls(mask, matrices, biases, installed)
-
-    def groups(self, rate: float, score_rate: float) -> list[Group]:
-        """What is trained: weights, and the scores at a rate of their own."""
-        scores = {name: weight for name, weight in self.installed.weights.items() if name.endswith(".score")}
-        weights = {name: weight for name, weight in self.installed.weights.items() if name not in scores}
-        return [Group(weights, rate), *([Group(scores, score_rate)] if scores else [])]
 
     @property
     def scores(self) -> list[Tensor]:

@@ -6,6 +6,8 @@ seen, such as a threshold. Knows log-probabilities; no rung, no model. Dimension
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -26,12 +28,16 @@ from fewtune.train.losses import row_losses
 
 @dataclass(frozen=True)
 class Verdict:
-    """losses_N and the ratio of rows not seen; the temperature of the scores, and the kind of task with what these rows choose for it."""
+    """losses_N and the ratio of rows not seen; the temperature of the scores, and the kind of task with what these rows choose for it.
+
+    `partings` is how often the rows were parted into folds; 0 where what answers has learned from none.
+    """
 
     losses_N: NDArray[np.float64]
     ratio: Ratio
     temperature: float
     kind: str
+    partings: int = 1
 
     @classmethod
     def of(cls, log_NC: Tensor, task: Task, examples: Sequence[Example], *, seed: int, tempered: bool) -> Verdict:
@@ -52,6 +58,15 @@ class Verdict:
             over_N[rows], under_N[rows] = ratio.over_N, ratio.under_N
         losses_N = row_losses(judged_NC, targets).numpy()
         return cls(losses_N, replace(ratio, over_N=over_N, under_N=under_N), whole.temperature or 1.0, whole.task.kind)
+
+    @classmethod
+    def pooled(cls, verdicts: Sequence[Verdict]) -> Verdict:
+        """Of several partings of the same rows one: means, row by row; what is chosen for the task is the first one's."""
+        first, ratios = verdicts[0], [one.ratio for one in verdicts]
+        over_N, under_N = (np.mean(parts, axis=0) for parts in ([one.over_N for one in ratios], [one.under_N for one in ratios]))
+        temperature = math.exp(statistics.fmean(math.log(one.temperature) for one in verdicts))
+        losses_N = np.mean([one.losses_N for one in verdicts], axis=0)
+        return cls(losses_N, replace(first.ratio, over_N=over_N, under_N=under_N), temperature, first.kind, len(verdicts))
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ class Table:
     own: dict = field(default_factory=lambda: {"bad": ("bad",), "good": ("good",)})
     targets_N: np.ndarray = field(default_factory=lambda: np.array([0, 0, 1, 1]))
     told: list = field(default_factory=list)
+    written: tuple = ()
 
     def scores(self, task):
         if any("refused" in text or text.startswith("What") for text in task.templates):
@@ -49,6 +50,9 @@ class Table:
         taken = {word for words in without.values() for word in words}
         places = [place for place, word in enumerate(VOCABULARY) if word not in taken]
         return tuple(VOCABULARY[place] for place in places), Scores(LOGS[:, places], LOGS[:1, places])
+
+    def proposed(self, task, infill, most):
+        return self.written[:most]
 
     def judge(self, scores):
         log_NC = scores.rows - np.log(np.exp(scores.rows).sum(1, keepdims=True))
@@ -148,3 +152,10 @@ def test_what_is_told_has_the_spread_and_says_that_it_is_no_estimate():
     assert data["tried"] == len(found.proposals) and data["kept"] == 2 and data["rows"] == 4
     assert [one["text"] for one in data["proposals"] if one["given"]] == [given]
     assert "estimate nothing" in found.summary("templates") and "2 averaged" in found.summary("templates")
+
+
+def test_what_is_written_into_gaps_is_tried_in_turn_with_the_library():
+    written = ("{text} so {slot}", "{text} it felt {slot}")
+    found = TemplateSearch(keep=1, tried=4, own=False).find(TASK, Table(losses={written[1]: 0.1}, written=written))
+    assert found.task.templates == (written[1],) and {*written} < {one.text for one in found.proposals}
+    assert len(found.proposals) == 4

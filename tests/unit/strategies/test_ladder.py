@@ -12,9 +12,12 @@ from fewtune.data.example import Example, Split
 from fewtune.deltas.lora import LoRA
 from fewtune.deltas.subset import Subset
 from fewtune.errors import SpecError
-from fewtune.readout.calibration import Contextual
+from fewtune.model import TunedModel
+from fewtune.readout.calibration import Contextual, Uncalibrated
 from fewtune.readout.head import Head
 from fewtune.readout.similarity import Similarity
+from fewtune.strategies.ladder import SHOWN
+from fewtune.strategies.verdict import Verdict
 from fewtune.tasks import kind_of
 from fewtune.train.fit import FitOptions, Session
 
@@ -36,7 +39,13 @@ def run(train=TRAIN, family="bert", task=TASK, **given):
 def test_what_learns_the_task_is_kept_and_judged_on_rows_it_has_not_seen():
     model, _, notes = run(deltas=(Subset(),), family="llama", steps=60, learning_rate=0.003)
     assert model.about["kept"] == "tuned" and model.about["method"] == "tuned, cloze, subset" and model.deltas
-    assert [rung["name"] for rung in model.about["rungs"]] == ["zero-shot", "zero-shot calibrated", "in-context", "tuned"]
+    assert [rung["name"] for rung in model.about["rungs"]] == [
+        "zero-shot",
+        "zero-shot calibrated",
+        "in-context",
+        "in-context calibrated",
+        "tuned",
+    ]
     estimate = model.about["estimate"]
     assert 0 <= estimate["low"] <= estimate["value"] <= estimate["high"] <= 1 and estimate["rows"] == len(TRAIN)
     assert any("Kept: tuned. Estimate: " in note for note in notes)
@@ -72,6 +81,24 @@ def test_where_the_texts_are_read_nothing_is_calibrated_and_nothing_shown():
     assert len(model.predict(TRAIN)) == len(TRAIN)
 
 
+@pytest.mark.slow
+def test_what_is_untuned_reads_the_rows_once_and_is_judged_as_if_it_were_alone(monkeypatch):
+    read, scores = [], TunedModel.raw_scores
+    monkeypatch.setattr(
+        TunedModel, "raw_scores", lambda model, examples, **given: read.append(len(examples)) or scores(model, examples, **given)
+    )
+    model, _, _ = run(family="llama", deltas=(LoRA(rank=4),), steps=0)
+    rungs = {one["name"]: one["loss"] for one in model.about["rungs"]}
+    assert read.count(len(TRAIN)) == 2, "zero-shot and in-context, however many calibrations are tried of each"
+    for name, shown in (("zero-shot", None), ("in-context", SHOWN)):
+        for way, calibration in (("", Uncalibrated()), (" calibrated", Contextual())):
+            settings = job.Settings(strategy="zeroshot", demonstrations=shown, calibration=calibration, seed=3)
+            backbone = Backbone(*tiny.model("llama"), name="llama")
+            alone = job.tune(TASK, Split(train=TRAIN), backbone, settings, session=Session()).log_probabilities(TRAIN)
+            verdict = Verdict.of(alone, TASK, TRAIN, seed=3, tempered=True)
+            assert rungs[name + way] == pytest.approx(verdict.losses_N.mean(), abs=1e-6)
+
+
 def test_without_two_different_rows_of_a_label_there_is_no_estimate():
     model, _, notes = run(train=TRAIN[:5] + TRAIN[4:5], steps=5)
     assert "estimate" not in model.about and any(note.startswith("No estimate") for note in notes)
@@ -97,7 +124,8 @@ def test_of_several_plms_the_rows_choose_one():
     model, backbones, notes = among("llama", "t5")
     names = [rung["name"] for rung in model.about["rungs"]]
     tuned = [f"tuned ({one.name})" for one in sorted(backbones, key=lambda one: one.parameters)]
-    assert names == ["zero-shot (llama)", "zero-shot calibrated (llama)", "in-context (llama)", "frozen embeddings (t5)", *tuned]
+    untuned = [f"{name}{way} (llama)" for name in ("zero-shot", "in-context") for way in ("", " calibrated")]
+    assert names == [*untuned, "frozen embeddings (t5)", *tuned]
     assert [rung for rung in backbones if rung is model.backbone] and model.about["kept"].endswith(f"({model.backbone.name})")
     assert model.about["recipe"]["backbone"] == model.backbone.name
     assert model.about["estimate"]["rows"] == len(TRAIN) and any("Kept: " in note for note in notes)

@@ -93,7 +93,7 @@ def test_the_ladder_judges_the_search_in_folds_and_keeps_the_simplest(looked):
     said = []
     model, _ = run("ladder", "llama", search=BOTH[:1], session=Session(say=said.append))
     names = [rung["name"] for rung in model.about["rungs"]]
-    assert names == ["zero-shot", "zero-shot calibrated", "zero-shot, searched", "in-context", "tuned"]
+    assert names == ["zero-shot", "zero-shot calibrated", "zero-shot, searched", "in-context", "in-context calibrated", "tuned"]
     # Two rungs of four folds, and the kept one once more on all rows if it searches.
     searches = model.about["kept"] in ("zero-shot, searched", "tuned")
     assert [len(rows) for rows in looked] == [6] * 8 + [8] * searches and ("search" in model.about) == searches
