@@ -45,7 +45,7 @@ def widened(partings: int) -> float:
     """How many times the variance of independent rows that of rows held out in folds is, which were parted so often; 1 for those that
     nothing was learned from (0).
 
-    Rows held out share models, models share rows, and much hangs on how rows are parted. From simulations with 16 to 128 labelled rows of
+    Rows held out share models, models share rows, and much hangs on how rows are parted. From simulations with 8 to 128 labelled rows of
     several data sets (bench/results/partings.md); no estimate from the same rows could be unbiased (Bengio & Grandvalet 2004).
 
     >>> widened(0), widened(1), widened(10)

@@ -214,7 +214,7 @@ class TunedModel:
         """scores_NC for the calibrator: uncalibrated, without what each candidate gets in the template alone where that is the bias."""
         return self._against(self.raw_scores(examples, batch_size=batch_size, tally=tally), examples, batch_size)
 
-    def _against(self, raw_NC: Tensor, examples: Sequence[Example], batch_size: int) -> Tensor:
+    def _against(self, raw_NC: Tensor, examples: Sequence[Example], batch_size: int = 32) -> Tensor:
         return raw_NC - self.premise(examples, batch_size=batch_size) if self.calibrator.premise else raw_NC
 
     def premise(self, examples: Sequence[Example], *, batch_size: int = 32) -> Tensor:
@@ -246,7 +246,7 @@ class TunedModel:
 
         `raw_NC` are the examples' uncalibrated scores, if they are known already.
         """
-        scores_NC = self.scores(examples) if raw_NC is None else self._against(raw_NC, examples, 32)
+        scores_NC = self.scores(examples) if raw_NC is None else self._against(raw_NC, examples)
         return self.calibrator.each(scores_NC) if kind_of(self.task).independent else self.calibrator(scores_NC).log_softmax(-1)
 
     def predict(self, texts: Iterable[object], *, batch_size: int = 32) -> list[Prediction]:

@@ -13,7 +13,7 @@ from fewtune.data.example import Example, Split
 from fewtune.errors import BackboneError
 from fewtune.prompt import infill
 from fewtune.prompt.search import TemplateSearch
-from fewtune.prompt.tokens import plain_ids
+from fewtune.prompt.tokens import plain_ids, sentinel
 from fewtune.readout.cloze import Cloze
 from fewtune.recipe import Recipe
 from fewtune.strategies import searching
@@ -33,7 +33,7 @@ def logs(backbone, prompt, ids):
     """The log-probability of an answer, by transformers' own forward."""
     model = backbone.model
     with torch.no_grad():
-        given = torch.tensor([[backbone.start, infill.mark(backbone.tokenizer, 0), *ids[:-1]]])
+        given = torch.tensor([[backbone.start, sentinel(backbone.tokenizer, 0), *ids[:-1]]])
         found = model(input_ids=torch.tensor([list(prompt)]), decoder_input_ids=given).logits[0, 1:].log_softmax(-1)
     return float(sum(found[place, token] for place, token in enumerate(ids)))
 

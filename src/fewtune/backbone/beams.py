@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewtune.backbone import seq2seq
 from fewtune.backbone.backbone import Backbone
-from fewtune.backbone.generation import Generated
+from fewtune.backbone.generation import Generated, read
 
 Found = tuple[tuple[int, ...], float]
 
@@ -28,7 +28,7 @@ def agreed(
 
     Beginnings compete with those that have as many marks, so that one always goes on to the next mark, likely or not.
     """
-    hidden_BSD, mask_BS = _read(backbone, prompts)
+    hidden_BSD, mask_BS = read(backbone, prompts)
     barred_V = torch.arange(backbone.vocabulary) >= len(backbone.tokenizer)
     barred_V[[*backbone.tokenizer.all_special_ids, *marks]] = True
     going: list[list[Found]] = [[((), 0.0)], *([] for _ in marks)]
@@ -51,13 +51,6 @@ def agreed(
         if len(done) == beams and all(own[0][1] <= done[-1][1] for own in begun if own):
             break
     return [Generated(ids, log) for ids, log in going[-1]]
-
-
-def _read(backbone: Backbone, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    longest, pad = max(map(len, prompts)), backbone.tokenizer.pad_token_id or 0
-    ids_BT = torch.tensor([[*prompt, *[pad] * (longest - len(prompt))] for prompt in prompts], device=backbone.device)
-    mask_BT = torch.tensor([[1] * len(prompt) + [0] * (longest - len(prompt)) for prompt in prompts], device=backbone.device)
-    return backbone.read(ids_BT, mask_BT)
 
 
 def _mean_logs(backbone: Backbone, hidden_BSD: Tensor, mask_BS: Tensor, written_KJ: Tensor) -> Tensor:

@@ -127,10 +127,15 @@ def _ids(backbone: Backbone, prompts: Sequence[Sequence[int]], *, left: bool) ->
     return torch.tensor(rows, device=backbone.device)
 
 
+def read(backbone: Backbone, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """(states_BSD, mask_BS): what an encoder makes of prompts of any lengths."""
+    mask_BT = torch.tensor([[1] * len(prompt) + [0] * (max(map(len, prompts)) - len(prompt)) for prompt in prompts], device=backbone.device)
+    return backbone.read(_ids(backbone, prompts, left=False), mask_BT)
+
+
 def _decoded(backbone: Backbone, prompts: Sequence[Sequence[int]], begin: Sequence[int]) -> _Steps:
     """An encoder reads the prompts once, and the decoder goes on by itself."""
-    mask_BT = torch.tensor([[1] * len(prompt) + [0] * (max(map(len, prompts)) - len(prompt)) for prompt in prompts], device=backbone.device)
-    hidden_BSD, mask_BS = backbone.read(_ids(backbone, prompts, left=False), mask_BT)
+    hidden_BSD, mask_BS = read(backbone, prompts)
     decoder: Any = backbone.model.get_submodule(backbone.family.writer)
     given_BT = torch.tensor([list(begin) or [backbone.start]] * len(prompts), device=backbone.device)
     cache = None

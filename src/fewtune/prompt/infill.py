@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fewtune.prompt.template import literal
-from fewtune.prompt.tokens import SENTINEL, plain_batch, specials
+from fewtune.prompt.tokens import plain_batch, sentinel, specials
 
 Layout = tuple[str | int, ...]
 """Fields by their letter, gaps by their number, and the slot."""
@@ -35,28 +35,25 @@ def gaps(layout: Layout) -> int:
     return sum(isinstance(part, int) for part in layout)
 
 
-def mark(tokenizer: Any, number: int) -> int | None:
-    """The token of gap `number`, if the tokenizer has it."""
-    found: int | None = tokenizer.get_vocab().get(SENTINEL.replace("0", str(number)))
-    return found
+def fills(tokenizer: Any) -> bool:
+    """Whether it has marks for the gaps of every layout."""
+    return None not in (sentinel(tokenizer, 0), sentinel(tokenizer, 1))
 
 
-def marks(tokenizer: Any, layout: Layout) -> tuple[int, ...] | None:
-    """The tokens that part an answer: that of each gap, and what ends it; nothing for a tokenizer without such."""
+def marks(tokenizer: Any, layout: Layout) -> tuple[int, ...]:
+    """The tokens that part an answer: that of each gap, and what ends it; for a tokenizer that has them (`fills`)."""
     count = gaps(layout)
-    found = [mark(tokenizer, number) for number in range(count)]
-    end = mark(tokenizer, count)
-    whole = [*found, tokenizer.eos_token_id if end is None else end]
-    return None if None in whole else tuple(one for one in whole if one is not None)
+    found = [mark for mark in (sentinel(tokenizer, number) for number in range(count + 1)) if mark is not None]
+    return tuple(found if len(found) > count else [*found, tokenizer.eos_token_id])
 
 
 def asked(tokenizer: Any, layout: Layout, texts: Sequence[str], word: str, *, most: int) -> tuple[int, ...]:
     """Token ids of a row's texts and its label's word with gaps between them; each text is cut to `most` tokens."""
     *fields, slot = plain_batch(tokenizer, [*texts, word])
-    around, ids = specials(tokenizer, causal=False, seq2seq=True), list[int]()
+    around, gap, ids = specials(tokenizer, causal=False, seq2seq=True), marks(tokenizer, layout), list[int]()
     for part in layout:
         if isinstance(part, int):
-            ids += [token for token in (mark(tokenizer, part),) if token is not None]
+            ids.append(gap[part])
         else:
             ids += slot if part == _SLOT else fields["ab".index(part)][:most]
     return (*around.prefix, *ids, *around.suffix)
@@ -64,7 +61,7 @@ def asked(tokenizer: Any, layout: Layout, texts: Sequence[str], word: str, *, mo
 
 def template(tokenizer: Any, layout: Layout, names: Sequence[str], answer: Sequence[int]) -> str:
     """The template that an answer makes: tokens behind the first gap's mark, further marks between them and one at the end."""
-    parting, spans = set(marks(tokenizer, layout) or ()), list[list[int]]([[]])
+    parting, spans = set(marks(tokenizer, layout)), list[list[int]]([[]])
     for token in answer:
         if token in parting:
             spans.append([])

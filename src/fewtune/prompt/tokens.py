@@ -83,9 +83,9 @@ def specials(tokenizer: Any, *, causal: bool, seq2seq: bool = False) -> Specials
     return Specials(prefix, tuple(between), suffix, sentinel(tokenizer) if seq2seq else tokenizer.mask_token_id, types)
 
 
-def sentinel(tokenizer: Any) -> int | None:
-    """The id of `SENTINEL`, if the tokenizer has it."""
-    found: int | None = tokenizer.get_vocab().get(SENTINEL)
+def sentinel(tokenizer: Any, number: int = 0) -> int | None:
+    """The id of `SENTINEL`, or of that of a later span, if the tokenizer has it."""
+    found: int | None = tokenizer.get_vocab().get(SENTINEL.replace("0", str(number)))
     return found
 
 

@@ -18,7 +18,7 @@ from fewtune.strategies.zeroshot import targets
 from fewtune.train.fit import Session
 
 MOST = 10
-"""So many times rows are parted at the most; five times took a quarter off the variance (bench/results/partings.md)."""
+"""So many times rows are parted at the most; five times took about a fifth off the variance (bench/results/partings.md)."""
 _REGRESSIONS = 2000
 """Rows, times partings: of many rows the regressions themselves take long, and there once is enough."""
 

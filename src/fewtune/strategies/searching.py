@@ -114,11 +114,15 @@ def check(recipe: Recipe) -> None:
         raise TaskError(expected="a task of kind classification", got=recipe.task.kind, where="--search", fix=fix)
 
 
+def _by_label(task: Task, examples: Sequence[Example]) -> dict[str, list[Example]]:
+    return {label: [example for example in examples if example.label == label] for label in task.labels}
+
+
 def _rows(recipe: Recipe, train: Sequence[Example]) -> tuple[Example, ...]:
     task = recipe.task
     kind_of(task).check(task, train, "fit")
     once = distinct(train)  # the same text in two folds would have a part in finding what it judges
-    groups = {label: [example for example in once if example.label == label] for label in task.labels}
+    groups = _by_label(task, once)
     for label, members in groups.items():
         if not members:
             fix = "Label a row of it, or leave --search out."
@@ -198,11 +202,11 @@ class PLMJudge:
         if writer is None:
             return ()
         words = {label: listed[0] for label, listed in (self.own_words(task) or {one: (spoken(one),) for one in task.labels}).items()}
-        groups = {label: [one for one in self.examples if one.label == label] for label in task.labels}
+        groups = _by_label(task, self.examples)
         rows = [one for _, one in capped(groups, max(1, _ASKED // len(groups)), seed=derive(self.recipe.seed, "infill"))]
         series = []
         for layout in infilling.layouts(len(task.fields), causal=self.causal):
-            begin, *marks = infilling.marks(writer.tokenizer, layout) or ()
+            begin, *marks = infilling.marks(writer.tokenizer, layout)
             texts = [[one.fields[name] for name in task.fields] for one in rows]
             prompts = [
                 infilling.asked(writer.tokenizer, layout, own, words[one.label or ""], most=_MOST_TOKENS)
@@ -217,7 +221,7 @@ class PLMJudge:
         if infill is not None and infill not in self.writers:
             self.writers[infill] = plm.load(infill, device=str(self.backbone.device))
         writer = self.backbone if infill is None else self.writers[infill]
-        if writer.seq2seq and infilling.mark(writer.tokenizer, 1) is not None:
+        if writer.seq2seq and infilling.fills(writer.tokenizer):
             return writer
         if infill is None:
             return None

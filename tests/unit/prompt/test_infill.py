@@ -5,7 +5,7 @@ import pytest
 from fewtune.backbone import tiny
 from fewtune.prompt import infill
 from fewtune.prompt.template import Template
-from fewtune.prompt.tokens import plain_ids
+from fewtune.prompt.tokens import plain_ids, sentinel
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def ids(tokenizer, *parts):
 
 
 def test_gaps_stand_between_texts_and_word(tokenizer):
-    first, second = (infill.mark(tokenizer, number) for number in (0, 1))
+    first, second = (sentinel(tokenizer, number) for number in (0, 1))
     end = tokenizer.eos_token_id
     behind, before = infill.layouts(1, causal=False)
     asked = [infill.asked(tokenizer, layout, ["a dull mess"], "terrible", most=99) for layout in (behind, before)]
@@ -34,13 +34,13 @@ def test_long_texts_are_cut_and_what_looks_like_a_mark_is_none(tokenizer):
     (layout,) = infill.layouts(1, causal=True)
     text = f"a book {'<extra_id_0>'} " * 20
     asked = infill.asked(tokenizer, layout, [text], "great", most=10)
-    assert asked.count(infill.mark(tokenizer, 0)) == 1 and len(asked) == 10 + 1 + len(plain_ids(tokenizer, "great")) + 1
+    assert asked.count(sentinel(tokenizer, 0)) == 1 and len(asked) == 10 + 1 + len(plain_ids(tokenizer, "great")) + 1
 
 
 def test_an_answer_is_read_back_as_a_template(tokenizer):
-    second, end = infill.mark(tokenizer, 1), tokenizer.eos_token_id
+    second, end = sentinel(tokenizer, 1), tokenizer.eos_token_id
     behind, before = infill.layouts(1, causal=False)
-    assert infill.marks(tokenizer, behind) == (infill.mark(tokenizer, 0), second, end)
+    assert infill.marks(tokenizer, behind) == (sentinel(tokenizer, 0), second, end)
     answer = ids(tokenizer, "it was", second, "to me", end)
     assert infill.template(tokenizer, behind, ["text"], answer) == "{text} it was {slot} to me"
     assert infill.template(tokenizer, before, ["text"], answer) == "it was {slot} to me {text}"
