@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fewtune.backbone import int8
@@ -48,6 +48,7 @@ def reference(own, inputs, bias_O):
 
 
 @given(size=st.tuples(st.integers(1, 6), st.integers(1, 40), st.integers(1, 70)), seed=st.integers(0, 2**31))
+@example(size=(1, 1, 1), seed=67275)  # product and bias cancel out: an error is small beside them, not beside their sum
 def test_the_product_is_that_of_whole_numbers(size, seed):
     tokens, outputs, inputs = size
     generator = torch.Generator().manual_seed(seed)
@@ -58,7 +59,8 @@ def test_the_product_is_that_of_whole_numbers(size, seed):
     steps[:, 0] = 127.0
     states = steps / 127 * (torch.rand(tokens, 1, generator=generator) + 0.5)
     expected = reference(own, states, bias_O)
-    torch.testing.assert_close(own(states, bias_O).double(), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    terms = reference(own, states, torch.zeros_like(bias_O)).abs() + bias_O.double().abs()
+    assert ((own(states, bias_O).double() - expected).abs() <= 1e-6 * terms).all()
 
 
 def test_the_largest_sums_are_not_cut_off():
