@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from fewtune.precision import has_bfloat16
 from fewtune.prompt.demonstrations import Demonstrated, Demonstrations
 from fewtune.readout import READOUTS, sentences
 from fewtune.readout.calibration import Calibrator
+from fewtune.readout.readout import Readout
 from fewtune.tasks.task import Task
 
 FORMAT = 1
@@ -132,21 +134,73 @@ def read_manifest(folder: str | Path) -> dict[str, registry.Plain]:
     return folders.read_manifest(Path(folder), format=FORMAT, what="an artifact", fix="Give the folder that `fewtune fit --out` wrote.")
 
 
+@dataclass(frozen=True)
+class Saved:
+    """What `save` wrote to `folder`, read and told apart, not installed: `states` are the tensors by file and by name."""
+
+    folder: Path
+    manifest: Mapping[str, registry.Plain]
+    states: Mapping[str, Mapping[str, torch.Tensor]]
+
+    @property
+    def backbone(self) -> BackboneName:
+        """The PLM that it was made on."""
+        return registry.from_dict(BackboneName, self.manifest["backbone"], f"{self.where}: backbone")
+
+    @property
+    def task(self) -> Task:
+        """What it was made for."""
+        return Task.from_dict(self.manifest["task"], f"{self.where}: task")
+
+    @property
+    def readout(self) -> Readout:
+        """How it reads."""
+        return READOUTS.from_dict(self.manifest["readout"], f"{self.where}: readout")
+
+    @property
+    def deltas(self) -> tuple[Delta, ...]:
+        """What it changes of the PLM."""
+        return tuple(DELTAS.from_dict(data, f"{self.where}: deltas[{number}]") for number, data in enumerate(self.manifest["deltas"]))
+
+    @property
+    def calibrator(self) -> Calibrator:
+        """What is taken off its scores."""
+        return Calibrator.from_dict(self.manifest["calibrator"], f"{self.where}: calibrator")
+
+    @property
+    def where(self) -> str:
+        """The manifest's place, for errors."""
+        return str(self.folder / MANIFEST)
+
+    def learned(self) -> list[tuple[Mapping[str, torch.Tensor], str]]:
+        """What each delta learned, with the file that holds it."""
+        files = [f"delta-{number}.safetensors" for number in range(len(self.manifest["deltas"]))]
+        return [(self.states.get(file, {}), f"{self.folder}/{file}") for file in files]
+
+    def read_by(self) -> tuple[Mapping[str, torch.Tensor], str]:
+        """What the readout learned, with the file that holds it."""
+        return self.states.get("readout.safetensors", {}), f"{self.folder}/readout.safetensors"
+
+
+def read(folder: str | Path) -> Saved:
+    """What `save` wrote; raises `ArtifactError` for a missing, extra or changed file."""
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    return Saved(folder, manifest, folders.states(folder, manifest["files"]))
+
+
 def load(folder: str | Path, *, backbone: Backbone | None = None, device: str | None = None) -> TunedModel:
     """Read the model that `save` wrote; `backbone` may be given if it is loaded already.
 
     Raises `ArtifactError` for a missing, extra or changed file or tensor, and when the backbone, its tokenizer or the label
     words are not those that the model was made with.
     """
-    folder = Path(folder)
-    manifest = read_manifest(folder)
-    states = folders.states(folder, manifest["files"])
-    name = registry.from_dict(BackboneName, manifest["backbone"], f"{folder / MANIFEST}: backbone")
+    saved = read(folder)
     if backbone is None:
-        backbone = name.load(str(folder), device=device)
+        backbone = saved.backbone.load(str(folder), device=device)
     else:
-        name.check(backbone, str(folder))
-    return _assemble(folder, manifest, states, backbone)
+        saved.backbone.check(backbone, str(folder))
+    return _assemble(saved, backbone)
 
 
 def rebuilt(model: TunedModel, deltas: Sequence[tuple[Delta, Mapping[str, torch.Tensor]]]) -> TunedModel:
@@ -156,19 +210,15 @@ def rebuilt(model: TunedModel, deltas: Sequence[tuple[Delta, Mapping[str, torch.
     states = {name: state for name, state in tensors(model).items() if not name.startswith("delta-")}
     states |= {f"delta-{number}.safetensors": dict(state) for number, (_, state) in enumerate(deltas)}
     backbone = BackboneName.of(model.backbone).load("the model", device=str(model.backbone.device))
-    return _assemble(Path("the model"), body, states, backbone)
+    return _assemble(Saved(Path("the model"), body, states), backbone)
 
 
-def _assemble(
-    folder: Path, manifest: Mapping[str, registry.Plain], states: Mapping[str, dict[str, torch.Tensor]], backbone: Backbone
-) -> TunedModel:
+def _assemble(saved: Saved, backbone: Backbone) -> TunedModel:
+    manifest, where = saved.manifest, saved.where
     if manifest["precision"] == "bfloat16" and has_bfloat16(backbone.device):
         backbone.precision = "bfloat16"
-    where = str(folder / MANIFEST)
-    task = Task.from_dict(manifest["task"], f"{where}: task")
-    readout = READOUTS.from_dict(manifest["readout"], f"{where}: readout")
-    specs = [DELTAS.from_dict(data, f"{where}: deltas[{number}]") for number, data in enumerate(manifest["deltas"])]
-    model = TunedModel.assemble(backbone, task, readout, max_length=manifest["max_length"])
+    specs = saved.deltas
+    model = TunedModel.assemble(backbone, saved.task, saved.readout, max_length=manifest["max_length"])
     settled = [str(template) for template in model.asked.templates], json.loads(json.dumps([words.ids for words in model.asked.words]))
     if settled != (manifest["templates"], manifest["words"]):
         raise ArtifactError(
@@ -177,16 +227,13 @@ def _assemble(
             where=where,
             fix="Use the fewtune that wrote it, or fit again.",
         )
-    files = [f"delta-{number}.safetensors" for number in range(len(specs))]
-    load_strictly(model.reader.weights, states.get("readout.safetensors", {}), f"{folder}/readout.safetensors")
-    model.deltas = install_saved(
-        backbone, [(spec, states.get(file, {}), f"{folder}/{file}") for spec, file in zip(specs, files, strict=True)]
-    )
-    model.calibrator = Calibrator.from_dict(manifest["calibrator"], f"{where}: calibrator")
+    load_strictly(model.reader.weights, *saved.read_by())
+    model.deltas = install_saved(backbone, [(spec, *learned) for spec, learned in zip(specs, saved.learned(), strict=True)])
+    model.calibrator = saved.calibrator
     if manifest.get("demonstrations") is not None:
         model.demonstrations = _demonstrated(manifest["demonstrations"], model, f"{where}: demonstrations")
     if manifest.get("exits") is not None:
-        state = states.get("exits.safetensors", {})
-        model.exits = _exits(manifest["exits"], model, state, f"{where}: exits", f"{folder}/exits.safetensors")
+        state = saved.states.get("exits.safetensors", {})
+        model.exits = _exits(manifest["exits"], model, state, f"{where}: exits", f"{saved.folder}/exits.safetensors")
     model.about = manifest["about"]
     return model

@@ -47,6 +47,7 @@ def _body(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:
         f"| backbone | `{backbone['name']}` (weights {backbone['fingerprint'][:12]}, tokenizer {backbone['tokenizer_fingerprint'][:12]}) |",
         f"| method | {_cell(about.get('method', ''))} |",
         f"| labelled rows | {about.get('rows', '')} |",
+        *_further(about.get("recipe", {}).get("start")),
         *_estimate(about),
         *_taught(about.get("pet")),
         *_early(manifest.get("exits")),
@@ -79,6 +80,11 @@ def _asked(task: Mapping[str, Any]) -> str:
         return '"…"'
     own = {columns[0]: '["…", "…"]'} if len(columns) == 1 else dict.fromkeys(columns, '"…"')
     return "{" + ", ".join(f"{json.dumps(name)}: {cell}" for name, cell in ({name: '"…"' for name in task["fields"]} | own).items()) + "}"
+
+
+def _further(start: Mapping[str, Any] | None) -> list[str]:
+    """Which saved model it goes on from."""
+    return [] if start is None else [f"| goes on from | the model {start['fingerprint'][:12]} |"]
 
 
 def _estimate(about: Mapping[str, Any]) -> list[str]:

@@ -33,7 +33,7 @@ from fewtune.readout.prior import PriorMatching
 from fewtune.readout.readout import Readout
 from fewtune.recipe import DEFAULT_BACKBONE, Recipe
 from fewtune.routes import Routes
-from fewtune.settings import PETS, Settings, method, recipe_of, routes, suited, with_pool, without_slot
+from fewtune.settings import PETS, Settings, method, recipe_of, routes, started, suited, with_pool, without_slot
 from fewtune.sources import KIND, Say, Source, read, silent, task_of, teacher_rows
 from fewtune.strategies import adapting, searching
 from fewtune.strategies.strategy import Joint
@@ -83,6 +83,7 @@ def fit(
     demonstrations: Demonstrations | None = None,
     search: Sequence[Search] = (),
     adapt: Sequence[Adaptation] = (),
+    start: str | Path | None = None,
     options: FitOptions | None = None,
     max_length: int = DEFAULT_LENGTH,
     seed: int = 42,
@@ -90,7 +91,8 @@ def fit(
     """Tune a model on labelled examples: a list, a frame, a data set or a path; None where PET is to start from none.
 
     Of several PLMs the rows choose one, as they do between the usual two where none is named. `unlabeled` texts are learned from if there
-    are enough; the rows of a `teacher` have labels from elsewhere, hard or soft (`fewtune.data.teacher.read`).
+    are enough; the rows of a `teacher` have labels from elsewhere, hard or soft (`fewtune.data.teacher.read`). `start` is the folder of
+    a saved model, whose deltas are tuned further, and its readout where the labels are the same.
 
     Raises `fewtune.errors.InputError` for data, a task or settings that do not fit together.
     """
@@ -108,6 +110,7 @@ def fit(
         max_length=max_length,
         seed=seed,
     )
+    settings = settings if start is None else started(settings, start)
     pool = () if unlabeled is None else readers.read(unlabeled, text=task.fields, labeled=False, written=kind_of(task).written).examples
     taught = () if teacher is None else read_teacher(teacher, text=task.fields, labels=task.labels)
     settings = suited(task, with_pool(task, settings, len(pool), silent, taught=bool(taught)))
@@ -220,9 +223,13 @@ def fit_files(
 ) -> Fitted:
     """`fewtune fit`: read, tune, save to `out`, measure on the test rows. A fit that was killed goes on where it was.
 
+    Where it goes on from a saved model and nothing is said of the task, it is that one's.
+
     Without labelled rows, unlabelled ones and the labels' names are enough for PET, whose members can be `spread` over processes.
     """
     check_target(out, overwrite=overwrite)
+    if settings.start and not (task or labels or templates or words or description or kind != KIND):
+        task = artifact.read(settings.start.folder).task
     first = read(train or _enough_alone(unlabeled, settings, task, labels), labeled=train is not None, task=task, kind=kind, say=say)
     task = task or task_of(first, kind=kind, labels=labels, templates=templates, words=words or {}, description=description)
     # Everything that can be wrong with the input is found before the first minute of work.

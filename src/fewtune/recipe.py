@@ -24,6 +24,14 @@ DEFAULT_BACKBONE = "smollm2-135m"
 
 
 @dataclass(frozen=True)
+class Start:
+    """A saved model, whose deltas are gone on with: its folder, and the fingerprint of what is in it."""
+
+    folder: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One job. `calibration` None means: whichever of none and contextual makes the labelled rows likelier before tuning."""
 
@@ -35,6 +43,7 @@ class Recipe:
     demonstrations: Demonstrations | None = None
     search: tuple[Search, ...] = ()
     adapt: tuple[Adaptation, ...] = ()
+    start: Start | None = None
     fit: FitOptions = field(default_factory=FitOptions)
     max_length: int = DEFAULT_LENGTH
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -51,6 +60,7 @@ class Recipe:
             "demonstrations": None if self.demonstrations is None else registry.to_dict(self.demonstrations),
             "search": [SEARCHES.to_dict(search) for search in self.search],
             "adapt": [ADAPTATIONS.to_dict(one) for one in self.adapt],
+            **({} if self.start is None else {"start": registry.to_dict(self.start)}),
             "fit": registry.to_dict(self.fit),
             "max_length": self.max_length,
             "precision": self.precision,
@@ -72,6 +82,7 @@ class Recipe:
             adapt=tuple(ADAPTATIONS.from_dict(item, f"{where}.adapt[{number}]") for number, item in enumerate(data.get("adapt", ()))),
             backbone=plain.backbone,
             demonstrations=plain.demonstrations,
+            start=plain.start,
             fit=plain.fit,
             max_length=plain.max_length,
             precision=plain.precision,
@@ -88,6 +99,7 @@ class _Plain:
 
     backbone: str = DEFAULT_BACKBONE
     demonstrations: Demonstrations | None = None
+    start: Start | None = None
     fit: FitOptions = field(default_factory=FitOptions)
     max_length: int = DEFAULT_LENGTH
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

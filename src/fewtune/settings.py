@@ -1,14 +1,16 @@
 """What the user said and what was left open, settled into a recipe: the strategy, the PLMs, a readout and deltas that suit them.
 
-Knows every spec and its default; reads no file and runs nothing.
+Knows every spec and its default; reads no file but that of a saved model to go on from, and runs nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
+from fewtune import artifact
 from fewtune.backbone.backbone import Backbone
 from fewtune.deltas import DELTAS
 from fewtune.deltas.delta import Delta
@@ -29,8 +31,8 @@ from fewtune.readout.head import Head
 from fewtune.readout.likelihood import Likelihood
 from fewtune.readout.readout import Readout
 from fewtune.readout.similarity import Similarity
-from fewtune.recipe import DEFAULT_BACKBONE, Recipe
-from fewtune.strategies import STRATEGIES, searching
+from fewtune.recipe import DEFAULT_BACKBONE, Recipe, Start
+from fewtune.strategies import STRATEGIES, searching, starting
 from fewtune.strategies.pet import LEAST
 from fewtune.strategies.strategy import Strategy
 from fewtune.tasks import kind_of
@@ -64,6 +66,7 @@ class Settings:
     demonstrations: Demonstrations | None = None
     search: tuple[Search, ...] = ()
     adapt: tuple[Adaptation, ...] = ()
+    start: Start | None = None
     fit: FitOptions = field(default_factory=FitOptions)
     max_length: int = DEFAULT_LENGTH
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -73,7 +76,7 @@ class Settings:
     @property
     def spec(self) -> Strategy:
         """The strategy: the one that is named; else the ladder, unless something of the method is settled already."""
-        settled = (self.deltas, self.readout, self.calibration, self.demonstrations, self.fit.steps, self.fit.learning_rate)
+        settled = (self.deltas, self.readout, self.calibration, self.demonstrations, self.start, self.fit.steps, self.fit.learning_rate)
         usual = "ladder" if all(choice is None for choice in settled) else "supervised"
         return STRATEGIES.from_text(self.strategy or usual, "--strategy")
 
@@ -103,6 +106,26 @@ class Settings:
             fix = "Leave --strategy, --delta, --readout and the like out, so that PLMs are judged; or name one --backbone."
             got = f"{len(self.backbones)} for strategy {self.way}"
             raise SpecError(expected="one PLM", got=got, where="--backbone", fix=fix)
+        if self.start and self.way != "supervised":
+            raise SpecError(expected="strategy supervised", got=self.way, where="--start", fix="Leave --strategy out.")
+
+
+def started(settings: Settings, folder: str | Path) -> Settings:
+    """The settings of a fit that goes on from the model in `folder`: its deltas, and its PLM and readout unless they are named.
+
+    Raises `ArtifactError` for a folder that is no model, `SpecError` where deltas are named beside it.
+    """
+    saved = artifact.read(folder)
+    if settings.deltas is not None:
+        fix = "Leave --delta or --start out."
+        raise SpecError(expected="the deltas of the saved model alone", got="others beside it", where="--delta", fix=fix)
+    return replace(
+        settings,
+        backbones=settings.backbones or (saved.backbone.name,),
+        deltas=starting.further(saved),
+        readout=settings.readout or saved.readout,
+        start=Start(str(folder), saved.manifest["fingerprint"]),
+    )
 
 
 def routes(backbones: Sequence[str], readouts: Sequence[Readout]) -> list[tuple[str, Readout | None]]:
@@ -177,6 +200,7 @@ def recipe_of(task: Task, backbone: Backbone, settings: Settings) -> Recipe:
         demonstrations=settings.demonstrations,
         search=settings.search,
         adapt=settings.adapt,
+        start=settings.start,
         fit=settings.fit,
         max_length=settings.max_length,
         precision=settings.precision,

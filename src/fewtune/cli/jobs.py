@@ -92,6 +92,14 @@ def fit(
     demonstrations: Demonstrations = None,
     search: Search = None,
     adapt: Adapt = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--start",
+            help="The folder of a saved model that this one goes on from: its task unless another is named, its PLM, its deltas, and its "
+            "readout where the labels are the same.",
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=0)] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate")] = None,
     batch_size: BatchSize = 8,
@@ -110,7 +118,7 @@ def fit(
     from fewtune.estimate import Estimate, spoken
     from fewtune.prompt.demonstrations import read
     from fewtune.runs import engines
-    from fewtune.settings import Settings
+    from fewtune.settings import Settings, started
     from fewtune.train.fit import FitOptions
 
     settings = Settings(
@@ -128,6 +136,7 @@ def fit(
         device=device,
         seed=seed,
     )
+    settings = settings if start is None else started(settings, start)
     with engines.spread(engine, ray_address) as spread, terminal.progress_bar() as progress:
         fitted = job.fit_files(
             None if train is None else _source(train, text, label, skip_bad_rows),

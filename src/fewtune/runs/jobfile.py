@@ -19,7 +19,7 @@ from fewtune.prompt.search import SEARCHES
 from fewtune.readout import CALIBRATIONS, READOUTS
 from fewtune.recipe import DEFAULT_BACKBONE
 from fewtune.registry import Plain, Table
-from fewtune.settings import Settings
+from fewtune.settings import Settings, started
 from fewtune.sources import KIND
 from fewtune.strategies import STRATEGIES
 from fewtune.train.adapt import ADAPTATIONS
@@ -57,6 +57,7 @@ class _Method:
     demonstrations: str | None = None
     search: tuple[str, ...] | None = None
     adapt: tuple[str, ...] | None = None
+    start: str | None = None
     steps: int | None = None
     learning_rate: float | None = None
     batch_size: int = FitOptions.batch_size
@@ -167,8 +168,8 @@ def _settings(method: _Method, given: Mapping[str, Plain], where: str, folder: P
 def _as_flags(method: _Method, given: Mapping[str, Plain], where: str, folder: Path) -> Settings:
     if method.strategy is not None:
         STRATEGIES.from_text(method.strategy, f"{where}.strategy")
-    return Settings(
-        backbones=tuple(_backbone(name, folder) for name in method.backbone),
+    settings = Settings(
+        backbones=() if method.start and "backbone" not in given else tuple(_backbone(name, folder) for name in method.backbone),
         strategy=method.strategy,
         deltas=_deltas(given["deltas"], f"{where}.deltas") if "deltas" in given else None,
         readout=_spec(READOUTS, given["readout"], f"{where}.readout") if "readout" in given else None,
@@ -180,6 +181,7 @@ def _as_flags(method: _Method, given: Mapping[str, Plain], where: str, folder: P
         max_length=method.max_length,
         precision=method.precision,
     )
+    return settings if method.start is None else started(settings, (folder / method.start).resolve())
 
 
 def _backbone(name: str, folder: Path) -> str:

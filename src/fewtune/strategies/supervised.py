@@ -27,7 +27,7 @@ from fewtune.prompt.encode import Row
 from fewtune.readout.calibration import Contextual, Uncalibrated
 from fewtune.readout.readout import widened
 from fewtune.recipe import Recipe
-from fewtune.strategies import adapting, trainable
+from fewtune.strategies import adapting, starting, trainable
 from fewtune.strategies.searching import searched
 from fewtune.strategies.strategy import Strategy
 from fewtune.strategies.zeroshot import calibrate, demonstrated, targets
@@ -55,6 +55,8 @@ class Supervised:
 
     With demonstrations, each row is shown others of each epoch's own draw (LM-BFF: Gao et al. 2021, section 6); nothing is cached then,
     for no row is the same twice.
+
+    With a start the deltas begin as those of a saved model (`starting`).
 
     Rows with soft labels are learned at `temperature`, beside hard ones at 1 (`losses.distillation`).
     """
@@ -86,6 +88,8 @@ class Supervised:
         settle_precision(model, recipe.precision, split)
         if not recipe.readout.needs_slot:
             return model  # a fresh head says nothing yet that could be calibrated
+        if found := starting.calibrator(recipe):
+            return model.calibrated(found)
         wanted = recipe.calibration if recipe.calibration is None or recipe.calibration.needs != "targets" else None
         return model.calibrated(calibrate(model, wanted, split, otherwise=Contextual()))
 
@@ -173,8 +177,9 @@ def _tune(model: TunedModel, recipe: Recipe, split: Split, session: Session, tem
     steps = recipe.fit.steps
     if steps is None:
         steps = default_steps(len(train), model.most(train), pairs=model.readout.pairs)
-    groups = trainable.grouped(trainable.of_model(tuned), recipe.fit.learning_rate)
     try:
+        starting.go_on(tuned, recipe, session)
+        groups = trainable.grouped(trainable.of_model(tuned), recipe.fit.learning_rate)
         adapting.before(tuned, recipe, split.unlabeled, session)
         rows = _rows(tuned, train)
         if groups and steps:

@@ -1,0 +1,63 @@
+"""Going on from a saved model: its deltas, and its readout where the same labels are read, begin with what they learned there.
+
+So a task gets more rows later, and one task's prompt starts another's (Vu et al. 2022, soft prompt transfer).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fewtune import artifact
+from fewtune.artifact import Saved
+from fewtune.deltas.delta import Delta, load_strictly
+from fewtune.deltas.prefix import Prefix
+from fewtune.errors import ArtifactError, SpecError
+from fewtune.model import TunedModel
+from fewtune.readout.calibration import Calibrator
+from fewtune.recipe import Recipe, Start
+from fewtune.train.fit import Session
+
+
+def go_on(model: TunedModel, recipe: Recipe, session: Session) -> None:
+    """Put what the recipe's start has learned into `model`, whose deltas are new.
+
+    Raises `ArtifactError` for a folder that is another by now, or was made on another PLM, `SpecError` for other deltas than its own.
+    """
+    if recipe.start is None:
+        return
+    saved = _read(recipe.start)
+    saved.backbone.check(model.backbone, str(saved.folder))
+    if further(saved) != tuple(delta.delta for delta in model.deltas):
+        raise SpecError(expected="the deltas of the saved model", got="others", where=recipe.start.folder, fix="Leave --delta out.")
+    for delta, learned in zip(model.deltas, saved.learned(), strict=True):
+        delta.load_state_dict(*learned)
+    if reads_alike(saved, recipe):
+        load_strictly(model.reader.weights, *saved.read_by())
+    if not session.told:
+        session.say(f"It goes on from {recipe.start.folder}{'' if reads_alike(saved, recipe) else ', with a readout of its own'}.")
+
+
+def further(saved: Saved) -> tuple[Delta, ...]:
+    """The deltas of a saved model as they are trained on: the network that made a prefix is not saved, so it goes on without one."""
+    return tuple(replace(delta, hidden=0) if isinstance(delta, Prefix) else delta for delta in saved.deltas)
+
+
+def calibrator(recipe: Recipe) -> Calibrator | None:
+    """That of the saved model, against which its deltas were trained, where the same is asked; the temperature is another matter."""
+    saved = _read(recipe.start) if recipe.start and recipe.calibration is None else None
+    if saved is None or not reads_alike(saved, recipe) or saved.task.templates != recipe.task.templates:
+        return None
+    return replace(saved.calibrator, temperature=1.0)
+
+
+def reads_alike(saved: Saved, recipe: Recipe) -> bool:
+    """Whether the readout of the saved model is asked for again, for the same labels."""
+    return saved.readout == recipe.readout and (saved.task.kind, saved.task.labels) == (recipe.task.kind, recipe.task.labels)
+
+
+def _read(start: Start) -> Saved:
+    saved = artifact.read(start.folder)
+    if saved.manifest["fingerprint"] != start.fingerprint:
+        fix = "Leave the model as it is while another goes on from it."
+        raise ArtifactError(expected=f"the model {start.fingerprint[:12]}", got="another by now", where=start.folder, fix=fix)
+    return saved
