@@ -34,7 +34,7 @@ from fewtune.backbone.quiet import quiet
 from fewtune.data.example import Example
 from fewtune.deltas import DELTAS
 
-RAW = RESULTS / "raw" / "peft_step.jsonl"
+RAW = RESULTS / "peft_step.jsonl"
 BASE = "bert-base"
 MODELS = (BASE, "minilm-l6", "smollm2-135m")
 METHODS = ("lora", "dora", "ia3", "prefix", "soft-prompt", "full")

@@ -107,7 +107,7 @@ class Settings:
             got = f"{len(self.backbones)} for strategy {self.way}"
             raise SpecError(expected="one PLM", got=got, where="--backbone", fix=fix)
         if self.start and self.way != "supervised":
-            raise SpecError(expected="strategy supervised", got=self.way, where="--start", fix="Leave --strategy out.")
+            raise SpecError(expected="strategy supervised", got=self.way, where="--start", fix="Leave --strategy and --teacher out.")
 
 
 def started(settings: Settings, folder: str | Path) -> Settings:
