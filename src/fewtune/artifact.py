@@ -168,6 +168,12 @@ class Saved:
         return Calibrator.from_dict(self.manifest["calibrator"], f"{self.where}: calibrator")
 
     @property
+    def demonstrations(self) -> Demonstrations | None:
+        """How labelled examples are shown, if they are."""
+        shown = self.manifest.get("demonstrations")
+        return None if shown is None else registry.from_dict(Demonstrations, shown["spec"], f"{self.where}: demonstrations.spec")
+
+    @property
     def where(self) -> str:
         """The manifest's place, for errors."""
         return str(self.folder / MANIFEST)

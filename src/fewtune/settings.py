@@ -111,7 +111,7 @@ class Settings:
 
 
 def started(settings: Settings, folder: str | Path) -> Settings:
-    """The settings of a fit that goes on from the model in `folder`: its deltas, and its PLM and readout unless they are named.
+    """The settings of a fit that goes on from the model in `folder`: its deltas; its PLM and readout, with demonstrations, unless named.
 
     Raises `ArtifactError` for a folder that is no model, `SpecError` where deltas are named beside it.
     """
@@ -124,6 +124,7 @@ def started(settings: Settings, folder: str | Path) -> Settings:
         backbones=settings.backbones or (saved.backbone.name,),
         deltas=starting.further(saved),
         readout=settings.readout or saved.readout,
+        demonstrations=settings.demonstrations or (None if settings.readout else saved.demonstrations),
         start=Start(str(folder), saved.manifest["fingerprint"]),
     )
 

@@ -92,6 +92,22 @@ def test_a_prompt_of_peft_is_trained_further(work, fewtune, llama):
     assert 0 < (begun - gone).abs().max() < 0.1
 
 
+def test_demonstrations_are_shown_again(work, fewtune, llama):
+    fit(fewtune, "first", "--backbone", llama, "--delta", "lora:rank=2", "--demonstrations", "similar=1", "--steps", "1", *WORDS)
+    fit(fewtune, "further", "--start", "first", "--steps", "1")
+    first, further = artifact.read("first"), artifact.read("further")
+    assert first.demonstrations is not None and further.demonstrations == first.demonstrations
+
+
+def test_other_words_are_calibrated_anew(work, fewtune, llama):
+    fit(fewtune, "first", "--backbone", llama, "--delta", "lora:rank=2", "--steps", "1", "--calibration", "contextual", *WORDS)
+    more = ("--start", "first", "--steps", "0", "--text", "review", "--label", "sentiment")
+    fit(fewtune, "same", *more, *WORDS)
+    fit(fewtune, "other", *more, "--words", "positive=joy,negative=dull")
+    first, same, other = (artifact.read(name).calibrator for name in ("first", "same", "other"))
+    assert any(first.bias_C) and first == same != other
+
+
 def test_what_does_not_go_together_is_refused(work, fewtune, llama, tmp_path):
     fit(fewtune, "first", "--backbone", llama, "--delta", "lora:rank=2", "--steps", "1", *WORDS)
     for more, said in (

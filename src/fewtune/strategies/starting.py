@@ -15,6 +15,7 @@ from fewtune.errors import ArtifactError, SpecError
 from fewtune.model import TunedModel
 from fewtune.readout.calibration import Calibrator
 from fewtune.recipe import Recipe, Start
+from fewtune.tasks.task import Task
 from fewtune.train.fit import Session
 
 
@@ -45,9 +46,13 @@ def further(saved: Saved) -> tuple[Delta, ...]:
 def calibrator(recipe: Recipe) -> Calibrator | None:
     """That of the saved model, against which its deltas were trained, where the same is asked; the temperature is another matter."""
     saved = _read(recipe.start) if recipe.start and recipe.calibration is None else None
-    if saved is None or not reads_alike(saved, recipe) or saved.task.templates != recipe.task.templates:
+    if saved is None or not reads_alike(saved, recipe) or _asked(saved.task) != _asked(recipe.task):
         return None
     return replace(saved.calibrator, temperature=1.0)
+
+
+def _asked(task: Task) -> tuple[object, ...]:
+    return task.fields, task.templates, task.words, task.label_name, task.description
 
 
 def reads_alike(saved: Saved, recipe: Recipe) -> bool:
