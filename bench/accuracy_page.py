@@ -12,7 +12,7 @@ from typing import Any
 from accuracy_plan import PARTS, Job, Part, jobs
 from machine import FIRST, heading, table
 from runs import spread
-from scipy.stats import t
+from scipy.stats import norm, t
 
 COLUMNS = ("method", "data", "trained on", "share trained", "bytes", "accuracy", "processor s", "seeds")
 
@@ -61,40 +61,50 @@ def _accuracy(job: Job, runs: Sequence[Mapping[str, Any]]) -> str:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A method against full tuning of the same rows, run by run: R runs, shares of right answers; `where` tells what they are of."""
+    """A method against full tuning of the same rows, run by run: R runs, shares of right answers; `where` tells what they are of, and
+    `tested` how many rows each is of."""
 
     method: str
     where: str
     share: float
+    tested: int
     own_R: tuple[float, ...]
     full_R: tuple[float, ...]
 
     @property
     def points(self) -> tuple[float, float, float]:
-        """The mean difference and its 90 % interval by Student's t, in points; of a single run the interval is everything."""
+        """The mean difference and its 90 % interval, in points: by Student's t over runs, and no narrower than test rows allow, as if each
+        side had its own."""
         found = [100 * (own - full) for own, full in zip(self.own_R, self.full_R, strict=True)]
-        mean = statistics.mean(found)
-        if len(found) < 2:
-            return mean, -math.inf, math.inf
-        half = float(t.ppf(0.95, len(found) - 1)) * statistics.stdev(found) / math.sqrt(len(found))
+        mean, runs = statistics.mean(found), len(found)
+        half = 100 * float(norm.ppf(0.95)) * math.sqrt(sum(p * (1 - p) for p in (*self.own_R, *self.full_R)) / self.tested) / runs
+        if runs > 1:
+            half = max(half, float(t.ppf(0.95, runs - 1)) * statistics.stdev(found) / math.sqrt(runs))
         return mean, mean - half, mean + half
 
     @property
     def verdict(self) -> str:
         """What the interval says."""
         _, low, high = self.points
-        return "one run" if len(self.own_R) < 2 else "better" if low > 0 else "worse" if high < 0 else "cannot be told apart"
+        return "better" if low > 0 else "worse" if high < 0 else "cannot be told apart"
 
     def cells(self) -> list[str]:
         """A row of the table."""
         mean, low, high = self.points
-        interval = f" ({low:+.1f} to {high:+.1f})" if math.isfinite(low) else ""
         means = (f"{100 * statistics.mean(values):.1f}" for values in (self.own_R, self.full_R))
-        return [self.method, self.where, f"{100 * self.share:.3g} %", *means, f"{mean:+.1f}{interval}", str(len(self.own_R)), self.verdict]
+        return [
+            self.method,
+            self.where,
+            f"{100 * self.share:.3g} %",
+            *means,
+            f"{mean:+.1f} ({low:+.1f} to {high:+.1f})",
+            str(len(self.own_R)),
+            self.verdict,
+        ]
 
 
 AGAINST = ("method", "on", "share trained", "accuracy", "full, same runs", "difference (90 %)", "runs", "against full")
-VERDICTS = ("better", "worse", "cannot be told apart", "one run")
+VERDICTS = ("better", "worse", "cannot be told apart")
 OTHERS = "other domains"
 
 
@@ -103,6 +113,7 @@ def contrasts(part: Part, asked: Sequence[Job], results: Mapping[Job, Mapping[st
     done = {(job.data, job.k, job.rows, job.seed, job.method): results[job] for job in asked if "metrics" in results.get(job, {})}
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     shares: dict[str, float] = {}
+    tested: dict[str, int] = {}
     for (*place, method), run in done.items():
         full = done.get((*place, "full"))
         if full and method != "full":
@@ -110,8 +121,9 @@ def contrasts(part: Part, asked: Sequence[Job], results: Mapping[Job, Mapping[st
             for where, names in _places(part, run).items():
                 pair = tuple(statistics.mean(each["tests"][name]["metrics"]["accuracy"]["value"] for name in names) for each in (run, full))
                 found.setdefault((where, method), []).append(pair)
+                tested[where] = sum(run["tests"][name]["test_rows"] for name in names)
     order = [(where, method) for where in dict.fromkeys(where for where, _ in found) for method in part.methods if (where, method) in found]
-    return [Contrast(method, where, shares[method], *zip(*found[where, method], strict=True)) for where, method in order]
+    return [Contrast(method, where, shares[method], tested[where], *zip(*found[where, method], strict=True)) for where, method in order]
 
 
 def _places(part: Part, run: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
@@ -143,7 +155,8 @@ def page(options: argparse.Namespace, results: Mapping[Job, Mapping[str, Any]], 
         "",
         "Accuracy in percent, mean ± sample deviation over the seeds, which choose the training rows and all that is random. *Share "
         "trained*: of the backbone's weights, the head aside; *bytes*: of the numbers in an artifact, the head with them. *adapter* "
-        "is *pfeiffer*.",
+        "is *pfeiffer*. Differences to full tuning are run by run, their intervals by Student's t and no narrower than the test rows "
+        "allow; that of a single run knows nothing of other training rows.",
     )
     parts = [heading("Accuracy of the ways of tuning", "bench/peft_accuracy.py", arguments) + "\n".join(facts)]
     for name in options.part:
