@@ -59,7 +59,7 @@ PARTS: Mapping[str, tuple[Part, ...]] = {
             "Label words, 16 rows a class",
             "smollm2-135m",
             True,
-            ("sst2", "cr"),  # of two labels each, so 80 steps a run; six labels take 240, an hour for seven methods
+            ("sst2", "cr"),  # of two labels each, so 80 steps a run; TREC's six take 240
             FEW,
             (13, 21, 42),
             ("full", "lora", "adapter", "prefix", "soft-prompt", "ia3", "biases"),

@@ -10,7 +10,11 @@ from safetensors.torch import load_file
 import fewtune as ft
 from fewtune import artifact
 from fewtune.backbone import tiny
+from fewtune.data.example import Example, Split
 from fewtune.errors import ArtifactError, SpecError
+from fewtune.recipe import Start
+from fewtune.strategies.supervised import Supervised
+from fewtune.train.fit import Session
 
 WORDS = ("--words", "positive=great|good,negative=terrible")
 FIELDS = {
@@ -125,23 +129,17 @@ def test_what_does_not_go_together_is_refused(work, fewtune, llama, tmp_path):
 
 
 def test_the_saved_model_must_not_change_meanwhile(tmp_path, llama):
-    recipe = ft.Recipe(TASK, backbone=llama, deltas=(ft.LoRA(rank=2),), seed=1)
-    options = ft.FitOptions(steps=1)
+    deltas, options = (ft.LoRA(rank=2),), ft.FitOptions(steps=1)
     for name in ("a", "b"):
-        model = ft.fit(TASK, ROWS, backbone=llama, deltas=recipe.deltas, options=options, seed=len(name) + ord(name))
+        model = ft.fit(TASK, ROWS, backbone=llama, deltas=deltas, options=options, seed=len(name) + ord(name))
         model.save(tmp_path / name)
         model.remove()
-    from fewtune.data.example import Example, Split
-    from fewtune.recipe import Start
-    from fewtune.strategies import STRATEGIES
-    from fewtune.train.fit import Session
-
     split = Split(train=tuple(Example({"text": text}, label) for text, label in ROWS))
-    run = STRATEGIES.member("supervised")().run
+    run = Supervised().run
     wrong = Start(str(tmp_path / "a"), artifact.read(tmp_path / "b").manifest["fingerprint"])
     backbone = ft.load_backbone(llama)
     with pytest.raises(ArtifactError, match="another by now"):
-        run(ft.Recipe(TASK, backbone=llama, deltas=recipe.deltas, start=wrong), split, backbone, session=Session())
+        run(ft.Recipe(TASK, backbone=llama, deltas=deltas, start=wrong), split, backbone, session=Session())
     right = Start(str(tmp_path / "a"), artifact.read(tmp_path / "a").manifest["fingerprint"])
     with pytest.raises(SpecError, match="deltas of the saved model"):
         run(ft.Recipe(TASK, backbone=llama, deltas=(ft.LoRA(rank=3),), start=right), split, backbone, session=Session())
@@ -168,5 +166,6 @@ steps = 1
     code, out, err = fewtune("compare", "job.toml", "--json")
     assert code == 0, err
     assert [row["done"] for row in json.loads(out)["rows"]] == [1, 1]
-    recipes = [json.loads(line).get("recipe", {}) for line in (work / "job.jsonl").read_text().splitlines() if line]
-    assert recipes
+    results = [json.loads(line) for line in (work / "job.jsonl").read_text().splitlines() if line]
+    assert {result["method"] for result in results} == {"anew", "further"}
+    assert len({result["trained_parameters"] for result in results}) == 1

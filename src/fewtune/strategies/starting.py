@@ -32,10 +32,11 @@ def go_on(model: TunedModel, recipe: Recipe, session: Session) -> None:
         raise SpecError(expected="the deltas of the saved model", got="others", where=recipe.start.folder, fix="Leave --delta out.")
     for delta, learned in zip(model.deltas, saved.learned(), strict=True):
         delta.load_state_dict(*learned)
-    if reads_alike(saved, recipe):
+    alike = reads_alike(saved, recipe)
+    if alike:
         load_strictly(model.reader.weights, *saved.read_by())
     if not session.told:
-        session.say(f"It goes on from {recipe.start.folder}{'' if reads_alike(saved, recipe) else ', with a readout of its own'}.")
+        session.say(f"It goes on from {recipe.start.folder}{'' if alike else ', with a readout of its own'}.")
 
 
 def further(saved: Saved) -> tuple[Delta, ...]:
