@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fewtune.backbone import bank, fingerprints, seq2seq, surgery, tree, turns, walk
+from fewtune.backbone import bank, fingerprints, mixed, seq2seq, surgery, tree, turns, walk
 from fewtune.backbone.anatomy import Anatomy
 from fewtune.backbone.attention import Given, KeyValues, Prefixes, Seen
 from fewtune.backbone.bank import NOBODY, Edit, Routing, Shelf
@@ -67,7 +67,7 @@ class Backbone(Anatomy):
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The mixed precision that was chosen for this backbone."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
+        return mixed.halved(self.device) if self.precision == "bfloat16" else nullcontext()
 
     # Deltas
 

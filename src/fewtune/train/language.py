@@ -25,7 +25,7 @@ from fewtune.train.losses import cross_entropy
 MASKED = 0.15
 """The share of the tokens that is to be predicted (Devlin et al. 2019, section 3.1)."""
 _SHOWN, _REPLACED = 0.8, 0.1  # of these the share that becomes a mask token, and that becomes a random one
-_MOST = 256
+_MOST = 128  # so that a part of the logits is below 32 MiB, the most that malloc reuses: more is fresh memory each time
 
 
 @dataclass(frozen=True)
