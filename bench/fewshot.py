@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from machine import DEFAULT_SHARED, FIRST, RESULTS, DataSet, heading, table, write
-from runs import PROMPTS, append, code_hash, figures, finished, key_of, spread, task_of
+from runs import append, code_hash, figures, finished, key_of, prompt_of, spread, task_of
 
 from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.load import load
@@ -115,7 +115,7 @@ def judging(job: Job, dataset: DataSet, train: Sequence[Example]) -> tuple[Examp
 
 def recipe_of(job: Job, dataset: DataSet, backbone: Backbone) -> Recipe:
     """The recipe that a job runs; the readout is fewtune's default unless the configuration names one."""
-    task, chosen = task_of(dataset, PROMPTS.get(job.data)), CONFIGURATIONS[job.configuration]
+    task, chosen = task_of(dataset, prompt_of(job.data, backbone)), CONFIGURATIONS[job.configuration]
     return Recipe(
         task,
         backbone=job.backbone,
@@ -194,12 +194,12 @@ def page(
 ) -> str:
     """The results file."""
     counts = ", ".join(dict.fromkeys(f"{result['data']} {result['test_rows']}" for result in results))
-    prompts = {name: PROMPTS[name].template if name in PROMPTS else "the default" for name in dict.fromkeys(r["data"] for r in results)}
+    prompts = {run["data"]: run["recipe"]["task"]["templates"] for run in results}
     judged = {result["judge"] for result in results}
     facts = [
         f"- PLM: {_all(results, 'backbone')}; precision: {_all(results, 'precision')}; threads: {_all(results, 'threads')}",
         f"- {f'Test rows ({FIRST})' if judged == {'test'} else 'Training rows that judge'}: {counts}",
-        *(f"- Template of {name}: `{json.dumps(text, ensure_ascii=False)}`" for name, text in prompts.items()),
+        *(f"- Template of {name}: `{json.dumps(text, ensure_ascii=False)}`" for name, texts in prompts.items() for text in texts),
         f"- Code: {_all(results, 'code')} (hash of the package's sources)",
         "",
         "K is the number of labelled rows a class. Figures in percent: mean ± sample standard deviation over the seeds, which "

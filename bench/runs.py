@@ -49,6 +49,20 @@ PROMPTS: Mapping[str, Prompt] = {
     "fewglue_boolq": Prompt("{text_b}\nQuestion: {text_a}?\nAnswer: {slot}"),
 }
 """A set that is not named here, such as trec, gets what a user gets who gives only data."""
+_KINDS = {"abbreviation": "Expression", "description": "Description", "entity": "Entity", "human": "Human", "location": "Location"}
+FILLED: Mapping[str, Prompt] = {
+    **dict.fromkeys(_REVIEWS, Prompt("{text} It was {slot}.", {"negative": "terrible", "positive": "great"})),
+    "trec": Prompt("{slot}: {text}", {**_KINDS, "number": "Number"}),
+    "agnews": Prompt(
+        "{slot} News: {text}", {"world": "World", "sports": "Sports", "business": "Business", "science and technology": "Tech"}
+    ),
+}
+"""For masked LMs: those of LM-BFF (Gao et al. 2021, table 1) and PET (Schick & Schütze 2021, agnews, P5), as they were published."""
+
+
+def prompt_of(name: str, backbone: Backbone) -> Prompt | None:
+    """How a PLM is asked about a data set; None: as a user gets it who gives only data."""
+    return (PROMPTS if backbone.causal else FILLED).get(name)
 
 
 def task_of(dataset: DataSet, prompt: Prompt | None) -> Task:
