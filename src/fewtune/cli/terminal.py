@@ -193,6 +193,9 @@ def show_inspection(found: Inspection) -> None:
         return
     shown = found.changed[:SHOWN]
     title = f"{len(found.changed)} of {found.rows} rows changed their label"
+    if not shown:
+        _show(f"{title}.")
+        return
     rows = Table("row", "text", "before", "after", title=title if shown == found.changed else f"{title}; the first {SHOWN}")
     for changed in shown:
         answers = map(_answer, (changed.before, changed.after))

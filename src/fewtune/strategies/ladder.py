@@ -29,7 +29,7 @@ from fewtune.readout.pmi import PMI
 from fewtune.recipe import Recipe
 from fewtune.strategies import frozen
 from fewtune.strategies.strategy import Strategy
-from fewtune.strategies.supervised import FOLDS, Supervised, out_of_fold, provisional
+from fewtune.strategies.supervised import FOLDS, Supervised, fold_by_fold, provisional
 from fewtune.strategies.verdict import Verdict
 from fewtune.strategies.zeroshot import ZeroShot, demonstrated
 from fewtune.tasks import kind_of
@@ -38,6 +38,9 @@ from fewtune.train.fit import Session
 
 SHOWN = Demonstrations(similar=1)
 """What is shown in-context where nothing else is wanted: the same examples to all, which autoregressive PLMs read once."""
+_FIRST, _LEAST = 2, 6
+"""After so many folds, of so many rows at least, a dear rung that is not better than a simpler one is given up: 8 % of those that
+would prove better by two standard errors in the end (normal errors, half of the rows), 24 % of those by one."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,11 @@ class Rung:
         return self.learns or self.shows, bool(self.recipe.deltas), self.backbone.parameters
 
     @property
+    def dear(self) -> bool:
+        """Whether it takes minutes: a language model is tuned. What learns from pairs takes seconds."""
+        return bool(self.recipe.deltas) and not self.recipe.readout.pairs
+
+    @property
     def given(self) -> Recipe:
         """The recipe as it is run: what only rows not seen can choose is chosen by those that judge, not by folds within the folds."""
         return replace(self.recipe, task=provisional(self.recipe.task))
@@ -78,12 +86,14 @@ class Rung:
 class Judged:
     """What the labelled rows say of each rung, on rows that it has not seen.
 
-    With a `margin` the last rung is wanted for other reasons, unless it is worse by so many standard errors.
+    With a `margin` the last rung is wanted for other reasons, unless it is worse by so many standard errors. Those `set_aside` were not
+    better on the first of these rows than a simpler one, and were not judged on the others.
     """
 
     rungs: tuple[Rung, ...]
     verdicts_M: tuple[Verdict, ...]
     margin: float | None = None
+    set_aside: tuple[str, ...] = ()
 
     @property
     def losses_NM(self) -> NDArray[np.float64]:
@@ -145,7 +155,7 @@ def climb(contestants: Sequence[tuple[Recipe, Backbone]], split: Split, *, sessi
     if lacking := kind_of(task).lacking(task, judging.train, FOLDS):
         session.say(f"No estimate: it needs {lacking}.")
         return Supervised().run(contestants[0][0], split, contestants[0][1], session=session)
-    judged = judge(rungs_of(contestants, judging), judging, session, tempered=contestants[0][0].calibration is None)
+    judged = judge(rungs_of(contestants, judging), judging, session, tempered=contestants[0][0].calibration is None, brief=True)
     return finished(judged, split, session)
 
 
@@ -160,6 +170,7 @@ def finished(judged: Judged, split: Split, session: Session) -> TunedModel:
     if model.task.kind != kept.recipe.task.kind:
         session.say(f"Chosen on rows not seen: --kind {model.task.kind}.")
     about = {"kept": kept.name, "estimate": found.to_dict(), "rungs": figures, "recipe": kept.recipe.to_dict()}
+    about |= {"set_aside": list(judged.set_aside)} if judged.set_aside else {}
     return replace(model, about={**model.about, **about})
 
 
@@ -170,20 +181,39 @@ def judge(
     *,
     tempered: bool,
     known: Callable[[Rung], Tensor | None] = lambda rung: None,
+    brief: bool = False,
 ) -> Judged:
     """What the labelled rows say of each rung, with `tempered` at the temperature that suits its scores (see `Verdict.of`).
 
-    What `known` has of one, log_NC of the rows by models that have not seen them, is not made anew.
+    What `known` has of one, log_NC of the rows by models that have not seen them, is not made anew. With `brief`, a dear rung is set aside
+    where it is not better, on the rows of the first folds, than what would be kept of those before it.
     """
     names = ", ".join(rung.name for rung in rungs)
     session.say(f"Judging {names} on {len(judging.train)} labelled rows, each by a model that has not seen it.")
-    task, seed, verdicts, raw = rungs[0].recipe.task, rungs[0].recipe.seed, [], dict[str, Tensor]()
+    task, seed, raw = rungs[0].recipe.task, rungs[0].recipe.seed, dict[str, Tensor]()
+
+    def verdict_of(log_NC: Tensor, rows: Sequence[int]) -> Verdict:
+        return Verdict.of(log_NC, task, [judging.train[row] for row in rows], seed=seed, tempered=tempered)
+
+    kept, verdicts, aside = list[Rung](), list[Verdict](), list[str]()
+
+    def hopeless(rows: Sequence[int], log_NC: Tensor) -> bool:
+        before = Judged(tuple(kept), tuple(verdicts))
+        simpler_N = before.verdicts_M[before.kept].losses_N[list(rows)]
+        return bool(verdict_of(log_NC, rows).losses_N.mean() >= simpler_N.mean())
+
     for number, rung in enumerate(rungs):
         log_NC = known(rung)
-        partings = [log_NC] if log_NC is not None else _unseen(rung, judging, session.child(f"rung-{number}"), raw)
-        verdict = Verdict.pooled([Verdict.of(one, task, judging.train, seed=seed, tempered=tempered) for one in partings])
+        doubted = hopeless if brief and kept and rung.dear else None
+        partings = [log_NC] if log_NC is not None else _unseen(rung, judging, session.child(f"rung-{number}"), raw, doubted)
+        if not partings:
+            aside.append(rung.name)
+            session.say(f"Set aside: {rung.name}, which is not better than a simpler way on the rows of the first {_FIRST} folds.")
+            continue
+        verdict = Verdict.pooled([verdict_of(one, range(len(judging.train))) for one in partings])
+        kept.append(rung)
         verdicts.append(verdict if rung.learns else replace(verdict, partings=0))
-    return Judged(rungs, tuple(verdicts))
+    return Judged(tuple(kept), tuple(verdicts), set_aside=tuple(aside))
 
 
 def rungs_of(contestants: Sequence[tuple[Recipe, Backbone]], judging: Split) -> tuple[Rung, ...]:
@@ -230,15 +260,23 @@ def fits(recipe: Recipe, backbone: Backbone, judging: Split) -> bool:
     return True
 
 
-def _unseen(rung: Rung, judging: Split, session: Session, raw: dict[str, Tensor]) -> list[Tensor]:
-    """Calibrated log-probabilities_NC of each row by a model that has not learned from it; of several partings where these cost nothing.
+def _unseen(
+    rung: Rung, judging: Split, session: Session, raw: dict[str, Tensor], hopeless: Callable[[Sequence[int], Tensor], bool] | None
+) -> list[Tensor]:
+    """Calibrated log-probabilities_NC of each row by a model that has not learned from it; of several partings where these cost nothing,
+    and of none where the rows of the first folds are `hopeless`.
 
     Where nothing is learned, ways that differ in their calibration alone share one pass over the rows, kept in `raw`.
     """
     if rung.learns and frozen.applies(rung.given):
         return frozen.unseen(rung.given, judging, rung.backbone, session)
     if rung.learns:
-        return [out_of_fold(rung.given, judging, rung.backbone, session, read=TunedModel.log_probabilities, strategy=rung.strategy)]
+        read, log_NC = TunedModel.log_probabilities, None
+        found = fold_by_fold(rung.given, judging, rung.backbone, session, read=read, strategy=rung.strategy)
+        for fold, (rows, log_NC) in enumerate(found, start=1):
+            if hopeless is not None and fold == _FIRST and len(rows) >= _LEAST and hopeless(rows, log_NC):
+                return []
+        return [] if log_NC is None else [log_NC]
     model = rung.run(judging if rung.shows else replace(judging, train=()), session)
     key = registry.key_of([replace(rung.recipe, calibration=None).to_dict(), rung.backbone.fingerprint])
     if key not in raw:

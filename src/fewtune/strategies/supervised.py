@@ -143,6 +143,20 @@ def out_of_fold(
     strategy: Strategy | None = None,
 ) -> Tensor:
     """What `read` gives for each labelled row, in order, from a model that was made without it, by `Supervised` unless told otherwise."""
+    *_, (_, found) = fold_by_fold(recipe, split, backbone, session, read=read, strategy=strategy)
+    return found
+
+
+def fold_by_fold(
+    recipe: Recipe,
+    split: Split,
+    backbone: Backbone,
+    session: Session,
+    *,
+    read: Callable[[TunedModel, Sequence[Example]], Tensor],
+    strategy: Strategy | None = None,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """After each fold the rows that were held out so far, in order, and what `read` gives for them; after the last one all."""
     found: dict[int, Tensor] = {}
     if recipe.deltas or recipe.readout.learning_rate:
         session.say(f"{FOLDS} folds, each like the first:")
@@ -151,9 +165,9 @@ def out_of_fold(
         model = (strategy or Supervised()).run(recipe, part, backbone, session=session.child(f"fold-{number + 1}", told=number > 0))
         found |= zip(held, read(model, [split.train[index] for index in held]), strict=True)
         model.remove()
-    rows = [found[index] for index in range(len(split.train))]
-    most = max(map(len, rows))
-    return torch.stack([widened(row_C[None], most)[0] for row_C in rows])
+        rows = sorted(found)
+        most = max(len(found[row]) for row in rows)
+        yield rows, torch.stack([widened(found[row][None], most)[0] for row in rows])
 
 
 def default_steps(rows: int, labels: int, *, pairs: bool = False) -> int:

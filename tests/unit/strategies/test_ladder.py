@@ -18,6 +18,7 @@ from fewtune.readout.calibration import Contextual, Uncalibrated
 from fewtune.readout.head import Head
 from fewtune.readout.similarity import Similarity
 from fewtune.strategies.ladder import SHOWN
+from fewtune.strategies.supervised import Supervised
 from fewtune.strategies.verdict import Verdict
 from fewtune.tasks import kind_of
 from fewtune.train.fit import FitOptions, Session
@@ -204,3 +205,43 @@ def test_a_threshold_that_is_named_stays():
     task = ft.Task.multilabel(["bad", "dull", "fun", "good"], threshold=0.3)
     model, _, _ = run(train=LABELLED, task=task, readout=Head(), deltas=(), steps=5)
     assert model.task == task
+
+
+MORE = (*TRAIN, *(Example({"text": f"{one.fields['text']} again"}, one.label) for one in TRAIN))
+
+
+@pytest.fixture
+def tuned(monkeypatch):
+    """How many rows each model that was tuned has learned from."""
+    rows, run_it = [], Supervised.run
+    monkeypatch.setattr(Supervised, "run", lambda self, recipe, split, *rest, **more: (
+        rows.append(len(split.train)) or run_it(self, recipe, split, *rest, **more)
+    ))  # fmt: skip
+    return rows
+
+
+@pytest.mark.parametrize(("worse", "judged"), [(1.0, 2), (-1.0, 4)])
+def test_a_dear_way_that_is_not_better_on_the_first_rows_is_set_aside(tuned, monkeypatch, worse, judged):
+    verdict_of = Verdict.of
+
+    def of(log_NC, task, examples, **more):
+        found = verdict_of(log_NC, task, examples, **more)
+        return replace(found, losses_N=found.losses_N + worse) if len(examples) < len(MORE) else found
+
+    monkeypatch.setattr(Verdict, "of", of)
+    model, _, notes = run(MORE, deltas=(LoRA(rank=4),), steps=0)
+    aside = judged == 2
+    assert len(tuned) == judged and model.about.get("set_aside", []) == ["tuned"] * aside and model.about["kept"].startswith("zero-shot")
+    assert [rung["name"] for rung in model.about["rungs"]] == ["zero-shot", "zero-shot calibrated", *(["tuned"] * (not aside))]
+    assert any(note.startswith("Set aside: tuned") for note in notes) == aside
+
+
+def test_few_rows_set_nothing_aside(tuned):
+    model, _, _ = run(deltas=(LoRA(rank=4),), steps=0)
+    assert len(tuned) == 4 and "set_aside" not in model.about and model.about["rungs"][-1]["name"] == "tuned"
+
+
+@pytest.mark.slow
+def test_a_dear_way_that_is_better_is_judged_on_all_rows(tuned):
+    model, _, _ = run(MORE, deltas=(Subset(),), family="llama", steps=60, learning_rate=0.003)
+    assert model.about["kept"] == "tuned" and "set_aside" not in model.about and len(tuned) == 4 + 1
