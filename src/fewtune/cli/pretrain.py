@@ -26,6 +26,10 @@ def pretrain(
         Literal["mlm", "clm"] | None, typer.Option("--objective", help="mlm: masked tokens (BERT); clm: each next token (Llama).")
     ] = None,
     backbone: Annotated[str | None, typer.Option("--backbone", help="The PLM to go on with; without it a new one is made.")] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--start", help="A folder that low-rank updates of the PLM were written to: they go on, with the same --delta."),
+    ] = None,
     size: Annotated[str, typer.Option("--size", help="Of a new model: tiny, mini or small.")] = "tiny",
     vocabulary: Annotated[
         int, typer.Option("--vocabulary", min=300, help="Of a new model: the most pieces its tokenizer learns.")
@@ -62,7 +66,7 @@ def pretrain(
         made = pretrain_files(
             Corpus(tuple(corpus), documents, length, held_out),
             out,
-            start=Start(backbone, objective, size, vocabulary, shared, device),
+            start=Start(backbone, objective, size, vocabulary, shared, device, start),
             spec=Pretraining(
                 deltas=flags.deltas(delta or ()),
                 whole_words=whole_words,
@@ -141,7 +145,13 @@ def score(
 
 def complete(
     text: Annotated[str, typer.Argument(help=r"The beginning of a text; or, for a masked PLM, one with [MASK] in it. \n is a new line.")],
-    backbone: BackboneName = "smollm2-135m",
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            "--backbone",
+            help="A catalogue name, a model folder, or a hub id; by default minilm-l6-mlm for a text with [MASK], else smollm2-135m.",
+        ),
+    ] = None,
     top: Annotated[int, typer.Option("--top", min=1, help="How many tokens are shown.")] = 10,
     tokens: Annotated[int, typer.Option("--tokens", min=0, help="Go on with the text, so many tokens at most.")] = 0,
     draw: Annotated[bool, typer.Option("--draw", help="Draw tokens instead of taking the likeliest.")] = False,
@@ -157,7 +167,7 @@ def complete(
 
     (given,) = flags.templates([text])
     how = completion.Writing(tokens, draw, temperature, top_p, seed) if tokens else None
-    found = completion.complete(load(backbone, device=device, say=say), given, top=top, how=how)
+    found = completion.complete(load(backbone or completion.usual(given), device=device, say=say), given, top=top, how=how)
     if as_json:
         print_json(found.to_dict())
     else:

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from fewtune import forecast
 from fewtune.backbone.backbone import Backbone
+from fewtune.backbone.update import Update
 from fewtune.data.corpus import Blocks, Order
 from fewtune.data.sampling import derive
 from fewtune.data.writers import write_text
 from fewtune.deltas.delta import Delta, Installed
-from fewtune.deltas.lora import LoRA
+from fewtune.deltas.lora import LoRA, LowRank
 from fewtune.errors import DataError, SpecError
 from fewtune.precision import Wanted, settle_for_language
 from fewtune.prompt.tokens import word_starts
@@ -62,13 +63,21 @@ class Pretraining:
                 fix = "Take lora, or leave --delta out to train all weights."
                 raise SpecError(expected="a low-rank delta", got=type(delta).__name__, where="--delta", fix=fix)
 
-    def run(self, backbone: Backbone, blocks: Blocks, *, new: frozenset[str] = frozenset(), session: Session) -> Learned:
-        """Train `backbone`, whose weights of the names `new` are still random; raises `DataError` for too few blocks."""
+    def run(
+        self, backbone: Backbone, blocks: Blocks, *, new: frozenset[str] = frozenset(), earlier: Update | None = None, session: Session
+    ) -> Learned:
+        """Train `backbone`, whose weights of the names `new` are still random; `earlier` is what these and the deltas begin with.
+
+        Raises `DataError` for too few blocks, `SpecError` for deltas that are not those of the update.
+        """
         if not blocks.trained or not blocks.held_out():
             fix = "Give more text, or a shorter --length."
             raise DataError(expected="at least two blocks of text", got=str(len(blocks)), where="corpus", fix=fix)
         generator = torch.Generator().manual_seed(derive(self.seed, "init"))
         deltas = tuple(delta.install(backbone, generator=generator) for delta in self.deltas)
+        _check_apart(deltas)
+        if earlier is not None:
+            _go_on(earlier, backbone, deltas, new)
         language = Language(backbone, blocks, self.fit.batch_size, self.seed, self.whole_words)
         settle_for_language(backbone, self.precision, lambda: language.loss(language.at(0)))
         backbone.precision = session.world.told(backbone.precision)
@@ -190,6 +199,33 @@ def _groups(spec: Pretraining, backbone: Backbone, deltas: Sequence[Installed], 
     rest = {name: weight for name, weight in own.items() if name not in new}
     learned = trainable.of_deltas(deltas) if deltas else [("", rest, CONTINUED)]
     return trainable.grouped([*learned, ("", random, FRESH)], spec.fit.learning_rate)
+
+
+def _check_apart(deltas: Sequence[Installed]) -> None:
+    """Raise `SpecError` for two updates of the same weight, which could not be merged in the end."""
+    places = [place for delta in deltas for place, _ in delta.edits]
+    if twice := sorted({place for place in places if places.count(place) > 1}):
+        raise SpecError(expected="one delta at each place", got=f"two at {twice[0]}", where="--delta", fix="Give them other sites.")
+
+
+@torch.no_grad()
+def _go_on(earlier: Update, backbone: Backbone, deltas: Sequence[Installed], new: frozenset[str]) -> None:
+    """Put an update's factors into the deltas and its whole weights into the backbone; raises `SpecError` where they do not fit."""
+    edits = {f"{place}.weight": edit for delta in deltas for place, edit in delta.edits}
+    own = {name: weight for name, weight in backbone.model.named_parameters() if name in new}
+    shapes = {name: (edit.A_RI.shape, edit.B_OR.shape) for name, edit in edits.items() if isinstance(edit, LowRank)}
+    theirs = {name: (A_RI.shape, B_OR.shape) for name, (A_RI, B_OR) in earlier.factors.items()}
+    fits = shapes == theirs and len(shapes) == len(edits) and own.keys() == earlier.whole.keys()
+    if not fits or earlier.about.fingerprint != backbone.fingerprint:
+        fix = "Name the --backbone and the --delta that it was made with."
+        raise SpecError(expected=f"an update of {backbone.name} by these deltas", got="another", where="--start", fix=fix)
+    for name, edit in edits.items():
+        assert isinstance(edit, LowRank)
+        A_RI, B_OR = earlier.factors[name]
+        edit.A_RI.copy_(A_RI)
+        edit.B_OR.copy_(B_OR * (earlier.about.scales[name] / edit.scale))
+    for name, weight in own.items():
+        weight.copy_(earlier.whole[name])
 
 
 def _when(steps: int, points: int) -> frozenset[int]:

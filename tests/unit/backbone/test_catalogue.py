@@ -502,8 +502,10 @@ class TestCacheFolder:
 
 
 def test_the_catalogue_is_well_formed() -> None:
-    assert [*catalogue.CATALOGUE] == ["smollm2-135m", "minilm-l6", "mpnet-base"]
+    assert [*catalogue.CATALOGUE] == ["smollm2-135m", "minilm-l6", "mpnet-base", "minilm-l6-mlm"]
     for name, entry in catalogue.CATALOGUE.items():
         assert entry.name == name and entry.form in convert._CONVERTERS
         for wheel in entry.wheels:
             assert len(bytes.fromhex(wheel.sha256)) == 32 and wheel.requirement.count("==") == 1
+        if change := entry.change:
+            assert change.is_file() and change.with_suffix(".md").is_file()
