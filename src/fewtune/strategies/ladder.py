@@ -63,9 +63,11 @@ class Rung:
         return self.recipe.demonstrations is not None
 
     @property
-    def cost(self) -> tuple[bool, bool, int]:
-        """What makes it dearer than another: that it needs labelled rows, that it has something to train, the size of its PLM."""
-        return self.learns or self.shows, bool(self.recipe.deltas), self.backbone.parameters
+    def cost(self) -> tuple[bool, bool, bool, int, bool]:
+        """What makes it dearer than another, or asks for proof: that it learns, that it shows labelled rows, that it takes minutes, the
+        size of its PLM; frozen embeddings, too, which are worse than tuned ones more often than few rows can tell (bench/preference.py)."""
+        floor = self.learns and not self.recipe.deltas and self.recipe.readout.pairs
+        return self.learns, self.shows, self.dear, self.backbone.parameters, floor
 
     @property
     def dear(self) -> bool:
@@ -131,7 +133,7 @@ class Judged:
 class Ladder:
     """Zero-shot, zero-shot with what a search finds where that is wanted, in-context, tuned; what trains nothing plain and calibrated.
 
-    Where no word is read, frozen embeddings and tuned, or tuned alone.
+    Where no word is read, tuned and frozen embeddings, or tuned alone.
     """
 
     def run(self, recipe: Recipe, split: Split, backbone: Backbone, *, session: Session) -> TunedModel:

@@ -204,7 +204,7 @@ def test_the_ladder_judges_it_as_the_tuned_rung_and_only_there():
     assert [rung["name"] for rung in run.model.about["rungs"]][-1] == "tuned" and len(run.losses["fit.tapt"]) == 4
     assert ("tapt" in run.model.about["method"]) == (run.model.about["kept"] == "tuned")
     paired = Run(strategy="ladder", adapt=(TAPT,), readout=Similarity(), task=replace(TASK, templates=("{text}",)))
-    assert [rung["name"] for rung in paired.model.about["rungs"]] == ["frozen embeddings", "tuned"]
+    assert [rung["name"] for rung in paired.model.about["rungs"]] == ["tuned", "frozen embeddings"]
     wanted = job.Settings(adapt=(TAPT,))
     assert wanted.way == "ladder" and with_pool(TASK, wanted, 1000, print) == wanted != with_pool(TASK, job.Settings(), 1000, print)
 
