@@ -65,7 +65,7 @@ class Rung:
     @property
     def cost(self) -> tuple[bool, bool, bool, int, bool]:
         """What makes it dearer than another, or asks for proof: that it learns, that it shows labelled rows, that it takes minutes, the
-        size of its PLM; frozen embeddings, too, which are worse than tuned ones more often than few rows can tell (bench/preference.py)."""
+        size of its PLM; frozen embeddings, too, which few rows prefer to tuned ones too readily (bench/preference.py)."""
         floor = self.learns and not self.recipe.deltas and self.recipe.readout.pairs
         return self.learns, self.shows, self.dear, self.backbone.parameters, floor
 
