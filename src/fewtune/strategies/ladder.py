@@ -63,11 +63,11 @@ class Rung:
         return self.recipe.demonstrations is not None
 
     @property
-    def cost(self) -> tuple[bool, bool, bool, int, bool]:
-        """What makes it dearer than another, or asks for proof: that it learns, that it shows labelled rows, that it takes minutes, the
-        size of its PLM; frozen embeddings, too, which few rows prefer to tuned ones too readily (bench/preference.py)."""
-        floor = self.learns and not self.recipe.deltas and self.recipe.readout.pairs
-        return self.learns, self.shows, self.dear, self.backbone.parameters, floor
+    def cost(self) -> tuple[bool, bool, int, bool]:
+        """What makes it dearer than another: that it needs labelled rows, that it has something to train, the size of its PLM. Frozen
+        embeddings come behind tuned ones of their PLM, for few rows prefer them too readily (bench/preference.py)."""
+        frozen = self.learns and not self.recipe.deltas and self.recipe.readout.pairs
+        return self.learns or self.shows, bool(self.recipe.deltas) or frozen, self.backbone.parameters, frozen
 
     @property
     def dear(self) -> bool:
