@@ -160,17 +160,16 @@ def test_equals_peft_in_outputs_and_gradients(family, delta):
 @pytest.mark.parametrize("family", list(PEFT_NAMES))
 @pytest.mark.parametrize("init", ["kaiming", "gaussian"])
 def test_starts_from_the_distribution_that_peft_draws_from(family, init):
-    delta = LoRA(rank=64, init=init)
+    delta = LoRA(rank=1024, init=init)
     installed = delta.install(backbone := made(family), generator=generator(0))
     torch.manual_seed(0)  # peft draws from the global generator
     theirs = halves(with_peft(family, delta, [PEFT_NAMES[family]["query"]]), backbone.sites("query")[0])
     mine = {half: installed.weights[f"{backbone.sites('query')[0].path}.query.{half}"] for half in theirs}
     assert not bool(mine["lora_B"].any()) and not bool(theirs["lora_B"].any())
-    # Uniform within the same bounds: 2048 draws come near them and have the same spread; a normal one has no bounds. Two spreads of so many
-    # normal draws differ by 2 % (one standard deviation).
+    # Uniform within the same bounds: 32,768 draws come near them and have the same spread; a normal one has no bounds.
     bounds = (torch.Tensor.max, torch.Tensor.min) if init == "kaiming" else ()
     for statistic in (*bounds, torch.Tensor.std):
-        assert statistic(mine["lora_A"]).item() == pytest.approx(statistic(theirs["lora_A"]).item(), rel=0.1)
+        assert statistic(mine["lora_A"]).item() == pytest.approx(statistic(theirs["lora_A"]).item(), rel=0.05)
 
 
 def test_dropout_is_on_the_updates_input_only():

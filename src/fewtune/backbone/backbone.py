@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -67,7 +67,7 @@ class Backbone(Anatomy):
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The mixed precision that was chosen for this backbone."""
-        return mixed.halved(self.device) if self.precision == "bfloat16" else nullcontext()
+        return mixed.halved(self.device) if self.precision == "bfloat16" else torch.autocast(self.device.type, enabled=False)
 
     # Deltas
 

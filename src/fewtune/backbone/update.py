@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -52,13 +53,17 @@ def write(path: Path, about: About, factors: Mapping[str, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Update:
-    """What a file holds: `factors` (A_RI, B_OR) by the name of the weight, `whole` weights by theirs, in float32; `digest` is the file's
-    sha256."""
+    """What a file holds: `factors` (A_RI, B_OR) by the name of the weight, `whole` weights by theirs, in float32."""
 
     about: About
     factors: Mapping[str, tuple[Tensor, Tensor]]
     whole: Mapping[str, Tensor]
-    digest: str
+    file: Path
+
+    @cached_property
+    def digest(self) -> str:
+        """The file's sha256."""
+        return hashlib.sha256(self.file.read_bytes()).hexdigest()
 
 
 def read(path: Path) -> Update:
@@ -75,7 +80,7 @@ def read(path: Path) -> Update:
         raise BackboneError(expected=f"a low-rank update ({FILE})", got="none", where=str(path), fix=fix) from error
     tensors = {name: tensor.float() for name, tensor in load_file(file).items()}
     factors = {name: (tensors.pop(f"{name}.low_rank_A"), tensors.pop(f"{name}.low_rank_B")) for name in about.scales}
-    return Update(about, factors, tensors, hashlib.sha256(file.read_bytes()).hexdigest())
+    return Update(about, factors, tensors, file)
 
 
 def apply(folder: Path, path: Path) -> None:

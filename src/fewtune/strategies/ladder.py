@@ -273,12 +273,13 @@ def _unseen(
     if rung.learns and frozen.applies(rung.given):
         return frozen.unseen(rung.given, judging, rung.backbone, session)
     if rung.learns:
-        read, log_NC = TunedModel.log_probabilities, None
-        found = fold_by_fold(rung.given, judging, rung.backbone, session, read=read, strategy=rung.strategy)
+        parting: list[Tensor] = []
+        found = fold_by_fold(rung.given, judging, rung.backbone, session, read=TunedModel.log_probabilities, strategy=rung.strategy)
         for fold, (rows, log_NC) in enumerate(found, start=1):
             if hopeless is not None and fold == _FIRST and len(rows) >= _LEAST and hopeless(rows, log_NC):
                 return []
-        return [] if log_NC is None else [log_NC]
+            parting = [log_NC]
+        return parting
     model = rung.run(judging if rung.shows else replace(judging, train=()), session)
     key = registry.key_of([replace(rung.recipe, calibration=None).to_dict(), rung.backbone.fingerprint])
     if key not in raw:

@@ -134,16 +134,10 @@ def parts_of(recipe: Recipe, examples: Sequence[Example], number: int = 0) -> tu
 
 
 def out_of_fold(
-    recipe: Recipe,
-    split: Split,
-    backbone: Backbone,
-    session: Session,
-    *,
-    read: Callable[[TunedModel, Sequence[Example]], Tensor],
-    strategy: Strategy | None = None,
+    recipe: Recipe, split: Split, backbone: Backbone, session: Session, *, read: Callable[[TunedModel, Sequence[Example]], Tensor]
 ) -> Tensor:
-    """What `read` gives for each labelled row, in order, from a model that was made without it, by `Supervised` unless told otherwise."""
-    *_, (_, found) = fold_by_fold(recipe, split, backbone, session, read=read, strategy=strategy)
+    """What `read` gives for each labelled row, in order, from a model of `Supervised` that was made without it."""
+    *_, (_, found) = fold_by_fold(recipe, split, backbone, session, read=read)
     return found
 
 
@@ -156,7 +150,8 @@ def fold_by_fold(
     read: Callable[[TunedModel, Sequence[Example]], Tensor],
     strategy: Strategy | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """After each fold the rows that were held out so far, in order, and what `read` gives for them; after the last one all."""
+    """After each fold the rows that were held out so far, in order, and what `read` gives for them, by models of `Supervised` unless told
+    otherwise; after the last one all."""
     found: dict[int, Tensor] = {}
     if recipe.deltas or recipe.readout.learning_rate:
         session.say(f"{FOLDS} folds, each like the first:")
