@@ -1,11 +1,12 @@
 """fewtune against SetFit with few labels: contrastive tuning on the same sentence encoder, and what `fit` does by default.
 
 For each data set and seed one after the other, with the same rows and threads: contrastive tuning, frozen embeddings, SetFit in its own
-virtual environment, and the default, whose ladder judges the usual PLMs, whichever encoder is compared. SetFit is trained with its
+virtual environment, and the default, whose ladder judges the usual PLMs or those given. SetFit is trained with its
 defaults; fewtune with its own. Loading PLMs is not counted. Finished runs are not repeated.
 
     bench/setfit_env.sh
     python bench/contrastive.py --backbone minilm-l6
+    python bench/contrastive.py --backbone mpnet-base --plms smollm2-135m mpnet-base
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ def page(results: Sequence[Mapping[str, Any]], options: argparse.Namespace, argu
         "",
         "Accuracy in percent, mean ± sample deviation over the seeds; only what all sides have finished. Seconds of processor time for the "
         "whole fit, mean over the seeds; *share*: over SetFit's, the median over the runs. *default*: what `fewtune fit` does by itself "
-        f"on {' and '.join(USUAL)}, with the templates of bench/runs.py, which no encoder reads.",
+        f"on {' and '.join(options.plms)}, with the templates of bench/runs.py, which no encoder reads.",
     )
     columns = ("data", *sides, *(f"{side}, s" for side in sides), *(f"share of {side}" for side in sides[1:]))
     rows = [_row(name, [r for r in results if r["data"] == name], sides) for name in dict.fromkeys(r["data"] for r in results)]
@@ -171,6 +172,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--backbone", default="minilm-l6")
     parser.add_argument("--data", nargs="+", default=list(SETS))
     parser.add_argument("--sides", nargs="+", default=list(SIDES[1:]), choices=SIDES[1:], help="what is held against SetFit")
+    parser.add_argument("--plms", nargs="+", default=list(USUAL), help="the PLMs that the default judges")
     parser.add_argument("--k", type=int, default=8, help="labelled rows a class")
     parser.add_argument("--seeds", nargs="+", type=int, default=[13, 21, 42])
     parser.add_argument("--rows", type=int, default=1000, help="the first test rows only; 0 for all")
@@ -210,7 +212,7 @@ class Bench:
         self.options, self.code, self.known = options, code_hash(), finished(RAW)
         self.datasets = {name: DataSet(options.shared, name) for name in options.data}
         self.encoder = load(options.backbone, say=print)
-        self.usual = [load(name, say=print) for name in USUAL] if "default" in options.sides else []
+        self.usual = [load(name, say=print) for name in options.plms] if "default" in options.sides else []
         self.peer = Peer(catalogue.locate(options.backbone), options.threads)
 
     def side(self, side: str, name: str, seed: int) -> dict[str, Any]:

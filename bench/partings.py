@@ -25,7 +25,7 @@ from fewtune.data.example import Example
 from fewtune.data.sampling import folds, shots, spread
 from fewtune.readout.sentences import lazily
 from fewtune.readout.similarity import logistic
-from fewtune.strategies.supervised import FOLDS
+from fewtune.strategies.folds import FOLDS
 
 SETS = (("sst2", 8), ("sst2", 16), ("sst2", 64), ("mr", 4), ("mr", 16), ("yelp_short", 16), ("agnews", 16), ("trec", 8))
 """(data, labelled rows a class)"""

@@ -199,7 +199,9 @@ def tune(
         "strategy": settings.way,
         "recipe": recipe.to_dict(),
     }
-    return replace(model, about={**about, **model.about})
+    about |= model.about
+    # What was asked for: another machine may settle on another precision.
+    return replace(model, about={**about, "recipe": {**made.to_dict(), "precision": recipe.precision}})
 
 
 def fit_files(

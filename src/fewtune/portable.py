@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from fewtune import folders
+from fewtune.backbone.turns import Inputs
 from fewtune.deltas.int8 import Int8
 from fewtune.errors import ArtifactError
 from fewtune.model import TunedModel
@@ -130,7 +131,7 @@ class Answers(nn.Module):
         model = self._model
         words = tuple(tuple(own) for own in model.asked.words[0].ids) if model.readout.needs_slot else None
         batch = Batch(ids_BT, mask_BT, None, self._slot(ids_BT, mask_BT), words)  # type: ignore[arg-type]
-        output = model.backbone.forward(ids_BT, mask_BT)
+        output = model.backbone.at_once(Inputs(ids_BT, mask_BT))
         return model.calibrator(model.reader.scores(output, batch)).log_softmax(-1).float()
 
     def _slot(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ front, and with several deltas in one batch."""
 import pytest
 import torch
 
-from fewtune.backbone import tiny
+from fewtune.backbone import tiny, turns
 from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.families import FAMILIES, SITES
 from fewtune.backbone.load import load
@@ -84,6 +84,50 @@ def test_the_walk_equals_transformers_block_by_block(family):
     # transformers gives the last states after the final norm.
     for mine_BTD, theirs_BTD in zip([*walked[:-1], backbone.norm(walked[-1])], expected, strict=True):
         close(mine_BTD[real], theirs_BTD[real])
+
+
+def in_turns_and_at_once(backbone, monkeypatch, **more):
+    """What `forward` gives for rows of unlike lengths, each length for itself, and in one pass; the states below step 1, gone on with."""
+    ids_BT, mask_BT = batch(backbone)
+    found = []
+    for cost in (0, 10**9):
+        monkeypatch.setattr(turns, "TURN", cost)
+        assert len(turns.by_length(mask_BT)) == (0 if cost else len(LENGTHS))
+        whole = backbone.forward(ids_BT, mask_BT, **more)
+        below_BTD = backbone.below(ids_BT, mask_BT, None, start=1)
+        gone_on = backbone.forward(ids_BT, mask_BT, start=1, below_BTD=below_BTD, **more)
+        found.append((whole, gone_on, below_BTD))
+    return mask_BT.bool(), *found
+
+
+@pytest.mark.parametrize("family", SEEN)
+def test_rows_of_unlike_lengths_get_in_turns_what_they_get_in_one_pass(family, monkeypatch):
+    with torch.no_grad():
+        real, turned, once = in_turns_and_at_once(made(family), monkeypatch)
+    close(turned[2][real], once[2][real])
+    for mine, theirs in zip(turned[:2], once[:2], strict=True):
+        assert mine.hidden_BTD.shape == theirs.hidden_BTD.shape
+        close(mine.hidden_BTD[real], theirs.hidden_BTD[real])
+        close(mine.first_BD, theirs.first_BD)
+
+
+@pytest.mark.parametrize("family", SEEN)
+def test_in_turns_each_row_goes_through_its_own_deltas_and_gives_them_the_same_gradients(family, monkeypatch):
+    backbone = made(family)
+    installed = []
+    for entry in (0, 2):
+        with backbone.installing(entry):
+            installed.append(LoRA(rank=2).install(backbone, generator=torch.Generator().manual_seed(entry)))
+    for name, weight in [pair for one in installed for pair in one.weights.items()]:
+        torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+        weight.requires_grad_(True)
+    weights = [weight for one in installed for weight in one.weights.values()]
+    real, turned, once = in_turns_and_at_once(backbone, monkeypatch, route_B=torch.tensor([2, 0, -1, 2]))
+    close(turned[0].hidden_BTD[real], once[0].hidden_BTD[real])
+    aim = torch.linspace(-1, 1, turned[0].hidden_BTD.shape[-1])
+    gradients = [torch.autograd.grad((one[0].hidden_BTD[real] * aim).sum(), weights) for one in (turned, once)]
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
 
 
 def with_segments(family):

@@ -24,6 +24,7 @@ from fewtune.backbone.attention import Given, KeyValues, Prefixes, Seen
 from fewtune.backbone.bank import NOBODY, Edit, Routing, Shelf
 from fewtune.backbone.climb import Climb
 from fewtune.backbone.front import Fronts, Packed
+from fewtune.backbone.turns import Inputs
 from fewtune.errors import BackboneError
 
 Precision = Literal["float32", "bfloat16"]
@@ -199,19 +200,30 @@ class Backbone(Anatomy):
         `fewtune.backbone.tree`).
         Of each row's answer the beginnings `written_BFJ` are read by the decoder, whose states are given then.
         """
-        if turning := turns.of(self.model, self.family.unrouted, route_B):
-            return self._in_turn(turning, ids_BT, mask_BT, types_BT, start, below_BTD, route_B, written_BFJ)
-        with self.routing.of(route_B):
-            packed = self._pack(ids_BT, mask_BT, types_BT, trees)
-            if below_BTD is None:
+        return self._in_turns(Inputs(ids_BT, mask_BT, types_BT, below_BTD, route_B, trees, written_BFJ), start)
+
+    def _in_turns(self, given: Inputs, start: int) -> Output:
+        turning = turns.of(self.model, self.family.unrouted, given.route_B) or turns.by_length(given.mask_BT)
+        if not turning:
+            return self.at_once(given, start=start)
+        outputs = [self._in_turns(given.rows(rows_N), start) for rows_N in turning]
+        first = [output.first_BD for output in outputs if output.first_BD is not None]
+        width = given.ids_BT.shape[1] if given.written_BFJ is None else None
+        hidden_BTD = turns.in_order([output.hidden_BTD for output in outputs], turning, width=width)
+        return Output(hidden_BTD, turns.in_order(first, turning) if first else None)
+
+    def at_once(self, given: Inputs, *, start: int = 0) -> Output:
+        """`forward` with all rows in one pass."""
+        with self.routing.of(given.route_B):
+            packed = self._pack(given.ids_BT, given.mask_BT, given.types_BT, given.trees)
+            if given.below_BTD is None:
                 with self.autocast():
                     hidden_BTD = self.stack(**self._inputs(packed)).last_hidden_state.float()
             else:
-                for hidden_BTD in self._walk(packed, start=start, below_BTD=below_BTD):
-                    below_BTD = hidden_BTD
+                *_, below_BTD = self._walk(packed, start=start, below_BTD=given.below_BTD)
                 hidden_BTD = self.norm(below_BTD)
-            if written_BFJ is not None:
-                return Output(self._written(hidden_BTD, packed.mask_BT, written_BFJ, route_B))
+            if given.written_BFJ is not None:
+                return Output(self._written(hidden_BTD, packed.mask_BT, given.written_BFJ, given.route_B))
             return Output(packed.unpack(hidden_BTD), hidden_BTD[:, 0])
 
     def read(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -228,6 +240,11 @@ class Backbone(Anatomy):
 
     def below(self, ids_BT: Tensor, mask_BT: Tensor, types_BT: Tensor | None, *, start: int, trees: Sequence[tree.Parents] = ()) -> Tensor:
         """The states hidden_BTD that step number `start` would be given."""
+        if turning := turns.by_length(mask_BT):
+            given = Inputs(ids_BT, mask_BT, types_BT, trees=trees)
+            parts = (given.rows(rows_N) for rows_N in turning)
+            states = [self.below(part.ids_BT, part.mask_BT, part.types_BT, start=start, trees=part.trees) for part in parts]
+            return turns.in_order(states, turning, width=ids_BT.shape[1])
         return next(itertools.islice(self.layers(ids_BT, mask_BT, types_BT, trees=trees), start, None))
 
     def layers(
@@ -285,34 +302,6 @@ class Backbone(Anatomy):
     def _run(self, call: walk.Call, hidden_BTD: Tensor, carried: Tensor | None, route_B: Tensor | None) -> tuple[Tensor, Tensor | None]:
         with self.routing.of(route_B), self.autocast():
             return walk.run(self.blocks, self.family, call, hidden_BTD, carried)
-
-    def _in_turn(
-        self,
-        turning: Sequence[Tensor],
-        ids_BT: Tensor,
-        mask_BT: Tensor,
-        types_BT: Tensor | None,
-        start: int,
-        below_BTD: Tensor | None,
-        route_B: Tensor | None,
-        written_BFJ: Tensor | None,
-    ) -> Output:
-        """`forward` for the rows of one entry after another."""
-        outputs = [
-            self.forward(
-                ids_BT[rows_N],
-                mask_BT[rows_N],
-                turns.rows(types_BT, rows_N),
-                start=start,
-                below_BTD=turns.rows(below_BTD, rows_N),
-                route_B=turns.rows(route_B, rows_N),
-                written_BFJ=turns.rows(written_BFJ, rows_N),
-            )
-            for rows_N in turning
-        ]
-        first = [output.first_BD for output in outputs if output.first_BD is not None]
-        hidden_BTD = turns.in_order([output.hidden_BTD for output in outputs], turning)
-        return Output(hidden_BTD, turns.in_order(first, turning) if first else None)
 
     def _pack(self, ids_BT: Tensor, mask_BT: Tensor, types_BT: Tensor | None, trees: Sequence[tree.Parents]) -> Packed:
         packed = self.fronts.pack(ids_BT, mask_BT, types_BT, routing=self.routing, embed=self.embed)

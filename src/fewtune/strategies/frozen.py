@@ -13,7 +13,8 @@ from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Split
 from fewtune.readout.similarity import SimilarityReader
 from fewtune.recipe import Recipe
-from fewtune.strategies.supervised import Supervised, outputs, parts_of
+from fewtune.strategies.folds import parts_of
+from fewtune.strategies.supervised import Supervised, outputs
 from fewtune.strategies.zeroshot import targets
 from fewtune.train.fit import Session
 

@@ -23,13 +23,15 @@ from fewtune.data.example import Split
 from fewtune.data.sampling import distinct
 from fewtune.errors import TaskError
 from fewtune.model import TunedModel
+from fewtune.precision import settle_precision
 from fewtune.prompt.demonstrations import Demonstrations
 from fewtune.readout.calibration import Calibration, Contextual, Uncalibrated
 from fewtune.readout.pmi import PMI
 from fewtune.recipe import Recipe
 from fewtune.strategies import frozen
+from fewtune.strategies.folds import FOLDS, fold_by_fold, provisional
 from fewtune.strategies.strategy import Strategy
-from fewtune.strategies.supervised import FOLDS, Supervised, fold_by_fold, provisional
+from fewtune.strategies.supervised import Supervised
 from fewtune.strategies.verdict import Verdict
 from fewtune.strategies.zeroshot import ZeroShot, demonstrated
 from fewtune.tasks import kind_of
@@ -153,12 +155,23 @@ def climb(contestants: Sequence[tuple[Recipe, Backbone]], split: Split, *, sessi
     task = contestants[0][0].task
     if split.train:
         kind_of(task).check(task, split.train, "fit")
+        contestants = settled(contestants, split)
     judging = replace(split, train=distinct(split.train))
     if lacking := kind_of(task).lacking(task, judging.train, FOLDS):
         session.say(f"No estimate: it needs {lacking}.")
         return Supervised().run(contestants[0][0], split, contestants[0][1], session=session)
     judged = judge(rungs_of(contestants, judging), judging, session, tempered=contestants[0][0].calibration is None, brief=True)
     return finished(judged, split, session)
+
+
+def settled(contestants: Sequence[tuple[Recipe, Backbone]], split: Split) -> list[tuple[Recipe, Backbone]]:
+    """The same, each with the precision of all models that are made by it, which is looked for once, without demonstrations."""
+    found = []
+    for recipe, backbone in contestants:
+        model = TunedModel.assemble(backbone, recipe.task, recipe.readout, max_length=recipe.max_length, seed=recipe.seed)
+        settle_precision(model, recipe.precision, split)
+        found.append((replace(recipe, precision=backbone.precision), backbone))
+    return found
 
 
 def finished(judged: Judged, split: Split, session: Session) -> TunedModel:
@@ -274,7 +287,7 @@ def _unseen(
         return frozen.unseen(rung.given, judging, rung.backbone, session)
     if rung.learns:
         parting: list[Tensor] = []
-        found = fold_by_fold(rung.given, judging, rung.backbone, session, read=TunedModel.log_probabilities, strategy=rung.strategy)
+        found = fold_by_fold(rung.strategy, rung.given, judging, rung.backbone, session, read=TunedModel.log_probabilities)
         for fold, (rows, log_NC) in enumerate(found, start=1):
             if hopeless is not None and fold == _FIRST and len(rows) >= _LEAST and hopeless(rows, log_NC):
                 return []

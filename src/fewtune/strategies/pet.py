@@ -19,9 +19,9 @@ from fewtune.model import TunedModel
 from fewtune.recipe import Recipe
 from fewtune.registry import Plain
 from fewtune.strategies import ladder
+from fewtune.strategies.folds import FOLDS
 from fewtune.strategies.ladder import Judged
 from fewtune.strategies.school import Lessons, School
-from fewtune.strategies.supervised import FOLDS
 from fewtune.strategies.verdict import Verdict
 from fewtune.tasks import kind_of
 from fewtune.tasks.metrics import with_interval
@@ -59,6 +59,7 @@ class Pet(Lessons):
 
         Raises `DataError` without unlabelled rows, `TaskError` for a kind of task whose answers are not right or wrong.
         """
+        contestants = ladder.settled(contestants, split)
         school = School.of(self, contestants, split, session)
         audit = school.audit(distinct(split.train))
         if audit is None:

@@ -27,9 +27,10 @@ from fewtune.readout.calibration import Uncalibrated
 from fewtune.readout.head import Head
 from fewtune.readout.sentences import Sentences
 from fewtune.recipe import Recipe
+from fewtune.strategies.folds import parts_of
 from fewtune.strategies.ladder import Rung
 from fewtune.strategies.members import Heard, Member, Round, Words, answered, members_of
-from fewtune.strategies.supervised import Supervised, parts_of
+from fewtune.strategies.supervised import Supervised
 from fewtune.strategies.teachers import Merge, Mix, grown, likeliest, shift, stacked
 from fewtune.tasks import kind_of
 from fewtune.tasks.task import Task
@@ -336,7 +337,7 @@ class School:
             calibration=Uncalibrated(),
             fit=FitOptions(steps=steps, batch_size=STUDENT_BATCH),
             max_length=self.recipe.max_length,
-            precision=self.recipe.precision,
+            precision="auto" if self.recipe.precision == "bfloat16" else self.recipe.precision,
             seed=derive(self.recipe.seed, "student"),
         )
 

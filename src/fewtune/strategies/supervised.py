@@ -10,14 +10,13 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fewtune import forecast
 from fewtune.backbone.backbone import Backbone, Output
 from fewtune.data.example import Example, Split
-from fewtune.data.sampling import derive, folds
+from fewtune.data.sampling import derive
 from fewtune.deltas.delta import Installed
 from fewtune.errors import DataError, TaskError
 from fewtune.model import TunedModel
@@ -25,19 +24,16 @@ from fewtune.precision import settle_precision
 from fewtune.prompt.batch import Batch, balanced_order, bucketed_order
 from fewtune.prompt.encode import Row
 from fewtune.readout.calibration import Contextual, Uncalibrated
-from fewtune.readout.readout import widened
 from fewtune.recipe import Recipe
 from fewtune.strategies import adapting, starting, trainable
+from fewtune.strategies.folds import FOLDS, out_of_fold, provisional
 from fewtune.strategies.searching import searched
-from fewtune.strategies.strategy import Strategy
 from fewtune.strategies.zeroshot import calibrate, demonstrated, targets
 from fewtune.tasks import kind_of
-from fewtune.tasks.task import Task
 from fewtune.train.cache import StateCache
 from fewtune.train.fit import Group, Session, fit
 from fewtune.train.losses import distillation
 
-FOLDS = 4
 PAIRED = 4
 """A step of a readout that learns from pairs takes so many times the rows, for pairs grow with their square."""
 
@@ -103,8 +99,8 @@ def _decided(model: TunedModel, asked: Recipe, split: Split, session: Session) -
     by_targets = calibration is not None and calibration.needs == "targets"
     if not by_targets and not (kind.undecided and len(split.train) >= FOLDS):
         return replace(model, task=provisional(model.task))
-    fold_recipe = replace(asked, task=provisional(asked.task), calibration=Uncalibrated())
-    scores_NC = out_of_fold(fold_recipe, split, model.backbone, session, read=TunedModel.raw_scores)
+    fold_recipe = replace(asked, task=provisional(asked.task), calibration=Uncalibrated(), precision=model.backbone.precision)
+    scores_NC = out_of_fold(Supervised(), fold_recipe, split, model.backbone, session, read=TunedModel.raw_scores)
     if calibration is not None and by_targets:
         fitted = calibration.fit(scores_NC, targets(model, split.train))
         model = model.calibrated(replace(model.calibrator, temperature=fitted.temperature))
@@ -112,57 +108,6 @@ def _decided(model: TunedModel, asked: Recipe, split: Split, session: Session) -
     if task != model.task:
         session.say(f"Chosen on rows not seen: --kind {task.kind}.")
     return replace(model, task=task)
-
-
-def provisional(task: Task) -> Task:
-    """The task with something usual in the place of what only rows not seen can choose."""
-    return kind_of(task).decided(task, (), np.zeros((0, len(task.labels))))
-
-
-def groups(task: Task, examples: Sequence[Example]) -> list[str]:
-    """What folds balance."""
-    return kind_of(task).groups(task, examples, max(1, len(examples) // FOLDS))
-
-
-def parts_of(recipe: Recipe, examples: Sequence[Example], number: int = 0) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
-    """The folds of labelled rows, the same for whoever holds rows of a job out: indices to learn from and indices held out.
-
-    `number` tells apart partings where rows are parted more than once.
-    """
-    seed = derive(recipe.seed, "folds", *([number] if number else []))
-    return folds(examples, FOLDS, seed=seed, groups=groups(recipe.task, examples))
-
-
-def out_of_fold(
-    recipe: Recipe, split: Split, backbone: Backbone, session: Session, *, read: Callable[[TunedModel, Sequence[Example]], Tensor]
-) -> Tensor:
-    """What `read` gives for each labelled row, in order, from a model of `Supervised` that was made without it."""
-    *_, (_, found) = fold_by_fold(recipe, split, backbone, session, read=read)
-    return found
-
-
-def fold_by_fold(
-    recipe: Recipe,
-    split: Split,
-    backbone: Backbone,
-    session: Session,
-    *,
-    read: Callable[[TunedModel, Sequence[Example]], Tensor],
-    strategy: Strategy | None = None,
-) -> Iterator[tuple[list[int], Tensor]]:
-    """After each fold the rows that were held out so far, in order, and what `read` gives for them, by models of `Supervised` unless told
-    otherwise; after the last one all."""
-    found: dict[int, Tensor] = {}
-    if recipe.deltas or recipe.readout.learning_rate:
-        session.say(f"{FOLDS} folds, each like the first:")
-    for number, (kept, held) in enumerate(parts_of(recipe, split.train)):
-        part = replace(split, train=tuple(split.train[index] for index in kept))
-        model = (strategy or Supervised()).run(recipe, part, backbone, session=session.child(f"fold-{number + 1}", told=number > 0))
-        found |= zip(held, read(model, [split.train[index] for index in held]), strict=True)
-        model.remove()
-        rows = sorted(found)
-        most = max(len(found[row]) for row in rows)
-        yield rows, torch.stack([widened(found[row][None], most)[0] for row in rows])
 
 
 def default_steps(rows: int, labels: int, *, pairs: bool = False) -> int:
@@ -256,14 +201,16 @@ def outputs(model: TunedModel, rows: _Rows) -> Iterator[tuple[Output, Batch]]:
 
 
 def _forecast(model: TunedModel, rows: _Rows, recipe: Recipe, epoch: _Epoch, steps: int, cache: StateCache) -> float:
-    """Seconds that the steps will take, each like one on a batch of the middle size, and once those of filling the cache."""
-    sizes = [len(indices) * max(len(rows[template][index].ids) for index in indices) for template, indices in epoch]
-    middle = statistics.fmean(sizes)
-    size, (template, indices) = min(zip(sizes, epoch, strict=True), key=lambda sized: abs(sized[0] - middle))
+    """Seconds that the steps will take, each like one on a batch of the middle size, and once those of filling the cache; measured on a
+    few rows of that batch where the steps are few."""
+    tokens = [sum(len(rows[template][index].ids) for index in indices) for template, indices in epoch]
+    middle = statistics.fmean(tokens)
+    template, indices = min(zip(tokens, epoch, strict=True), key=lambda sized: abs(sized[0] - middle))[1]
+    few = [rows[template][index] for index in indices[: max(2, len(indices) * steps // 100)]]
     new = [len(encoded[index].ids) for _, encoded, missing in _uncached(model, rows, cache) for index in missing]
     cached = _pays(model, recipe, steps, len(new))
-    batch = model.asking.collate([rows[template][index] for index in indices], template)
-    found = forecast.seconds(model, batch, cached=cached, most=max(1, steps // 20))
+    found = forecast.seconds(model, model.asking.collate(few, template), cached=cached, most=max(1, steps // 20))
+    size = sum(len(row.ids) for row in few)
     return found.step * steps * middle / size + found.states * sum(new) / size
 
 

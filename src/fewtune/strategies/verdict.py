@@ -19,7 +19,7 @@ from torch import Tensor
 from fewtune.data.example import Example
 from fewtune.data.sampling import derive, folds
 from fewtune.readout.calibration import expected_temperature
-from fewtune.strategies.supervised import FOLDS, groups
+from fewtune.strategies.folds import FOLDS, groups
 from fewtune.tasks import kind_of
 from fewtune.tasks.metrics import Ratio
 from fewtune.tasks.task import Task

@@ -15,7 +15,8 @@ from fewtune.readout.head import Head
 from fewtune.readout.similarity import Similarity
 from fewtune.recipe import Recipe
 from fewtune.strategies import frozen
-from fewtune.strategies.supervised import out_of_fold, parts_of
+from fewtune.strategies.folds import out_of_fold, parts_of
+from fewtune.strategies.supervised import Supervised
 from fewtune.train.fit import Session
 
 TEXTS = {
@@ -39,7 +40,7 @@ def recipe(task=TASK, **given):
 def test_the_first_parting_is_what_tuning_nothing_in_each_fold_gives(task):
     backbone, own = Backbone(*tiny.model("bert"), name="bert"), recipe(task)
     found = frozen.unseen(own, Split(train=TRAIN), backbone, Session())
-    plain = out_of_fold(own, Split(train=TRAIN), backbone, Session(), read=TunedModel.log_probabilities)
+    plain = out_of_fold(Supervised(), own, Split(train=TRAIN), backbone, Session(), read=TunedModel.log_probabilities)
     assert len(found) == frozen.MOST and torch.allclose(found[0], plain, atol=1e-5)
 
 
