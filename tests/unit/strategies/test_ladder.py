@@ -6,7 +6,7 @@ import pytest
 from rungs import EVERY_RUNG
 
 import fewtune as ft
-from fewtune import job
+from fewtune import job, precision
 from fewtune.backbone import tiny
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Example, Split
@@ -14,6 +14,7 @@ from fewtune.deltas.lora import LoRA
 from fewtune.deltas.subset import Subset
 from fewtune.errors import SpecError
 from fewtune.model import TunedModel
+from fewtune.readout import CALIBRATIONS
 from fewtune.readout.calibration import Contextual, Uncalibrated
 from fewtune.readout.head import Head
 from fewtune.readout.similarity import Similarity
@@ -245,3 +246,18 @@ def test_few_rows_set_nothing_aside(tuned):
 def test_a_dear_way_that_is_better_is_judged_on_all_rows(tuned):
     model, _, _ = run(MORE, deltas=(Subset(),), family="llama", steps=60, learning_rate=0.003)
     assert model.about["kept"] == "tuned" and "set_aside" not in model.about and len(tuned) == 4 + 1
+
+
+@pytest.mark.parametrize("calibration", [None, "temperature"])
+def test_the_precision_is_looked_for_once_for_all_rungs_and_folds_and_the_recipe_says_what_was_asked(calibration, monkeypatch):
+    looked = []
+
+    def settle(backbone, wanted, same):
+        looked.append(wanted)
+        backbone.precision = "bfloat16" if wanted == "auto" else wanted
+
+    monkeypatch.setattr(precision, "settle", settle)
+    chosen = CALIBRATIONS.from_text(calibration) if calibration else None
+    model, backbone, _ = run(deltas=(LoRA(rank=4),), steps=1, calibration=chosen)
+    assert looked.count("auto") == 1 and set(looked) == {"auto", "bfloat16"}
+    assert backbone.precision == "bfloat16" and model.about["recipe"]["precision"] == "auto"
