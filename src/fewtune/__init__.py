@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ if TYPE_CHECKING:
     from fewtune.train.fit import FitOptions as FitOptions
 
 __version__ = "0.1.0"
+
+if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+    # Threads that wait for one another sleep soon (OpenMP reads this when torch is loaded). Spinning, as by default, they take a core from
+    # the very thread that is waited for where another process is busy, too, and all of it becomes many times slower.
+    os.environ["GOMP_SPINCOUNT"] = "1000"
 
 _PUBLIC = {
     "Adapter": "fewtune.deltas.adapter:Adapter",
