@@ -220,8 +220,9 @@ class Backbone(Anatomy):
                 with self.autocast():
                     hidden_BTD = self.stack(**self._inputs(packed)).last_hidden_state.float()
             else:
-                *_, below_BTD = self._walk(packed, start=start, below_BTD=given.below_BTD)
-                hidden_BTD = self.norm(below_BTD)
+                for hidden_BTD in self._walk(packed, start=start, below_BTD=given.below_BTD):
+                    last_BTD = hidden_BTD  # of all steps only this one is held
+                hidden_BTD = self.norm(last_BTD)
             if given.written_BFJ is not None:
                 return Output(self._written(hidden_BTD, packed.mask_BT, given.written_BFJ, given.route_B))
             return Output(packed.unpack(hidden_BTD), hidden_BTD[:, 0])

@@ -59,16 +59,15 @@ class Pet(Lessons):
 
         Raises `DataError` without unlabelled rows, `TaskError` for a kind of task whose answers are not right or wrong.
         """
-        contestants = ladder.settled(contestants, split)
         school = School.of(self, contestants, split, session)
         audit = school.audit(distinct(split.train))
         if audit is None:
-            return self._made(school, contestants, split, session)
+            return self._made(school, split, session)
         session.say(_audited(audit))
-        model = self._made(school, contestants, split, session)
+        model = self._made(school, split, session)
         return replace(model, about={**model.about, "pet": {**model.about.get("pet", {}), "audit": audit}})
 
-    def _made(self, school: School, contestants: Sequence[tuple[Recipe, Backbone]], split: Split, session: Session) -> TunedModel:
+    def _made(self, school: School, split: Split, session: Session) -> TunedModel:
         judging = replace(split, train=distinct(split.train))
         if lacking := kind_of(school.task).lacking(school.task, judging.train, FOLDS):
             session.say(f"No estimate and no guard: they need {lacking}. The student is kept as it is.")
@@ -79,22 +78,22 @@ class Pet(Lessons):
         far = school.shift(judging.train)
         if far > SHIFTED:
             session.say(f"The unlabelled rows do not look like the labelled ones (shift {far:.2f}, at most {SHIFTED}): not learned from.")
-            model = ladder.climb(contestants, split, session=session)
+            model = ladder.climb(school.contestants, split, session=session)
             return replace(model, about={**model.about, "pet": {"kept": False, "shift": far}})
-        judged = self._judged(school, contestants, judging, session)
+        judged = self._judged(school, judging, session)
         model = ladder.finished(judged, split, session)
         guard = {"kept": judged.kept == len(judged.rungs) - 1, "shift": far}
         return replace(model, about={**model.about, "pet": {**model.about.get("pet", {}), **guard}})
 
-    def _judged(self, school: School, contestants: Sequence[tuple[Recipe, Backbone]], judging: Split, session: Session) -> Judged:
+    def _judged(self, school: School, judging: Split, session: Session) -> Judged:
         """The rungs of the ladder, and the student as the last one, which is preferred."""
         sample = school.sample(self.judged)
         session.say(f"Judging the members on {len(judging.train)} labelled rows, in {FOLDS} folds; each labels {len(sample)} others there.")
         unseen = school.unseen(judging, sample, session)
         if self.generations:
             session.say(f"{len(unseen.mixes) - 1} of {self.generations} generations are kept.")
-        tempered, known = contestants[0][0].calibration is None, school.known(unseen)
-        others = ladder.judge(ladder.rungs_of(contestants, judging), judging, session, tempered=tempered, known=known)
+        tempered, known = school.recipe.calibration is None, school.known(unseen)
+        others = ladder.judge(ladder.rungs_of(school.contestants, judging), judging, session, tempered=tempered, known=known)
         session.say(f"Judging the student, {school.learner.name}, in the same folds.")
         log_NC = school.unseen_student(judging, sample, unseen, session)
         student = Verdict.of(log_NC, school.task, judging.train, seed=school.recipe.seed, tempered=tempered)

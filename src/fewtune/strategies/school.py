@@ -28,7 +28,7 @@ from fewtune.readout.head import Head
 from fewtune.readout.sentences import Sentences
 from fewtune.recipe import Recipe
 from fewtune.strategies.folds import parts_of
-from fewtune.strategies.ladder import Rung
+from fewtune.strategies.ladder import Rung, settled
 from fewtune.strategies.members import Heard, Member, Round, Words, answered, members_of
 from fewtune.strategies.supervised import Supervised
 from fewtune.strategies.teachers import Merge, Mix, grown, likeliest, shift, stacked
@@ -97,13 +97,17 @@ class Unseen:
 
 @dataclass(frozen=True)
 class School:
-    """The members, what they label, and who learns from it."""
+    """The members, what they label, and who learns from it.
+
+    `contestants` are the PLMs with the recipes of members and rungs, whose precision is settled; in `recipe`, the first, it is as asked.
+    """
 
     spec: Lessons
     members: tuple[Member | Heard, ...]
     pool: tuple[Example, ...]
     learner: Backbone
     recipe: Recipe
+    contestants: Sequence[tuple[Recipe, Backbone]]
 
     @classmethod
     def of(cls, spec: Lessons, contestants: Sequence[tuple[Recipe, Backbone]], split: Split, session: Session) -> School:
@@ -132,10 +136,11 @@ class School:
         if not chosen:
             fix = "Give other texts with --unlabeled, or choose --strategy supervised."
             raise DataError(expected="unlabelled rows", got="none but labelled ones", where=f"strategy {spec.name}", fix=fix)
+        contestants = settled(contestants, split)
         own = members_of(contestants, split, patterns=spec.patterns, words=spec.words, shown=spec.shown) if spec.patterns else ()
         members = (*own, *heard)
         session.say(f"{len(members)} members: {'; '.join(member.name for member in members)}. {len(chosen):,} unlabelled rows.")
-        return cls(spec, members, chosen, _learner(spec, [backbone for _, backbone in contestants]), recipe)
+        return cls(spec, members, chosen, _learner(spec, [backbone for _, backbone in contestants]), recipe, contestants)
 
     @property
     def task(self) -> Task:
@@ -337,7 +342,7 @@ class School:
             calibration=Uncalibrated(),
             fit=FitOptions(steps=steps, batch_size=STUDENT_BATCH),
             max_length=self.recipe.max_length,
-            precision="auto" if self.recipe.precision == "bfloat16" else self.recipe.precision,
+            precision=self.recipe.precision,
             seed=derive(self.recipe.seed, "student"),
         )
 

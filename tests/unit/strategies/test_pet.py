@@ -294,3 +294,12 @@ def test_each_pattern_with_each_verbalizer_is_a_member():
     assert len(School.of(Pet(), [(recipe, backbone)], split, Session()).members) == 2
     with pytest.raises(TaskError, match="as many words of each label"):
         School.of(Pet(words="each"), [(replace(recipe, task=replace(task, words={"no": ("a", "b")})), backbone)], split, Session())
+
+
+@pytest.mark.parametrize("asked", ["auto", "float32", "bfloat16"])
+def test_the_members_precision_is_settled_and_the_student_has_the_one_that_was_asked_for(asked):
+    backbone = Backbone(*tiny.model("bert"), name="bert")
+    recipe = replace(job.recipe_of(TASK, backbone, job.Settings()), precision=asked)
+    school = School.of(Pet(), [(recipe, backbone)], Split(train=TRAIN, unlabeled=POOL), Session())
+    assert {member.recipe.precision for member in school.members} == {"float32" if asked == "auto" else asked}
+    assert school._student_recipe(8).precision == asked
