@@ -4,7 +4,7 @@ For each data set and seed: every pattern on smollm2-135m and the encoder minilm
 students of the first and of the last generation. With `--foreign` also what `fit` keeps when its pool is another data set's.
 Seconds are those of this process's processor time. Finished runs are not repeated.
 
-    python bench/pet.py --data sst2 trec --seeds 13
+    python bench/pet.py --data sst2 trec --seeds 13 21 42 --generations 2
     python bench/pet.py --data sst2 --seeds 13 --foreign snips
 """
 
@@ -259,7 +259,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--k", type=int, default=8)
     parser.add_argument("--pool", type=int, default=2000, help="at most so many unlabelled rows")
     parser.add_argument("--rows", type=int, default=500, help="the first test rows only")
-    parser.add_argument("--generations", type=int, default=0, help="of iPET, after the first")
+    parser.add_argument("--generations", type=int, default=0, help="of iPET, after the first; with the first of the seeds")
     parser.add_argument("--foreign", nargs="*", default=[], help="pools of these data sets in the place of the own one")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--older", action="store_true", help="take finished runs of earlier code too; the page lists the codes")
@@ -275,7 +275,8 @@ def main(arguments: Sequence[str]) -> None:
         task = replace(task_of(dataset, None), templates=PATTERNS[name])
         test, train = dataset.first(options.rows), dataset.shots(options.k, seed=seed)
         facts = {"data": name, "seed": seed, "k": options.k, "pool": options.pool, "rows": options.rows, **dataset.cut(options.rows)}
-        facts |= {"generations": options.generations} if source is None else {"from": source}
+        last = options.generations if seed == options.seeds[0] else 0
+        facts |= {"generations": last} if source is None else {"from": source}
         key = key_of(facts, plms[0])
         result = known.get(key)
         if options.finished and result is None:
@@ -283,7 +284,7 @@ def main(arguments: Sequence[str]) -> None:
         if result is None or not (options.older or result["code"] == code):
             rows = DataSet(options.shared, source or name).pool(seed=seed)[: options.pool]
             run = taught if source is None else guarded_fit
-            more = (options.generations,) if source is None else ()
+            more = (last,) if source is None else ()
             result = {"key": key, "code": code, **facts, **run(task, train, rows, test, plms, seed, *more)}
             append(RAW, result)
         (results if source is None else foreign).append(result)
