@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from fewtune.readout.prior import PriorMatching as PriorMatching
     from fewtune.readout.similarity import Similarity as Similarity
     from fewtune.recipe import Recipe as Recipe
+    from fewtune.routes import Routes as Routes
     from fewtune.tasks.task import Task as Task
     from fewtune.train.adapt import Auxiliary as Auxiliary
     from fewtune.train.adapt import TaskAdaptive as TaskAdaptive
@@ -66,6 +67,7 @@ _PUBLIC = {
     "Prefix": "fewtune.deltas.prefix:Prefix",
     "PriorMatching": "fewtune.readout.prior:PriorMatching",
     "Recipe": "fewtune.recipe:Recipe",
+    "Routes": "fewtune.routes:Routes",
     "Similarity": "fewtune.readout.similarity:Similarity",
     "SoftPrompt": "fewtune.deltas.soft_prompt:SoftPrompt",
     "Split": "fewtune.data.example:Split",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TextIO
@@ -33,7 +32,7 @@ from fewtune.train.fit import Session
 
 def evaluate_files(
     folder: Path, test: Source, *, batch_size: int = 32, device: str | None = None, say: Say = silent
-) -> tuple[TunedModel, Evaluation, dict[str, float]]:
+) -> tuple[TunedModel | Routes, Evaluation, dict[str, float]]:
     """`fewtune evaluate`: the model, what was measured, and seconds to load and to predict."""
     artifact.read_manifest(folder)
     start = time.perf_counter()
@@ -157,7 +156,7 @@ def measured(
     else:
         if kind_of(model.task).offered == "row":
             task, note = kind_of(model.task).settled(model.task, reading.examples)
-            model = model.settled(task) if isinstance(model, Routes) else replace(model, task=task)
+            model = model.settled(task)
             say(note or "A label names its candidate by its text.")
         return {"method": model.about["method"], **_metrics(model, reading.examples, seconds, batch_size)}
     examples, start = read(source, labeled=False, task=model.task, say=say).examples, time.perf_counter()

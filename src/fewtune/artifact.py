@@ -1,7 +1,8 @@
 """TunedModel ↔ folder: manifest.json, safetensors, a card (README.md). Versioned, fingerprinted, strict. Knows no training.
 
 Holds only what was trained, and the labelled examples that the model shows, if it shows any; the backbone is named, and its weights
-and tokenizer are told apart by fingerprints.
+and tokenizer are told apart by fingerprints. Models that answer side by side are such folders in a folder, whose manifest says how their
+answers become one.
 """
 
 from __future__ import annotations
@@ -29,25 +30,38 @@ from fewtune.precision import has_bfloat16
 from fewtune.prompt.demonstrations import Demonstrated, Demonstrations
 from fewtune.readout import READOUTS, sentences
 from fewtune.readout.calibration import Calibrator
+from fewtune.readout.mixing import Mix
 from fewtune.readout.readout import Readout
+from fewtune.routes import Routes
 from fewtune.tasks.task import Task
 
 FORMAT = 1
+_CARD = "README.md"
 
 
-def save(model: TunedModel, folder: str | Path, *, overwrite: bool = False) -> Path:
+def save(model: TunedModel | Routes, folder: str | Path, *, overwrite: bool = False) -> Path:
     """Write the artifact to `folder` in one go: it is there whole or not at all.
 
     Raises `ArtifactError` if something stands there already and `overwrite` is false, or if it is not an artifact.
     """
     folder = Path(folder)
     check_target(folder, overwrite=overwrite)
-    files = {name: folders.packed(state) for name, state in tensors(model).items()}
-    manifest = folders.sealed(_body(model), files)
-    files[MANIFEST] = folders.written(manifest)
-    files["README.md"] = card.write(manifest, sizes={name: len(content) for name, content in files.items()}).encode()
-    folders.write(folder, files)
+    folders.write(folder, _files(model))
     return folder
+
+
+def _files(model: TunedModel | Routes) -> dict[str, bytes]:
+    """Every file of the artifact by its name; nobody checks whether a card is as it was written."""
+    if isinstance(model, Routes):
+        body = _beside(model)
+        named = zip(body["routes"], model.models, strict=True)
+        files = {f"{said['folder']}/{name}": content for said, one in named for name, content in _files(one).items()}
+    else:
+        body = _body(model)
+        files = {name: folders.packed(state) for name, state in tensors(model).items()}
+    manifest = folders.sealed(body, {name: content for name, content in files.items() if Path(name).name != _CARD})
+    files[MANIFEST] = folders.written(manifest)
+    return {**files, _CARD: card.write(manifest, sizes={name: len(content) for name, content in files.items()}).encode()}
 
 
 def tensors(model: TunedModel) -> dict[str, dict[str, torch.Tensor]]:
@@ -78,6 +92,24 @@ def _body(model: TunedModel) -> dict[str, registry.Plain]:
         "backbone_parameters": backbone.parameters,
         **({} if model.exits is None else {"exits": _way_out(model.exits)}),
         "about": dict(model.about),
+    }
+
+
+def _beside(routes: Routes) -> dict[str, registry.Plain]:
+    """What the manifest of models side by side says beside the files."""
+    return {
+        "format": FORMAT,
+        "task": routes.task.to_dict(),
+        "routes": [
+            {"folder": f"route-{number}", "backbone": model.backbone.name, "method": model.about.get("method", "")}
+            for number, model in enumerate(routes.models, start=1)
+        ],
+        "mix": registry.to_dict(routes.mix),
+        "calibrator": routes.calibrator.to_dict(),
+        "max_length": routes.max_length,
+        "trained_parameters": routes.trained_parameters,
+        "backbone_parameters": routes.backbone_parameters,
+        "about": dict(routes.about),
     }
 
 
@@ -189,18 +221,34 @@ class Saved:
 
 
 def read(folder: str | Path) -> Saved:
-    """What `save` wrote; raises `ArtifactError` for a missing, extra or changed file."""
+    """What `save` wrote of a model on one PLM; raises `ArtifactError` for a missing, extra or changed file, and for several models."""
     folder = Path(folder)
     manifest = read_manifest(folder)
+    if "routes" in manifest:
+        got, fix = f"{len(manifest['routes'])} side by side", f"Give one of them: {folder / manifest['routes'][0]['folder']}."
+        raise ArtifactError(expected="a model on one PLM", got=got, where=str(folder), fix=fix)
     return Saved(folder, manifest, folders.states(folder, manifest["files"]))
 
 
-def load(folder: str | Path, *, backbone: Backbone | None = None, device: str | None = None) -> TunedModel:
-    """Read the model that `save` wrote; `backbone` may be given if it is loaded already.
+def load(folder: str | Path, *, backbone: Backbone | None = None, device: str | None = None) -> TunedModel | Routes:
+    """Read what `save` wrote, a model or several side by side; `backbone` may be given if it is loaded already, and there is but one.
 
     Raises `ArtifactError` for a missing, extra or changed file or tensor, and when the backbone, its tokenizer or the label
     words are not those that the model was made with.
     """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if "routes" not in manifest or backbone is not None:
+        return load_one(folder, backbone=backbone, device=device)
+    folders.check_files(folder, manifest["files"])
+    models = tuple(load_one(folder / one["folder"], device=device) for one in manifest["routes"])
+    where = str(folder / MANIFEST)
+    mix = registry.from_dict(Mix, manifest["mix"], f"{where}: mix")
+    return Routes(models, mix, Calibrator.from_dict(manifest["calibrator"], f"{where}: calibrator"), manifest["about"])
+
+
+def load_one(folder: str | Path, *, backbone: Backbone | None = None, device: str | None = None) -> TunedModel:
+    """The same of a model on one PLM; raises `ArtifactError` for several side by side, too."""
     saved = read(folder)
     if backbone is None:
         backbone = saved.backbone.load(str(folder), device=device)

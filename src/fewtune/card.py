@@ -19,11 +19,12 @@ def write(manifest: Manifest, *, sizes: Mapping[str, int]) -> str:
 
 
 def _header(manifest: Manifest) -> list[str]:
+    names = [one["backbone"] for one in manifest["routes"]] if "routes" in manifest else [manifest["backbone"]["name"]]
     use = "text-generation" if kind_of(Task.from_dict(manifest["task"])).offered == "none" else "text-classification"
     return [
         "---",
         "library_name: fewtune",
-        f"base_model: {json.dumps(manifest['backbone']['name'])}",
+        f"base_model: {json.dumps(names[0] if len(names) == 1 else names)}",
         f"pipeline_tag: {use}",
         "tags:",
         "- fewtune",
@@ -34,14 +35,30 @@ def _header(manifest: Manifest) -> list[str]:
 
 
 def _body(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:
-    task, backbone, about = manifest["task"], manifest["backbone"], manifest["about"]
-    share = manifest["trained_parameters"] / manifest["backbone_parameters"]
+    task = manifest["task"]
+    rows = _side_by_side(manifest, sizes) if "routes" in manifest else _alone(manifest, sizes)
     return [
         f"# {task['name']}",
         "",
         *([task["description"], ""] if task.get("description") else []),
         kind_of(Task.from_dict(task)).described(Task.from_dict(task)),
         "",
+        *rows,
+        "## Use",
+        "",
+        "```python",
+        "import fewtune as ft",
+        "",
+        'model = ft.load("FOLDER")',
+        f"answers = model.predict([{_asked(task)}])",
+        "```",
+    ]
+
+
+def _alone(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:
+    """Of a model on one PLM: how it was made, what it holds, and how it asks."""
+    backbone, about = manifest["backbone"], manifest["about"]
+    return [
         "| | |",
         "|---|---|",
         f"| backbone | `{backbone['name']}` (weights {backbone['fingerprint'][:12]}, tokenizer {backbone['tokenizer_fingerprint'][:12]}) |",
@@ -54,23 +71,49 @@ def _body(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:
         *_smaller(about.get("compressed")),
         *_pruned(about.get("pruned")),
         *(_found(name, found) for name, found in about.get("search", {}).items()),
-        f"| trained parameters | {manifest['trained_parameters']:,} ({share:.3%} of {manifest['backbone_parameters']:,}) |",
+        _trained(manifest),
         f"| bytes | {sum(sizes.values()):,}; a hundred such tasks beside one backbone {_beside(manifest, sizes)} |",
-        f"| reads | {', '.join(task['fields'])}; at most {manifest['max_length']} tokens |",
+        _read(manifest),
         "",
         "This folder holds only what was trained; the backbone is fetched by name and checked by fingerprint.",
         "",
         *_demonstrations(manifest),
         *_templates(manifest),
-        "## Use",
-        "",
-        "```python",
-        "import fewtune as ft",
-        "",
-        'model = ft.load("FOLDER")',
-        f"answers = model.predict([{_asked(task)}])",
-        "```",
     ]
+
+
+def _side_by_side(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:
+    """Of several models: which they are, how much each is heard, and where the card of each lies."""
+    about, routes, weights_M = manifest["about"], manifest["routes"], manifest["mix"]["weights_M"]
+    links = [f"[{one['folder']}]({one['folder']}/README.md)" for one in routes]
+    said = [
+        f"`{one['backbone']}`: {_cell(one['method'])}; weight {own / sum(weights_M):.2f}"
+        for one, own in zip(routes, weights_M, strict=True)
+    ]
+    return [
+        "| | |",
+        "|---|---|",
+        *(f"| {link} | {each} |" for link, each in zip(links, said, strict=True)),
+        f"| labelled rows | {about.get('rows', '')} |",
+        *_estimate(about),
+        *_taught(about.get("pet")),
+        _trained(manifest),
+        f"| bytes | {sum(sizes.values()):,} |",
+        _read(manifest),
+        "",
+        f"{len(routes)} models answer side by side, each on its own backbone, and their answers become one. Each lies in a folder of "
+        "its own, which is a model by itself.",
+        "",
+    ]
+
+
+def _trained(manifest: Manifest) -> str:
+    trained, all_of_it = manifest["trained_parameters"], manifest["backbone_parameters"]
+    return f"| trained parameters | {trained:,} ({trained / all_of_it:.3%} of {all_of_it:,}) |"
+
+
+def _read(manifest: Manifest) -> str:
+    return f"| reads | {', '.join(manifest['task']['fields'])}; at most {manifest['max_length']} tokens |"
 
 
 def _asked(task: Mapping[str, Any]) -> str:

@@ -192,7 +192,7 @@ def parts(rows: Sequence[Example], seed: int) -> tuple[tuple[Example, ...], tupl
 
 def _whole(folder: Path, device: str | None) -> TunedModel:
     """The model without its exits, on a PLM of its own."""
-    return replace(artifact.load(folder, device=device), exits=None)
+    return replace(artifact.load_one(folder, device=device), exits=None)
 
 
 @dataclass(frozen=True)

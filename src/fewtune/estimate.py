@@ -115,11 +115,15 @@ def simplest(losses_NM: Array) -> int:
     return int(alike(losses_NM).argmax())
 
 
-def last_or_simplest(losses_NM: Array, *, errors: float = 1.0) -> int:
-    """The last method, unless it is worse than what `simplest` chooses among the others by more than so many standard `errors`: for one
-    that is wanted for other reasons."""
-    other, last = simplest(losses_NM[:, :-1]), losses_NM.shape[1] - 1
-    return last if alike(losses_NM[:, [other, last]], errors=errors)[1] else other
+def preferring(losses_NM: Array, margins: Sequence[float]) -> int:
+    """What `simplest` chooses, but of the last methods, one for each of the `margins`, each is taken in turn instead of what was chosen
+    among those before it, unless it is worse by more than so many standard errors: for methods that are wanted for other reasons."""
+    first = losses_NM.shape[1] - len(margins)
+    kept = simplest(losses_NM[:, :first])
+    for method, errors in enumerate(margins, start=first):
+        if alike(losses_NM[:, [kept, method]], errors=errors)[1]:
+            kept = method
+    return kept
 
 
 def chosen(

@@ -101,7 +101,7 @@ def evaluate_routes(routes: Routes, examples: Sequence[Example], *, batch_size: 
     kind.check(task, examples, "evaluate")
     tally, start = Tally(), time.perf_counter()
     each = routes.each(examples, batch_size=batch_size, tally=tally)
-    likely = [routes.likely(torch.stack(each).mean(0)).numpy(), *(log_NC.exp().numpy() for log_NC in each)]
+    likely = [routes.likely(routes.mixed(each)).numpy(), *(log_NC.exp().numpy() for log_NC in each)]
     seconds = time.perf_counter() - start
     together, *alone = (
         Evaluation(kind.measure(task, examples, one), seconds, tally.shortened, kind.ratio(task, examples, one)) for one in likely

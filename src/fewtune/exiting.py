@@ -59,7 +59,7 @@ def exits_files(
     if out is not None:
         check_target(out, overwrite=overwrite)
     sources.check_source(data)
-    model, target = artifact.load(folder, device=device), out or folder
+    model, target = artifact.load_one(folder, device=device), out or folder
     rows = sources.read(data, labeled=spec.promise.kind == "drop", task=model.task, say=say).examples
     taught = sources.read(train, labeled=True, task=model.task, say=say).examples if train else ()
     work = target.with_name(f".{target.name}.work")

@@ -78,29 +78,36 @@ def _fingerprint(body: Mapping[str, registry.Plain]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def states(folder: Path, files: Mapping[str, str]) -> dict[str, dict[str, Tensor]]:
-    """The tensors in the safetensors files of a manifest, by file; raises `ArtifactError` for one that is missing, extra or changed."""
-    extra = sorted({path.name for path in folder.glob("*.safetensors")} - files.keys())
-    if extra:
-        raise ArtifactError(expected="the files of the manifest", got=f"also {extra[0]}", where=str(folder), fix="Remove it.")
-    found = {}
+def check_files(folder: Path, files: Mapping[str, str]) -> None:
+    """Raise `ArtifactError` for a file of a manifest that is missing or changed."""
     for name, wanted in files.items():
         path = folder / name
         if not path.is_file():
             raise ArtifactError(expected="a file of the manifest", got="none", where=str(path), fix=_FIX)
         if hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
             raise ArtifactError(expected=f"the file with sha256 {wanted[:12]}", got="a changed one", where=str(path), fix=_FIX)
+
+
+def states(folder: Path, files: Mapping[str, str]) -> dict[str, dict[str, Tensor]]:
+    """The tensors in the safetensors files of a manifest, by file; raises `ArtifactError` for one that is missing, extra or changed."""
+    extra = sorted({path.name for path in folder.glob("*.safetensors")} - files.keys())
+    if extra:
+        raise ArtifactError(expected="the files of the manifest", got=f"also {extra[0]}", where=str(folder), fix="Remove it.")
+    check_files(folder, files)
+    found = {}
+    for name in files:
         try:
-            found[name] = load_file(path)
+            found[name] = load_file(folder / name)
         except SafetensorError as error:
-            raise ArtifactError(expected="a safetensors file", got=str(error), where=str(path), fix=_FIX) from None
+            raise ArtifactError(expected="a safetensors file", got=str(error), where=str(folder / name), fix=_FIX) from None
     return found
 
 
 def write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write the files in one go: the folder is there whole or not at all."""
+    """Write the files, whose names may have folders in them, in one go: the folder is there whole or not at all."""
     with whole(folder) as temporary:
         for name, content in files.items():
+            (temporary / name).parent.mkdir(exist_ok=True)
             write_file(temporary / name, content)
 
 

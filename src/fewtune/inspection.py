@@ -72,7 +72,7 @@ def inspect_files(
     """`fewtune inspect`: read the model and the texts, and look; raises `InputError` for what cannot be read."""
     artifact.read_manifest(folder)
     sources.check_source(source)
-    model = artifact.load(folder, device=device)
+    model = artifact.load_one(folder, device=device)
     return inspect(model, sources.read(source, labeled=False, task=model.task, say=say).examples, batch_size=batch_size)
 
 

@@ -48,25 +48,69 @@ from fewtune.train.fit import FitOptions, Progress, Session, Spread, in_turn
 class Fitted:
     """A fit's results: the model, what was measured on the test rows if there were any, seconds by part, and the folder."""
 
-    model: TunedModel
+    model: TunedModel | Routes
     seconds: Mapping[str, float]
     evaluation: Evaluation | None = None
     folder: Path | None = None
 
     def to_dict(self) -> dict[str, registry.Plain]:
         """Plain data for JSON."""
-        size = sum(path.stat().st_size for path in self.folder.iterdir()) if self.folder else None
+        size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file()) if self.folder else None
         return {
             "model": None if self.folder is None else str(self.folder),
             "method": self.model.about["method"],
             "trained_parameters": self.model.trained_parameters,
-            "backbone_parameters": self.model.backbone.parameters,
+            "backbone_parameters": self.model.backbone_parameters,
             "estimate": self.model.about.get("estimate"),
             **{name: self.model.about[name] for name in ("search", "pet") if name in self.model.about},
             "seconds": dict(self.seconds),
             "bytes": {"model": size},
             **({} if self.evaluation is None else self.evaluation.to_dict()),
         }
+
+
+@overload
+def fit(
+    task: Task,
+    train: object,
+    *,
+    unlabeled: object = ...,
+    teacher: object = ...,
+    backbone: str | Backbone,
+    strategy: str | None = ...,
+    deltas: Sequence[Delta] | None = ...,
+    readout: Readout | None = ...,
+    calibration: Calibration | None = ...,
+    demonstrations: Demonstrations | None = ...,
+    search: Sequence[Search] = ...,
+    adapt: Sequence[Adaptation] = ...,
+    start: str | Path | None = ...,
+    options: FitOptions | None = ...,
+    max_length: int = ...,
+    seed: int = ...,
+) -> TunedModel: ...
+
+
+@overload
+def fit(
+    task: Task,
+    train: object,
+    *,
+    unlabeled: object = ...,
+    teacher: object = ...,
+    backbone: Sequence[str | Backbone] = ...,
+    strategy: str | None = ...,
+    deltas: Sequence[Delta] | None = ...,
+    readout: Readout | None = ...,
+    calibration: Calibration | None = ...,
+    demonstrations: Demonstrations | None = ...,
+    search: Sequence[Search] = ...,
+    adapt: Sequence[Adaptation] = ...,
+    start: str | Path | None = ...,
+    options: FitOptions | None = ...,
+    max_length: int = ...,
+    seed: int = ...,
+) -> TunedModel | Routes: ...
 
 
 def fit(
@@ -87,10 +131,11 @@ def fit(
     options: FitOptions | None = None,
     max_length: int = DEFAULT_LENGTH,
     seed: int = 42,
-) -> TunedModel:
+) -> TunedModel | Routes:
     """Tune a model on labelled examples: a list, a frame, a data set or a path; None where PET is to start from none.
 
-    Of several PLMs the rows choose one, as they do between the usual two where none is named. `unlabeled` texts are learned from if there
+    Of several PLMs, as of the usual two where none is named, one way of each answers side by side, unless the rows say that one alone is
+    better. `unlabeled` texts are learned from if there
     are enough; the rows of a `teacher` have labels from elsewhere, hard or soft (`fewtune.data.teacher.read`). `start` is the folder of
     a saved model, whose deltas are tuned further, and its readout where the labels are the same.
 
@@ -172,14 +217,14 @@ def zeroshot(
 
 def untuned(task: Task, split: Split, backbones: Sequence[Backbone], ways: Sequence[Settings], session: Session) -> TunedModel | Routes:
     """The model of the one way, or those of several side by side; each has its own PLM."""
-    models = [tune(task, split, backbone, way, session=session) for backbone, way in zip(backbones, ways, strict=True)]
+    models = [tune_one(task, split, backbone, way, session=session) for backbone, way in zip(backbones, ways, strict=True)]
     return models[0] if len(models) == 1 else side_by_side(models, ways[0].calibration, split)
 
 
 def tune(
     task: Task, split: Split, backbone: Backbone, settings: Settings, *, session: Session, beside: Sequence[Backbone] = ()
-) -> TunedModel:
-    """Settle the task and the recipe and run its strategy; the model knows how it was made (`about`).
+) -> TunedModel | Routes:
+    """Settle the task and the recipe and run its strategy; the model, or each of several side by side, knows how it was made (`about`).
 
     `beside` are those of `settings.beside`.
     """
@@ -192,14 +237,23 @@ def tune(
         model = settings.spec.over([(without_slot(own), one) for own, one in contestants], split, session=session)
     else:
         model = settings.spec.run(recipe, split, backbone, session=session)
+    if isinstance(model, TunedModel):
+        return _noted(model, recipe, len(split.train), settings)
+    routes = Routes.of([_noted(one, recipe, len(split.train), settings) for one in model.models], model.mix).calibrated(model.calibrator)
+    return replace(routes, about={**routes.about, "rows": len(split.train), "strategy": settings.way, **model.about})
+
+
+def tune_one(task: Task, split: Split, backbone: Backbone, settings: Settings, *, session: Session) -> TunedModel:
+    """The same on one PLM."""
+    model = tune(task, split, backbone, settings, session=session)
+    assert isinstance(model, TunedModel)
+    return model
+
+
+def _noted(model: TunedModel, recipe: Recipe, rows: int, settings: Settings) -> TunedModel:
+    """The model with what is known of how it was made, from so many `rows`; `recipe` is what was asked for."""
     made = Recipe.from_dict(model.about["recipe"]) if "recipe" in model.about else recipe
-    about = {
-        "method": method(made, model.about.get("kept", settings.way)),
-        "rows": len(split.train),
-        "strategy": settings.way,
-        "recipe": recipe.to_dict(),
-    }
-    about |= model.about
+    about = {"method": method(made, model.about.get("kept", settings.way)), "rows": rows, "strategy": settings.way, **model.about}
     # What was asked for: another machine may settle on another precision.
     return replace(model, about={**about, "recipe": {**made.to_dict(), "precision": recipe.precision}})
 

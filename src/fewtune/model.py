@@ -104,6 +104,11 @@ class TunedModel:
         """How many numbers were trained: those of the deltas and of the readout."""
         return sum(delta.trained_parameters for delta in self.deltas) + sum(w.numel() for w in self.reader.weights.values())
 
+    @property
+    def backbone_parameters(self) -> int:
+        """How many numbers its PLM has."""
+        return int(self.backbone.parameters)
+
     def remove(self) -> None:
         """Take the deltas out, so that the backbone is as it was before, to the bit."""
         remove_all(self.deltas)
@@ -284,6 +289,10 @@ class TunedModel:
             Prediction(answer, kind.confidence(self.task, row), own, layer)
             for answer, row, own, layer in zip(kind.answers(self.task, examples, rows), rows, shares, layers, strict=True)
         ]
+
+    def settled(self, task: Task) -> TunedModel:
+        """The same model of a task that has settled what it left open."""
+        return replace(self, task=task)
 
     def calibrated(self, calibrator: Calibrator) -> TunedModel:
         """The same model with another calibrator."""

@@ -1,6 +1,6 @@
 """Several models of one task side by side: PLMs and readouts that answer together. Knows models and numbers; no files, no flags.
 
-    each route's scores ──► its own calibrator ──► log-probabilities ──► mean over the routes ──► one calibrator over all
+    each route's scores ──► its own calibrator ──► log-probabilities ──► one mix of the routes ──► one calibrator over all
 
 Dimensions: N examples, C candidates.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,31 +18,58 @@ from torch import Tensor
 from fewtune.data.example import Example, Prediction
 from fewtune.model import WINDOW, Tally, TunedModel, windows
 from fewtune.readout.calibration import CONTENT_FREE, Calibrator
+from fewtune.readout.mixing import Mix
 from fewtune.registry import Plain
 from fewtune.tasks.task import Task
 
 
 @dataclass(frozen=True)
 class Routes:
-    """The mean of log-probabilities, which is the normalised product of what the routes find probable (Hinton 2002: a product of experts).
+    """Models whose answers are one, by their `mix`.
 
-    It answers as a `TunedModel` does, and is not saved. Rows that are shortened are counted for the first route.
+    It answers, is saved and is taken out as a `TunedModel` is. Rows that are shortened are counted for the first route.
     """
 
     models: tuple[TunedModel, ...]
+    mix: Mix
     calibrator: Calibrator
     about: Mapping[str, Plain] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, models: Sequence[TunedModel]) -> Routes:
-        """Those that are given, with nothing calibrated over them."""
+    def of(cls, models: Sequence[TunedModel], mix: Mix | None = None) -> Routes:
+        """Those that are given, with nothing calibrated over them.
+
+        Without a `mix` it is the mean of log-probabilities, which is the normalised product of what the routes find probable (Hinton 2002:
+        a product of experts).
+        """
         names = [f"{model.backbone.name} ({model.about['method']})" for model in models]
-        return cls(tuple(models), Calibrator.identity(len(models[0].task.labels)), {"method": " and ".join(names)})
+        mix = mix or Mix.equal(len(models), logits=True)
+        return cls(tuple(models), mix, Calibrator.identity(len(models[0].task.labels)), {"method": " and ".join(names)})
 
     @property
     def task(self) -> Task:
         """What is asked; that of the first route."""
         return self.models[0].task
+
+    @property
+    def max_length(self) -> int:
+        """How many tokens the first route reads at most."""
+        return self.models[0].max_length
+
+    @property
+    def trained_parameters(self) -> int:
+        """How many numbers were trained, in all routes."""
+        return sum(model.trained_parameters for model in self.models)
+
+    @property
+    def backbone_parameters(self) -> int:
+        """How many numbers their PLMs have, each counted once."""
+        return sum({id(model.backbone): model.backbone_parameters for model in self.models}.values())
+
+    def remove(self) -> None:
+        """Take the deltas of all routes out, so that their PLMs are as they were before, to the bit."""
+        for model in reversed(self.models):
+            model.remove()
 
     def each(self, examples: Sequence[Example], *, batch_size: int = 32, tally: Tally | None = None) -> list[Tensor]:
         """The calibrated log-probabilities_NC of each route, float64."""
@@ -52,8 +80,12 @@ class Routes:
         ]
 
     def raw_scores(self, examples: Sequence[Example], *, batch_size: int = 32, tally: Tally | None = None) -> Tensor:
-        """scores_NC before the calibrator over all: the mean of the routes' log-probabilities, float64."""
-        return torch.stack(self.each(examples, batch_size=batch_size, tally=tally)).mean(0)
+        """scores_NC before the calibrator over all: the logarithms of what the routes together find probable, float64."""
+        return self.mixed(self.each(examples, batch_size=batch_size, tally=tally))
+
+    def mixed(self, each: Sequence[Tensor]) -> Tensor:
+        """scores_NC of what `each` gives."""
+        return self.mix.log(torch.stack(list(each)))
 
     def content_free_scores(self) -> Tensor:
         """The same of inputs that say nothing."""
@@ -69,7 +101,11 @@ class Routes:
 
     def predict(self, texts: Iterable[object], *, batch_size: int = 32) -> list[Prediction]:
         """An answer for each text, in the forms that `TunedModel.predict` takes."""
-        return list(self.stream(self.models[0].examples(texts), batch_size=batch_size))
+        return list(self.stream(self.examples(texts), batch_size=batch_size))
+
+    def examples(self, texts: Iterable[object]) -> Iterator[Example]:
+        """See `TunedModel.examples`."""
+        return self.models[0].examples(texts)
 
     def stream(
         self, examples: Iterable[Example], *, batch_size: int = 32, window: int = WINDOW, tally: Tally | None = None
@@ -89,3 +125,9 @@ class Routes:
     def calibrated(self, calibrator: Calibrator) -> Routes:
         """The same routes with another calibrator over all."""
         return replace(self, calibrator=calibrator)
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the artifact; see `fewtune.artifact.save`."""
+        from fewtune import artifact
+
+        return artifact.save(self, folder, overwrite=overwrite)

@@ -56,7 +56,8 @@ def test_of_two_plms_the_rows_choose_one_and_the_artifact_names_it(work, fewtune
     shutil.copytree(llama, first)
     shutil.copytree(llama, second)
     plms = ("--backbone", first, "--backbone", second)
-    code, _, err = fewtune("fit", "train.csv", "--out", "model", *plms, *WORDS, "--json")
+    alone = ("--strategy", "ladder:combine=false")
+    code, _, err = fewtune("fit", "train.csv", "--out", "model", *plms, *alone, *WORDS, "--json")
     assert code == 0 and f"zero-shot ({first})" in err and f"tuned ({second})" in err
     manifest = json.loads((work / "model" / "manifest.json").read_text())
     assert manifest["backbone"]["name"] in (first, second) and manifest["about"]["kept"].endswith(f"({manifest['backbone']['name']})")

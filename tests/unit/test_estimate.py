@@ -182,14 +182,17 @@ def test_an_interval_of_f1_holds_the_truth_about_as_often_as_it_says(rows):
     assert 0.85 <= covered / 400 <= 0.95
 
 
-def test_the_last_method_is_preferred_within_a_margin():
+def test_the_last_methods_are_preferred_within_their_margins():
     # Differences of 0.1 and 0.3 from the first method: mean 0.2, standard error 0.1.
     first, last = np.array([0.1, 0.1]), np.array([0.2, 0.4])
     losses = np.stack([first, last], 1)
-    assert estimate.last_or_simplest(losses) == 0 and estimate.last_or_simplest(losses, errors=2.1) == 1
-    assert estimate.last_or_simplest(losses, errors=0) == 0
-    assert estimate.last_or_simplest(losses[:, ::-1], errors=0) == 1, "a better one always"
-    assert estimate.last_or_simplest(np.stack([first, first], 1), errors=0) == 1, "and one that is as good"
+    assert estimate.preferring(losses, (1.0,)) == 0 and estimate.preferring(losses, (2.1,)) == 1
+    assert estimate.preferring(losses, (0.0,)) == 0
+    assert estimate.preferring(losses[:, ::-1], (0.0,)) == 1, "a better one always"
+    assert estimate.preferring(np.stack([first, first], 1), (0.0,)) == 1, "and one that is as good"
+    assert estimate.preferring(losses, ()) == estimate.simplest(losses) == 0, "nothing is wanted"
+    three = np.stack([first, last, last], 1)
+    assert [estimate.preferring(three, margins) for margins in ((2.1, 0.0), (1.0, 2.1), (1.0, 1.0))] == [2, 2, 0]
 
 
 def test_rows_that_share_models_say_less():

@@ -30,7 +30,7 @@ def export(
     from fewtune.harness import export as harness
 
     artifact.read_manifest(model)
-    loaded = artifact.load(model, device=device)
+    loaded = artifact.load_one(model, device=device)
     source = None if test is None else sources.Source(test, tuple(text or ()), label)
     examples = () if source is None else sources.read(source, labeled=True, task=loaded.task, say=say).examples
     names = harness.export(loaded, out, examples=examples, overwrite=overwrite, say=say)

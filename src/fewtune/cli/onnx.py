@@ -25,5 +25,5 @@ def export(
     from fewtune import artifact, portable
 
     artifact.read_manifest(model)
-    portable.export(artifact.load(model, device="cpu"), out, overwrite=overwrite, say=say)
+    portable.export(artifact.load_one(model, device="cpu"), out, overwrite=overwrite, say=say)
     typer.echo(f"{model} → {out}: python {out}/{portable.SCRIPT} < texts.txt")

@@ -57,5 +57,5 @@ def export_peft(
     from fewtune import artifact, exchange
 
     artifact.read_manifest(model)
-    exchange.export_peft(artifact.load(model, device=device), out, overwrite=overwrite, say=say)
+    exchange.export_peft(artifact.load_one(model, device=device), out, overwrite=overwrite, say=say)
     typer.echo(f"{model} → {out}")

@@ -43,7 +43,7 @@ class Model:
         if (model is None) == (backbone is None):
             fix = "Give model=FOLDER, or backbone=NAME for a PLM as it is."
             raise SpecError(expected="a model or a backbone", got="both" if model else "neither", where="model_args", fix=fix)
-        plm = artifact.load(Path(model), device=device).backbone if model else load(str(backbone), device=device)
+        plm = artifact.load_one(Path(model), device=device).backbone if model else load(str(backbone), device=device)
         self.answers = Answers(plm, max_length)
 
     @property

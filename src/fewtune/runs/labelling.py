@@ -38,7 +38,9 @@ class Labeller:
     def __init__(self, files: Mapping[str, bytes], device: str | None, batch_size: int) -> None:
         with TemporaryDirectory() as folder:
             for name, content in files.items():
-                (Path(folder) / name).write_bytes(content)
+                path = Path(folder) / name
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(content)
             self.model, self.batch_size = artifact.load(folder, device=device), batch_size
 
     def __call__(self, examples: Sequence[Example]) -> Labelled:

@@ -28,10 +28,10 @@ from fewtune.data.sampling import derive
 from fewtune.errors import DataError, SpecError, TaskError
 from fewtune.model import TunedModel
 from fewtune.prompt.batch import Batch
+from fewtune.readout.mixing import Mix
 from fewtune.strategies import trainable
 from fewtune.strategies.student import Trained, smaller
 from fewtune.strategies.supervised import mixed_epoch
-from fewtune.strategies.teachers import Mix
 from fewtune.tasks import kind_of
 from fewtune.train.fit import FitOptions, Group, Session, fit
 from fewtune.train.losses import cross_entropy, distillation, distillation_each, relations_apart, states_apart

@@ -1,41 +1,45 @@
 """From the cheapest way to the dearest, on one PLM or several: each is judged on labelled rows that it has not seen, and the simplest
-that is not worse is kept.
+that is not worse is kept; of several PLMs the ways that each of them would keep, side by side, unless that is worse.
 
-Tuning can end below what the PLM does by itself, and calibration can help or hurt; which it is, the labelled rows themselves tell.
+Tuning can end below what the PLM does by itself, and calibration can help or hurt; which it is, the labelled rows themselves tell. Which
+PLM is the better one they hardly ever do, but what one does not know another may.
 
-Dimensions: N rows, C candidates, M rungs.
+Dimensions: N rows, C candidates, M rungs, S ways side by side.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fewtune import estimate, registry
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Split
-from fewtune.data.sampling import distinct
+from fewtune.data.sampling import derive, distinct, folds
 from fewtune.errors import TaskError
 from fewtune.model import TunedModel
 from fewtune.precision import settle_precision
 from fewtune.prompt.demonstrations import Demonstrations
-from fewtune.readout.calibration import Calibration, Contextual, Uncalibrated
+from fewtune.readout.calibration import Calibration, Calibrator, Contextual, Uncalibrated
+from fewtune.readout.mixing import Mix, stacked
 from fewtune.readout.pmi import PMI
 from fewtune.recipe import Recipe
+from fewtune.routes import Routes
 from fewtune.strategies import frozen
-from fewtune.strategies.folds import FOLDS, fold_by_fold, provisional
+from fewtune.strategies.folds import FOLDS, fold_by_fold, groups, provisional
 from fewtune.strategies.strategy import Strategy
 from fewtune.strategies.supervised import Supervised
 from fewtune.strategies.verdict import Verdict
 from fewtune.strategies.zeroshot import ZeroShot, demonstrated
 from fewtune.tasks import kind_of
 from fewtune.tasks.metrics import Ratio, figure
+from fewtune.tasks.task import Task
 from fewtune.train.fit import Session
 
 SHOWN = Demonstrations(similar=1)
@@ -43,6 +47,12 @@ SHOWN = Demonstrations(similar=1)
 _FIRST, _LEAST = 2, 6
 """After so many folds, of so many rows at least, a dear rung that is not better than a simpler one is given up: 8 % of those that
 would prove better by two standard errors in the end (normal errors, half of the rows), 24 % of those by one."""
+
+_JOINED = 1.0
+"""Ways on several PLMs stand side by side unless that is worse than the best one alone by so many standard errors: 16 rows can hardly
+tell which is the best, and where they are wrong much is lost (docs/defaults.md has the runs)."""
+_HEARD = 0.3
+"""A way whose weight is less than this part of an equal share changes hardly an answer, and is not worth another PLM."""
 
 
 @dataclass(frozen=True)
@@ -87,16 +97,46 @@ class Rung:
 
 
 @dataclass(frozen=True)
+class Joined:
+    """Ways on different PLMs side by side, whose answers become one by `mix`."""
+
+    rungs: tuple[Rung, ...]
+    mix: Mix
+
+    @property
+    def name(self) -> str:
+        """Those of the ways."""
+        return " + ".join(rung.name for rung in self.rungs)
+
+    @property
+    def recipe(self) -> Recipe:
+        """That of the first; all have its task."""
+        return self.rungs[0].recipe
+
+    def run(self, split: Split, session: Session) -> Routes:
+        """A model of each way, side by side, each as sure of itself as suits it alone."""
+        models = []
+        for number, (rung, warm) in enumerate(zip(self.rungs, self.mix.temperatures_M, strict=True), start=1):
+            model = rung.run(split, session.child(f"route-{number}"))
+            about = {"kept": rung.name.removesuffix(f" ({rung.backbone.name})"), "recipe": rung.recipe.to_dict()}
+            own = replace(model.calibrator, temperature=model.calibrator.temperature * warm)
+            models.append(replace(model, calibrator=own, about={**model.about, **about}))
+        mix = replace(self.mix, temperatures_M=(1.0,) * len(models))
+        return Routes(tuple(models), mix, Calibrator.identity(len(self.recipe.task.labels)))
+
+
+@dataclass(frozen=True)
 class Judged:
     """What the labelled rows say of each rung, on rows that it has not seen.
 
-    With a `margin` the last rung is wanted for other reasons, unless it is worse by so many standard errors. Those `set_aside` were not
-    better on the first of these rows than a simpler one, and were not judged on the others.
+    The last rungs, one for each of the `margins`, are wanted for other reasons, each unless it is worse than what is kept of those before
+    it by so many standard errors. Those `set_aside` were not better on the first of these rows than a simpler one, and were not judged on
+    the others.
     """
 
-    rungs: tuple[Rung, ...]
+    rungs: tuple[Rung | Joined, ...]
     verdicts_M: tuple[Verdict, ...]
-    margin: float | None = None
+    margins: tuple[float, ...] = ()
     set_aside: tuple[str, ...] = ()
 
     @property
@@ -109,48 +149,59 @@ class Judged:
         """What each rung's answers add to the metric."""
         return tuple(verdict.ratio for verdict in self.verdicts_M)
 
-    @property
-    def choose(self) -> Callable[[NDArray[np.float64]], int]:
+    def choose(self, losses_NM: NDArray[np.float64]) -> int:
         """The rule of choosing: losses_NM → the number of a rung."""
-        return estimate.simplest if self.margin is None else partial(estimate.last_or_simplest, errors=self.margin)
+        return estimate.preferring(losses_NM, self.margins)
 
     @property
     def kept(self) -> int:
-        """The number of the rung that is kept: the simplest that is not worse."""
+        """The number of the rung that is kept: the simplest that is not worse, or one that is preferred to it."""
         return self.choose(self.losses_NM)
+
+    def beside(self, rung: Rung | Joined, verdict: Verdict, *, margin: float) -> Judged:
+        """The same with one more, which is preferred to those before it unless it is worse by so many standard errors."""
+        return replace(self, rungs=(*self.rungs, rung), verdicts_M=(*self.verdicts_M, verdict), margins=(*self.margins, margin))
 
     def figures(self) -> list[dict[str, Any]]:
         """Each rung's metric and mean loss; the best of them is no estimate."""
         found = zip(self.rungs, self.ratios_M, self.losses_NM.mean(0).tolist(), strict=True)
         return [{"name": rung.name, ratio.metric: ratio.value, "loss": loss} for rung, ratio, loss in found]
 
-    def mended(self, model: TunedModel) -> TunedModel:
+    def mended(self, model: TunedModel | Routes) -> TunedModel | Routes:
         """The model of the kept rung, at the temperature that suits rows not seen and with what they chose."""
         verdict = self.verdicts_M[self.kept]
         calibrator = replace(model.calibrator, temperature=model.calibrator.temperature * verdict.temperature)
-        return replace(model, task=replace(model.task, kind=verdict.kind), calibrator=calibrator)
+        return model.settled(replace(model.task, kind=verdict.kind)).calibrated(calibrator)
 
 
 @dataclass(frozen=True)
 class Ladder:
     """Zero-shot, zero-shot with what a search finds where that is wanted, in-context, tuned; what trains nothing plain and calibrated.
 
-    Where no word is read, tuned and frozen embeddings, or tuned alone.
+    Where no word is read, tuned and frozen embeddings, or tuned alone. Of several PLMs one way of each side by side, or with
+    `combine=false` the one way that is best.
     """
+
+    name: ClassVar[str] = "ladder"
+
+    combine: bool = True
 
     def run(self, recipe: Recipe, split: Split, backbone: Backbone, *, session: Session) -> TunedModel:
         """See `climb`."""
-        return climb([(recipe, backbone)], split, session=session)
+        model = climb([(recipe, backbone)], split, session=session)
+        assert isinstance(model, TunedModel)  # on the one PLM
+        return model
 
-    def over(self, contestants: Sequence[tuple[Recipe, Backbone]], split: Split, *, session: Session) -> TunedModel:
+    def over(self, contestants: Sequence[tuple[Recipe, Backbone]], split: Split, *, session: Session) -> TunedModel | Routes:
         """See `climb`."""
-        return climb(contestants, split, session=session)
+        return climb(contestants, split, session=session, combine=self.combine)
 
 
-def climb(contestants: Sequence[tuple[Recipe, Backbone]], split: Split, *, session: Session) -> TunedModel:
+def climb(contestants: Sequence[tuple[Recipe, Backbone]], split: Split, *, session: Session, combine: bool = True) -> TunedModel | Routes:
     """The model of the rung that was kept, of all rungs of all recipes; `about` holds its estimate and each rung's figures.
 
-    Where rows are lacking (two distinct ones of each label) nothing can be held out: then the first recipe is tuned, with no estimate.
+    With `combine`, ways on several PLMs may be kept side by side. Where rows are lacking (two distinct ones of each label) nothing can be
+    held out: then the first recipe is tuned, with no estimate.
     """
     task = contestants[0][0].task
     if split.train:
@@ -160,7 +211,8 @@ def climb(contestants: Sequence[tuple[Recipe, Backbone]], split: Split, *, sessi
     if lacking := kind_of(task).lacking(task, judging.train, FOLDS):
         session.say(f"No estimate: it needs {lacking}.")
         return Supervised().run(contestants[0][0], split, contestants[0][1], session=session)
-    judged = judge(rungs_of(contestants, judging), judging, session, tempered=contestants[0][0].calibration is None, brief=True)
+    tempered = contestants[0][0].calibration is None
+    judged = judge(rungs_of(contestants, judging), judging, session, tempered=tempered, brief=True, combine=combine)
     return finished(judged, split, session)
 
 
@@ -174,7 +226,7 @@ def settled(contestants: Sequence[tuple[Recipe, Backbone]], split: Split) -> lis
     return found
 
 
-def finished(judged: Judged, split: Split, session: Session) -> TunedModel:
+def finished(judged: Judged, split: Split, session: Session) -> TunedModel | Routes:
     """The model of the rung that is kept; `about` holds its estimate and each rung's figures."""
     kept, figures = judged.rungs[judged.kept], judged.figures()
     widened = estimate.widened(judged.verdicts_M[judged.kept].partings)
@@ -184,7 +236,8 @@ def finished(judged: Judged, split: Split, session: Session) -> TunedModel:
     model = judged.mended(kept.run(split, session))
     if model.task.kind != kept.recipe.task.kind:
         session.say(f"Chosen on rows not seen: --kind {model.task.kind}.")
-    about = {"kept": kept.name, "estimate": found.to_dict(), "rungs": figures, "recipe": kept.recipe.to_dict()}
+    about = {"kept": kept.name, "estimate": found.to_dict(), "rungs": figures}
+    about |= {"recipe": kept.recipe.to_dict()} if isinstance(kept, Rung) else {}
     about |= {"set_aside": list(judged.set_aside)} if judged.set_aside else {}
     return replace(model, about={**model.about, **about})
 
@@ -197,11 +250,13 @@ def judge(
     tempered: bool,
     known: Callable[[Rung], Tensor | None] = lambda rung: None,
     brief: bool = False,
+    combine: bool = True,
 ) -> Judged:
     """What the labelled rows say of each rung, with `tempered` at the temperature that suits its scores (see `Verdict.of`).
 
     What `known` has of one, log_NC of the rows by models that have not seen them, is not made anew. With `brief`, a dear rung is set aside
-    where it is not better, on the rows of the first folds, than what would be kept of those before it.
+    where it is not better, on the rows of the first folds, than what would be kept of those before it. With `combine`, of rungs on several
+    PLMs the last one joins the ways that each of them would keep, if answers of this kind can be mixed.
     """
     names = ", ".join(rung.name for rung in rungs)
     session.say(f"Judging {names} on {len(judging.train)} labelled rows, each by a model that has not seen it.")
@@ -210,7 +265,7 @@ def judge(
     def verdict_of(log_NC: Tensor, rows: Sequence[int]) -> Verdict:
         return Verdict.of(log_NC, task, [judging.train[row] for row in rows], seed=seed, tempered=tempered)
 
-    kept, verdicts, aside = list[Rung](), list[Verdict](), list[str]()
+    kept, verdicts, aside, answers_M = list[Rung](), list[Verdict](), list[str](), list[list[Tensor]]()
 
     def hopeless(rows: Sequence[int], log_NC: Tensor) -> bool:
         before = Judged(tuple(kept), tuple(verdicts))
@@ -227,8 +282,49 @@ def judge(
             continue
         verdict = Verdict.pooled([verdict_of(one, range(len(judging.train))) for one in partings])
         kept.append(rung)
+        answers_M.append(partings)
         verdicts.append(verdict if rung.learns else replace(verdict, partings=0))
-    return Judged(tuple(kept), tuple(verdicts), set_aside=tuple(aside))
+    judged = Judged(tuple(kept), tuple(verdicts), set_aside=tuple(aside))
+    return _joining(judged, answers_M, judging, verdict_of) if combine else judged
+
+
+def _joining(
+    judged: Judged, answers_M: Sequence[Sequence[Tensor]], judging: Split, verdict_of: Callable[[Tensor, Sequence[int]], Verdict]
+) -> Judged:
+    """The same with the ways that each PLM would keep side by side as the last rung, where there are several that are heard, and answers of
+    this kind can be mixed. `answers_M` are log_NC of each parting."""
+    task, seed = judged.rungs[0].recipe.task, judged.rungs[0].recipe.seed
+    kind, rungs = kind_of(task), [rung for rung in judged.rungs if isinstance(rung, Rung)]
+    if kind.estimated != "accuracy" or kind.offered != "task":
+        return judged
+    own = [[number for number, rung in enumerate(rungs) if rung.backbone is plm] for plm in dict.fromkeys(rung.backbone for rung in rungs)]
+    best_S = sorted(numbers[estimate.simplest(judged.losses_NM[:, numbers])] for numbers in own)
+    while len(best_S) > 1:
+        each = [_mixed(log_SNC, judging, task, seed) for log_SNC in _side_by_side([answers_M[number] for number in best_S])]
+        mix = Mix.pooled([one for _, one in each])
+        heard_S = [number for number, share in zip(best_S, mix.weights_M, strict=True) if share * len(best_S) >= _HEARD]
+        if heard_S == best_S:
+            verdict = Verdict.pooled([verdict_of(log_NC, range(len(judging.train))) for log_NC, _ in each])
+            learned = any(rungs[number].learns for number in best_S)
+            joined = Joined(tuple(rungs[number] for number in best_S), mix)
+            return judged.beside(joined, verdict if learned else replace(verdict, partings=0), margin=_JOINED)
+        best_S = heard_S
+    return judged
+
+
+def _side_by_side(answers_S: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """log_SNC of each parting; what was not parted so often says the same again."""
+    most = max(map(len, answers_S))
+    return [torch.stack([partings[number % len(partings)].double() for partings in answers_S]) for number in range(most)]
+
+
+def _mixed(log_SNC: Tensor, judging: Split, task: Task, seed: int) -> tuple[Tensor, Mix]:
+    """log_NC of rows, each by the mix that suits the others, and the mix that suits all of them."""
+    rows, targets_N = judging.train, torch.tensor(kind_of(task).targets(task, judging.train))
+    log_NC = torch.zeros_like(log_SNC[0])
+    for kept, held in folds(rows, FOLDS, seed=derive(seed, "mix"), groups=groups(task, rows)):
+        log_NC[list(held)] = stacked(log_SNC[:, list(kept)], targets_N[list(kept)]).log(log_SNC[:, list(held)])
+    return log_NC, stacked(log_SNC, targets_N)
 
 
 def rungs_of(contestants: Sequence[tuple[Recipe, Backbone]], judging: Split) -> tuple[Rung, ...]:

@@ -18,6 +18,7 @@ from fewtune.data.sampling import distinct
 from fewtune.model import TunedModel
 from fewtune.recipe import Recipe
 from fewtune.registry import Plain
+from fewtune.routes import Routes
 from fewtune.strategies import ladder
 from fewtune.strategies.folds import FOLDS
 from fewtune.strategies.ladder import Judged
@@ -52,9 +53,11 @@ class Pet(Lessons):
 
     def run(self, recipe: Recipe, split: Split, backbone: Backbone, *, session: Session) -> TunedModel:
         """See `over`."""
-        return self.over([(recipe, backbone)], split, session=session)
+        model = self.over([(recipe, backbone)], split, session=session)
+        assert isinstance(model, TunedModel)  # on the one PLM
+        return model
 
-    def over(self, contestants: Sequence[tuple[Recipe, Backbone]], split: Split, *, session: Session) -> TunedModel:
+    def over(self, contestants: Sequence[tuple[Recipe, Backbone]], split: Split, *, session: Session) -> TunedModel | Routes:
         """The student of members on all these PLMs, or the best way without unlabelled rows if that is better.
 
         Raises `DataError` without unlabelled rows, `TaskError` for a kind of task whose answers are not right or wrong.
@@ -67,7 +70,7 @@ class Pet(Lessons):
         model = self._made(school, split, session)
         return replace(model, about={**model.about, "pet": {**model.about.get("pet", {}), "audit": audit}})
 
-    def _made(self, school: School, split: Split, session: Session) -> TunedModel:
+    def _made(self, school: School, split: Split, session: Session) -> TunedModel | Routes:
         judging = replace(split, train=distinct(split.train))
         if lacking := kind_of(school.task).lacking(school.task, judging.train, FOLDS):
             session.say(f"No estimate and no guard: they need {lacking}. The student is kept as it is.")
@@ -97,7 +100,7 @@ class Pet(Lessons):
         session.say(f"Judging the student, {school.learner.name}, in the same folds.")
         log_NC = school.unseen_student(judging, sample, unseen, session)
         student = Verdict.of(log_NC, school.task, judging.train, seed=school.recipe.seed, tempered=tempered)
-        return Judged((*others.rungs, school.rung(unseen.mixes)), (*others.verdicts_M, student), margin=self.margin)
+        return others.beside(school.rung(unseen.mixes), student, margin=self.margin)
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,14 @@ from fewtune.model import TunedModel
 from fewtune.plm import load
 from fewtune.readout.calibration import Uncalibrated
 from fewtune.readout.head import Head
+from fewtune.readout.mixing import Mix, stacked
 from fewtune.readout.sentences import Sentences
 from fewtune.recipe import Recipe
 from fewtune.strategies.folds import parts_of
 from fewtune.strategies.ladder import Rung, settled
 from fewtune.strategies.members import Heard, Member, Round, Words, answered, members_of
 from fewtune.strategies.supervised import Supervised
-from fewtune.strategies.teachers import Merge, Mix, grown, likeliest, shift, stacked
+from fewtune.strategies.teachers import Merge, grown, likeliest, shift
 from fewtune.tasks import kind_of
 from fewtune.tasks.task import Task
 from fewtune.train.fit import FitOptions, Session

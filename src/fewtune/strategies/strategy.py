@@ -9,6 +9,7 @@ from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Split
 from fewtune.model import TunedModel
 from fewtune.recipe import Recipe
+from fewtune.routes import Routes
 from fewtune.train.fit import Session
 
 
@@ -24,6 +25,6 @@ class Strategy(Protocol):
 class Joint(Protocol):
     """A strategy that can take several PLMs, each with the recipe that suits it."""
 
-    def over(self, contestants: Sequence[tuple[Recipe, Backbone]], split: Split, *, session: Session) -> TunedModel:
-        """Make a model on one of them."""
+    def over(self, contestants: Sequence[tuple[Recipe, Backbone]], split: Split, *, session: Session) -> TunedModel | Routes:
+        """Make a model on one of them, or several side by side."""
         ...

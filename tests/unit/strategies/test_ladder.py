@@ -3,13 +3,15 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from rungs import EVERY_RUNG
 
 import fewtune as ft
 from fewtune import job, precision
-from fewtune.backbone import tiny
+from fewtune.backbone import fingerprints, tiny
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Example, Split
+from fewtune.data.sampling import derive, folds
 from fewtune.deltas.lora import LoRA
 from fewtune.deltas.subset import Subset
 from fewtune.errors import SpecError
@@ -17,10 +19,15 @@ from fewtune.model import TunedModel
 from fewtune.readout import CALIBRATIONS
 from fewtune.readout.calibration import Contextual, Uncalibrated
 from fewtune.readout.head import Head
+from fewtune.readout.mixing import stacked
 from fewtune.readout.similarity import Similarity
+from fewtune.recipe import Recipe
+from fewtune.routes import Routes
+from fewtune.strategies import ladder
 from fewtune.strategies.ladder import SHOWN
 from fewtune.strategies.supervised import Supervised
 from fewtune.strategies.verdict import Verdict
+from fewtune.strategies.zeroshot import ZeroShot
 from fewtune.tasks import kind_of
 from fewtune.train.fit import FitOptions, Session
 
@@ -117,8 +124,8 @@ def among(*families, **given):
 
 
 @pytest.mark.slow
-def test_of_several_plms_the_rows_choose_one():
-    model, backbones, notes = among("llama", "t5")
+def test_of_several_plms_the_rows_choose_one_where_that_is_wanted():
+    model, backbones, notes = among("llama", "t5", strategy="ladder:combine=false")
     names = [rung["name"] for rung in model.about["rungs"]]
     untuned = [f"{name}{way} (llama)" for name in ("zero-shot", "in-context") for way in ("", " calibrated")]
     learning = {"llama": ["tuned (llama)"], "t5": ["tuned (t5)", "frozen embeddings (t5)"]}
@@ -130,10 +137,78 @@ def test_of_several_plms_the_rows_choose_one():
 
 
 @pytest.mark.slow
-def test_the_plm_that_can_do_it_is_kept_whichever_is_named_first():
-    # A random encoder tells these texts by their words; a random autoregressive model says nothing without being tuned.
-    kept = {among(*families)[0].backbone.name for families in (("llama", "t5"), ("t5", "llama"))}
-    assert len(kept) == 1
+def test_it_does_not_matter_which_plm_is_named_first():
+    kept = [among(*families)[0] for families in (("llama", "t5"), ("t5", "llama"))]
+    assert kept[0].about["kept"] == kept[1].about["kept"] and kept[0].about["rungs"] == kept[1].about["rungs"]
+    torch.testing.assert_close(kept[0].probabilities(TRAIN), kept[1].probabilities(TRAIN))
+
+
+@pytest.mark.slow
+def test_of_several_plms_one_way_of_each_answers_side_by_side(monkeypatch):
+    monkeypatch.setattr(ladder, "_JOINED", 1e9)
+    monkeypatch.setattr(ladder, "_HEARD", 0.0)
+    model, backbones, _ = among("llama", "bert")
+    assert isinstance(model, Routes) and {one.backbone.name for one in model.models} == {"llama", "bert"}
+    names = [f"{one.about['kept']} ({one.backbone.name})" for one in model.models]
+    assert model.about["kept"] == " + ".join(names) == model.about["rungs"][-1]["name"] and model.about["rows"] == len(TRAIN)
+    assert set(names) <= {rung["name"] for rung in model.about["rungs"]}
+    assert model.about["method"] == " and ".join(f"{one.backbone.name} ({one.about['method']})" for one in model.models)
+    assert model.trained_parameters == sum(one.trained_parameters for one in model.models)
+    assert model.backbone_parameters == sum(one.parameters for one in backbones)
+    alone = [one.probabilities(TRAIN) for one in model.models]
+    mixed_NC = sum(weight * own_NC for weight, own_NC in zip(model.mix.weights_M, alone, strict=True))
+    heated_NC = (mixed_NC.log() / model.calibrator.temperature).softmax(1)
+    torch.testing.assert_close(model.probabilities(TRAIN), heated_NC)
+    model.remove()
+    assert all(fingerprints.model(one.model) == one.fingerprint for one in backbones)
+
+
+ROWS = tuple(Example({"text": f"row {number}"}, ("no", "yes")[number % 2]) for number in range(16))
+PLMS = {name: Backbone(*tiny.model("bert", seed=number), name=name) for number, name in enumerate(("one", "other", "third"))}
+
+
+def told(*shares, task=TASK, combine=True):
+    """What is judged where the PLMs, one way each, give the right label such shares in the rows, in turn."""
+    rungs = tuple(
+        ladder.Rung(f"zero-shot ({name})", ZeroShot(), Recipe(task=task, backbone=name, seed=3), PLMS[name])
+        for name in list(PLMS)[: len(shares)]
+    )
+    targets_N = torch.arange(len(ROWS)) % 2
+    said = {}
+    for rung, given in zip(rungs, shares, strict=True):
+        right_N = torch.tensor([given[number // 2 % len(given)] for number in range(len(ROWS))], dtype=torch.float64)
+        said[rung.name] = torch.where(targets_N[:, None] == torch.arange(2), right_N[:, None], 1 - right_N[:, None]).log()
+    split = Split(train=ROWS)
+    return ladder.judge(rungs, split, Session(), tempered=False, known=lambda rung: said[rung.name], combine=combine), said
+
+
+def test_plms_that_know_different_things_are_joined_and_judged_by_the_mix_of_other_rows():
+    judged, said = told((0.9, 0.9, 0.3), (0.9, 0.3, 0.9))
+    joined = judged.rungs[-1]
+    assert joined.name == "zero-shot (one) + zero-shot (other)" and judged.kept == 2
+    assert judged.verdicts_M[-1].partings == 0, "nothing was learned but how to mix"
+    log_MNC, targets_N, losses_N = torch.stack(list(said.values())), torch.arange(len(ROWS)) % 2, torch.zeros(len(ROWS)).double()
+    for kept, held in folds(ROWS, 4, seed=derive(3, "mix")):
+        mix = stacked(log_MNC[:, list(kept)], targets_N[list(kept)])
+        losses_N[list(held)] = -mix(log_MNC[:, list(held)]).gather(1, targets_N[list(held), None])[:, 0].log()
+    assert judged.losses_NM[:, 2] == pytest.approx(losses_N.numpy(), abs=1e-9)
+    whole = stacked(log_MNC, targets_N)
+    assert joined.mix.weights_M == pytest.approx(whole.weights_M) and joined.mix.temperatures_M == pytest.approx(whole.temperatures_M)
+    assert [rung.name for rung in told((0.9, 0.9, 0.3), (0.9, 0.3, 0.9), combine=False)[0].rungs] == list(said)
+
+
+def test_a_plm_that_knows_nothing_is_not_joined():
+    judged, _ = told((0.98,), (0.5,))
+    assert len(judged.rungs) == 2 and judged.kept == 0 and not judged.margins
+    judged, _ = told((0.97, 0.97, 0.6), (0.5,), (0.97, 0.6, 0.97))
+    assert judged.rungs[-1].name == "zero-shot (one) + zero-shot (third)"
+
+
+def test_what_is_worse_than_one_alone_is_not_kept(monkeypatch):
+    judged, _ = told((0.99, 0.98, 0.97), (0.7, 0.6, 0.9, 0.4))
+    assert len(judged.rungs) == 3 and judged.kept == 0, "though both are heard"
+    monkeypatch.setattr(ladder, "_JOINED", 1e9)
+    assert told((0.99, 0.98, 0.97), (0.7, 0.6, 0.9, 0.4))[0].kept == 2
 
 
 def test_several_plms_are_for_the_ladder_only():
