@@ -55,7 +55,8 @@ _LABELS = "{labels}"
 class Settings:
     """How to tune, where the user may leave everything open; `None` stands for the default.
 
-    Of several `backbones` the ladder chooses. Where none is named it chooses between a language model and a sentence encoder.
+    Of several `backbones` the ladder keeps a way of each, or of the one that is better; where none is named those are a language model and
+    a sentence encoder.
     """
 
     backbones: tuple[str, ...] = ()

@@ -43,7 +43,8 @@ BackboneNames = Annotated[
     list[str] | None,
     typer.Option(
         "--backbone",
-        help="A catalogue name, a model folder, or a hub id. May repeat: the rows choose one, by default of smollm2-135m and minilm-l6.",
+        help="A catalogue name, a model folder, or a hub id. May repeat: they answer side by side unless one of them is better; by default "
+        "smollm2-135m and minilm-l6.",
     ),
 ]
 BackboneName = Annotated[str, typer.Option("--backbone", help="A name of the catalogue, a model folder, or a hub id.")]

@@ -204,6 +204,12 @@ def test_a_plm_that_knows_nothing_is_not_joined():
     assert judged.rungs[-1].name == "zero-shot (one) + zero-shot (third)"
 
 
+def test_answers_of_which_several_can_be_right_are_not_mixed():
+    several = replace(TASK, kind="multilabel")
+    judged, said = told((0.9, 0.9, 0.3), (0.9, 0.3, 0.9), task=several)
+    assert [rung.name for rung in judged.rungs] == list(said) and not judged.margins
+
+
 def test_what_is_worse_than_one_alone_is_not_kept(monkeypatch):
     judged, _ = told((0.99, 0.98, 0.97), (0.7, 0.6, 0.9, 0.4))
     assert len(judged.rungs) == 3 and judged.kept == 0, "though both are heard"
