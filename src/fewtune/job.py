@@ -135,9 +135,9 @@ def fit(
     """Tune a model on labelled examples: a list, a frame, a data set or a path; None where PET is to start from none.
 
     Of several PLMs, as of the usual two where none is named, one way of each answers side by side, unless the rows say that one alone is
-    better. `unlabeled` texts are learned from if there
-    are enough; the rows of a `teacher` have labels from elsewhere, hard or soft (`fewtune.data.teacher.read`). `start` is the folder of
-    a saved model, whose deltas are tuned further, and its readout where the labels are the same.
+    better. `unlabeled` texts are learned from if there are enough; the rows of a `teacher` have labels from elsewhere, hard or soft
+    (`fewtune.data.teacher.read`). `start` is the folder of a saved model, whose deltas are tuned further, and its readout where the
+    labels are the same.
 
     Raises `fewtune.errors.InputError` for data, a task or settings that do not fit together.
     """

@@ -50,7 +50,7 @@ would prove better by two standard errors in the end (normal errors, half of the
 
 _JOINED = 1.0
 """Ways on several PLMs stand side by side unless that is worse than the best one alone by so many standard errors: 16 rows can hardly
-tell which is the best, and where they are wrong much is lost (docs/defaults.md has the runs)."""
+tell which is the best, and where they are wrong much is lost (bench/results/combine-mpnet-base.md)."""
 _HEARD = 0.3
 """A way whose weight is less than this part of an equal share changes hardly an answer, and is not worth another PLM."""
 
