@@ -9,14 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import TextIO
 
-import torch
-
 from fewtune import artifact, early, registry
 from fewtune.data import readers
 from fewtune.data.example import Example, Prediction, Split
 from fewtune.data.writers import open_writer
 from fewtune.errors import DataError, SpecError
-from fewtune.evaluation import Evaluation, evaluate, evaluate_routes
+from fewtune.evaluation import Evaluation, evaluate
 from fewtune.exits.monitor import Monitor
 from fewtune.job import untuned
 from fewtune.model import Tally, TunedModel
@@ -158,7 +156,9 @@ def measured(
             task, note = kind_of(model.task).settled(model.task, reading.examples)
             model = model.settled(task)
             say(note or "A label names its candidate by its text.")
-        return {"method": model.about["method"], **_metrics(model, reading.examples, seconds, batch_size)}
+        evaluation = evaluate(model, reading.examples, batch_size=batch_size)
+        seconds = {**seconds, "predict": evaluation.seconds}
+        return {"method": model.about["method"], "seconds": seconds, **evaluation.to_dict()}
     examples, start = read(source, labeled=False, task=model.task, say=say).examples, time.perf_counter()
     answers = _answers(model, examples, batch_size)
     return {
@@ -169,28 +169,16 @@ def measured(
     }
 
 
-def _metrics(
-    model: TunedModel | Routes, examples: Sequence[Example], seconds: Mapping[str, float], batch_size: int
-) -> dict[str, registry.Plain]:
-    if isinstance(model, TunedModel):
-        found, each = evaluate(model, examples, batch_size=batch_size), {}
-    else:
-        found, alone = evaluate_routes(model, examples, batch_size=batch_size)
-        each = {"routes": [{**_named(one), **own.to_dict()} for one, own in zip(model.models, alone, strict=True)]}
-    return {"seconds": {**seconds, "predict": found.seconds}, **found.to_dict(), **each}
-
-
 def _answers(model: TunedModel | Routes, examples: Sequence[Example], batch_size: int) -> dict[str, registry.Plain]:
     if isinstance(model, TunedModel):
         return {"answers": _plain(model.predict(examples, batch_size=batch_size))}
     each = model.each(examples, batch_size=batch_size)
     bare = [one.calibrated(Calibrator.identity(len(one.task.labels))) for one in model.models]
-    alone = [{**_named(one), "answers": _plain(one.answers(examples, log_NC))} for one, log_NC in zip(bare, each, strict=True)]
-    return {"answers": _plain(model.answers(examples, torch.stack(each).mean(0))), "routes": alone}
-
-
-def _named(model: TunedModel) -> dict[str, registry.Plain]:
-    return {"backbone": model.backbone.name, "method": model.about["method"]}
+    alone = [
+        {"backbone": one.backbone.name, "method": one.about["method"], "answers": _plain(one.answers(examples, log_NC))}
+        for one, log_NC in zip(bare, each, strict=True)
+    ]
+    return {"answers": _plain(model.answers(examples, model.mixed(each))), "routes": alone}
 
 
 def _plain(answers: Sequence[Prediction]) -> list[registry.Plain]:

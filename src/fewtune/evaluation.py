@@ -62,7 +62,7 @@ class Evaluation:
     """What was measured; `seconds` is the time that predicting took, `shortened` how many rows had a field cut to fit.
 
     `ratio` says what each row, in order, adds to the metric by which methods are held against each other. `exits` says who left early
-    where the model has exits that are on.
+    where the model has exits that are on, `routes` how well each of several models side by side does alone.
     """
 
     measures: Measures
@@ -70,17 +70,32 @@ class Evaluation:
     shortened: int
     ratio: Ratio
     exits: Early | None = None
+    routes: tuple[Route, ...] = ()
 
     def to_dict(self) -> dict[str, registry.Plain]:
         """Plain data for JSON: metrics, per-class table, confusion matrix (rows: true label), number of rows."""
-        data = registry.to_dict(self.measures)
-        return {**data, "shortened": self.shortened, **({} if self.exits is None else {"exits": self.exits.to_dict()})}
+        data = {**registry.to_dict(self.measures), "shortened": self.shortened}
+        data |= {} if self.exits is None else {"exits": self.exits.to_dict()}
+        return data | ({"routes": [route.to_dict() for route in self.routes]} if self.routes else {})
+
+
+@dataclass(frozen=True)
+class Route:
+    """How well one of several models side by side does alone."""
+
+    backbone: str
+    method: str
+    alone: Evaluation
+
+    def to_dict(self) -> dict[str, registry.Plain]:
+        """Plain data for JSON."""
+        return {"backbone": self.backbone, "method": self.method, **self.alone.to_dict()}
 
 
 def evaluate(model: TunedModel | Routes, examples: Sequence[Example], *, batch_size: int = 32) -> Evaluation:
     """Measure `model` on labelled examples; raises `DataError` for examples that do not fit its task."""
     if isinstance(model, Routes):
-        return evaluate_routes(model, examples, batch_size=batch_size)[0]
+        return _side_by_side(model, examples, batch_size)
     kind = kind_of(model.task)
     kind.check(model.task, examples, "evaluate")
     tally, start = Tally(), time.perf_counter()
@@ -95,7 +110,7 @@ def evaluate(model: TunedModel | Routes, examples: Sequence[Example], *, batch_s
     return Evaluation(replace(measures, metrics={**measures.metrics, **metrics}), seconds, tally.shortened, ratio, left)
 
 
-def evaluate_routes(routes: Routes, examples: Sequence[Example], *, batch_size: int = 32) -> tuple[Evaluation, list[Evaluation]]:
+def _side_by_side(routes: Routes, examples: Sequence[Example], batch_size: int) -> Evaluation:
     """What the routes answer together, and what each answers alone; no route reads the examples twice. `seconds` are those of all."""
     task, kind = routes.task, kind_of(routes.task)
     kind.check(task, examples, "evaluate")
@@ -106,7 +121,8 @@ def evaluate_routes(routes: Routes, examples: Sequence[Example], *, batch_size: 
     together, *alone = (
         Evaluation(kind.measure(task, examples, one), seconds, tally.shortened, kind.ratio(task, examples, one)) for one in likely
     )
-    return together, alone
+    named = zip(routes.models, alone, strict=True)
+    return replace(together, routes=tuple(Route(model.backbone.name, model.about["method"], own) for model, own in named))
 
 
 def _early(

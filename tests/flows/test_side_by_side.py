@@ -43,6 +43,9 @@ def test_what_is_saved_answers_as_what_was_measured(work, fewtune):
 
     code, out, err = fewtune("evaluate", "model", "train.csv", "--json")
     assert code == 0 and json.loads(out)["metrics"] == printed["metrics"], err
+    assert [one["backbone"] for one in json.loads(out)["routes"]] == [one["backbone"] for one in manifest["routes"]]
+    code, out, err = fewtune("evaluate", "model", "train.csv")
+    assert code == 0 and "alone" in out and "llama" in out and "bert" in out, err
     code, out, err = fewtune("predict", "model", "train.csv", "--format", "jsonl")
     assert code == 0, err
     answers = [json.loads(line) for line in out.splitlines()]

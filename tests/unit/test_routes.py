@@ -7,7 +7,6 @@ import fewtune as ft
 from fewtune.backbone import tiny
 from fewtune.backbone.backbone import Backbone
 from fewtune.errors import SpecError
-from fewtune.evaluation import evaluate_routes
 from fewtune.model import Tally
 
 TASK = ft.Task.classification(["negative", "positive"], description="Is it good?")
@@ -60,11 +59,17 @@ def test_it_answers_as_a_model_does(routes):
 
 
 def test_routes_are_measured_beside_their_mean(routes):
-    together, alone = evaluate_routes(routes, ROWS)
-    wanted = [ft.evaluate(model, ROWS).measures for model in (routes, *routes.models)]
-    assert [one.measures.confusion for one in (together, *alone)] == [one.confusion for one in wanted]
-    found = [one.measures.metrics["ece"].value for one in (together, *alone)]
+    together = ft.evaluate(routes, ROWS)
+    alone = [route.alone for route in together.routes]
+    wanted = [ft.evaluate(model, ROWS).measures for model in routes.models]
+    assert [one.measures.confusion for one in alone] == [one.confusion for one in wanted]
+    found = [one.measures.metrics["ece"].value for one in alone]
     assert found == pytest.approx([one.metrics["ece"].value for one in wanted], abs=1e-5)
+    answers = [answer.label == row.label for answer, row in zip(routes.predict(TEXTS), ROWS, strict=True)]
+    assert together.measures.metrics["accuracy"].value == sum(answers) / len(answers)
+    plain = together.to_dict()["routes"]
+    assert [(one["backbone"], one["method"]) for one in plain] == [(one.backbone.name, one.about["method"]) for one in routes.models]
+    assert "routes" not in ft.evaluate(routes.models[0], ROWS).to_dict()
 
 
 def test_a_readout_for_each_for_all_or_none(backbones):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fewtune.compressing import Compressed, Tried
     from fewtune.costs import Cost, Costs
     from fewtune.course import Taught
-    from fewtune.evaluation import Early, Evaluation
+    from fewtune.evaluation import Early, Evaluation, Route
     from fewtune.inspection import Answer, Inspection
     from fewtune.prompt.search import Found
     from fewtune.runs.table import Comparison, Row
@@ -92,10 +92,25 @@ def show_evaluation(found: Evaluation) -> None:
     _show(metrics)
     if measures.classes:
         _show(_classes(measures))
+    if found.routes:
+        _show(_alone(found.routes))
     if found.exits:
         _show(*_early(found.exits))
     if found.shortened:
         _show(f"{found.shortened} of {measures.rows} rows were shortened to fit.")
+
+
+def _alone(routes: Sequence[Route]) -> Table:
+    """How well each of several models does alone, by the metric that comes first."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    first = next(iter(routes[0].alone.measures.metrics))
+    table = Table("alone", "method", first, "95 % interval")
+    for route in routes:
+        found = route.alone.measures.metrics[first]
+        table.add_row(escape(route.backbone), escape(route.method), f"{found.value:.3f}", f"{found.low:.3f} – {found.high:.3f}")
+    return table
 
 
 def _early(found: Early) -> list[RenderableType]:
