@@ -32,7 +32,7 @@ from fewtune.settings import Settings, recipe_of, without_slot
 from fewtune.strategies.ladder import Joined, Judged, judge, rungs_of, settled
 from fewtune.train.fit import Session
 
-SETS = ("mr", "uci_amazon_sentences", "sms_spam", "reuters_r8", "yelp_short")
+SETS = ("mr", "uci_amazon_sentences", "uci_yelp_sentences", "sms_spam")
 USUAL = (Settings().backbone, *Settings().beside)
 
 
@@ -90,7 +90,7 @@ def page(draws: Sequence[Draw], options: argparse.Namespace, arguments: Sequence
     )
     found += f" (standard error {statistics.stdev(differ) / len(differ) ** 0.5:.1f})." if len(differ) > 1 else ""
     facts = (
-        f"- {' and '.join(options.plms)}; {options.k} labelled rows a class, drawn {options.draws} times; accuracy in percent, mean ± "
+        f"- {' and '.join(options.plms)}; {options.k} labelled rows a class; accuracy in percent, mean ± "
         f"sample deviation, on {options.rows} other training rows\n"
         "- *one alone*: the simplest way that is not worse, of all PLMs; *side by side*: one way of each PLM, unless that is worse by a "
         "standard error or the others are hardly heard"
