@@ -276,11 +276,14 @@ def main(arguments: Sequence[str]) -> None:
         test, train = dataset.first(options.rows), dataset.shots(options.k, seed=seed)
         facts = {"data": name, "seed": seed, "k": options.k, "pool": options.pool, "rows": options.rows, **dataset.cut(options.rows)}
         last = options.generations if seed == options.seeds[0] else 0
-        facts |= {"generations": last} if source is None else {"from": source}
-        key = key_of(facts, plms[0])
+        # What is finished with fewer generations is shown, too.
+        asked = [facts | {"generations": most} for most in range(last, -1, -1)] if source is None else [facts | {"from": source}]
+        facts, key = asked[0], key_of(asked[0], plms[0])
+        if options.finished:
+            key = next((key for key in (key_of(one, plms[0]) for one in asked) if key in known), key)
+            if key not in known:
+                continue
         result = known.get(key)
-        if options.finished and result is None:
-            continue
         if result is None or not (options.older or result["code"] == code):
             rows = DataSet(options.shared, source or name).pool(seed=seed)[: options.pool]
             run = taught if source is None else guarded_fit
