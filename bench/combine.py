@@ -19,17 +19,14 @@ from pathlib import Path
 
 import torch
 from machine import DEFAULT_SHARED, RESULTS, DataSet, guarded, heading, table, write
-from runs import PROMPTS, spread, task_of
+from runs import PROMPTS, drawn, right, spread, task_of
 
 from fewtune import estimate
 from fewtune.backbone.backbone import Backbone
-from fewtune.data import sampling
-from fewtune.data.example import Example, Split
-from fewtune.model import TunedModel
+from fewtune.data.example import Split
 from fewtune.plm import load
-from fewtune.routes import Routes
 from fewtune.settings import Settings, recipe_of, without_slot
-from fewtune.strategies.ladder import Joined, Judged, judge, rungs_of, settled
+from fewtune.strategies.ladder import Joined, judge, rungs_of, settled
 from fewtune.train.fit import Session
 
 SETS = ("mr", "uci_amazon_sentences", "uci_yelp_sentences", "sms_spam")
@@ -49,27 +46,16 @@ class Draw:
 def draw(name: str, seed: int, plms: Sequence[Backbone], options: argparse.Namespace) -> Draw:
     """One draw of a set's training rows."""
     data = DataSet(options.shared, name)
-    rows = sampling.shots(data.train, options.k, seed=sampling.derive(seed, name))
-    texts = {tuple(row.fields.values()) for row in rows}
-    others = sampling.spread([row for row in data.train if tuple(row.fields.values()) not in texts], options.rows)
+    rows, others = drawn(data, options.k, options.rows, seed=seed)
     split, settings, task = Split(train=rows), Settings(seed=seed), task_of(data, PROMPTS.get(name))
     contestants = settled([(without_slot(recipe_of(task, plm, settings)), plm) for plm in plms], split)
     judged = judge(rungs_of(contestants, split), split, Session(), tempered=True, brief=True)
     last = judged.rungs[-1]
     count = len(judged.rungs) - len(judged.margins)
     kept = {estimate.simplest(judged.losses_NM[:, :count]), judged.kept}
-    right = {number: share(judged, number, split, others) for number in kept}
-    alone, joined = ((judged.rungs[number].name, right[number]) for number in (min(kept), judged.kept))
+    share = {number: right(judged.rungs[number].run(split, Session()), others) for number in kept}
+    alone, joined = ((judged.rungs[number].name, share[number]) for number in (min(kept), judged.kept))
     return Draw(name, alone, joined, last.mix.weights_M if isinstance(last, Joined) else ())
-
-
-def share(judged: Judged, number: int, split: Split, others: Sequence[Example]) -> float:
-    """How often the model of this rung is right on other rows."""
-    model: TunedModel | Routes = judged.rungs[number].run(split, Session())
-    try:
-        return statistics.fmean(answer.label == row.label for answer, row in zip(model.predict(others), others, strict=True))
-    finally:
-        model.remove()
 
 
 def page(draws: Sequence[Draw], options: argparse.Namespace, arguments: Sequence[str]) -> str:

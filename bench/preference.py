@@ -19,17 +19,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from machine import DEFAULT_SHARED, RESULTS, DataSet, guarded, heading, table, write
-from runs import task_of
+from runs import drawn, right, task_of
 
 from fewtune import estimate, job
 from fewtune.backbone.backbone import Backbone
-from fewtune.data.example import Example, Split
-from fewtune.data.sampling import derive, shots, spread
+from fewtune.data.example import Split
 from fewtune.plm import load
 from fewtune.readout import READOUTS
 from fewtune.settings import Settings, recipe_of
 from fewtune.strategies.ladder import judge, rungs_of
-from fewtune.tasks.task import Task
 from fewtune.train.fit import Session
 
 SETS = ("sst2", "cr", "trec", "agnews", "snips", "tweeteval_offensive")
@@ -53,26 +51,15 @@ class Draw:
 def draw(name: str, seed: int, backbone: Backbone, options: argparse.Namespace) -> Draw:
     """One draw of a set's training rows."""
     data = DataSet(options.shared, name)
-    rows = shots(data.train, options.k, seed=derive(seed, name))
-    texts = {tuple(row.fields.values()) for row in rows}
-    others = spread([row for row in data.train if tuple(row.fields.values()) not in texts], options.rows)
+    rows, others = drawn(data, options.k, options.rows, seed=seed)
     task = task_of(data, None)
     similarity = READOUTS.from_text("similarity")
     settings = [Settings(strategy="supervised", readout=similarity, deltas=deltas, seed=seed) for deltas in ((), None)]
     recipe = recipe_of(task, backbone, settings[1])
     judged = judge(rungs_of([(recipe, backbone)], Split(train=rows)), Split(train=rows), Session(), tempered=True)
     at = [next(number for number, rung in enumerate(judged.rungs) if bool(rung.recipe.deltas) == tuned) for tuned in (False, True)]
-    accuracy = [right(task, rows, others, backbone, one) for one in settings]
+    accuracy = [right(job.tune(task, Split(train=rows), backbone, one, session=Session()), others) for one in settings]
     return Draw(name, judged.losses_NM[:, at], (accuracy[0], accuracy[1]))
-
-
-def right(task: Task, rows: Sequence[Example], others: Sequence[Example], backbone: Backbone, settings: Settings) -> float:
-    """The accuracy on other rows of a model that learned from `rows`."""
-    model = job.tune(task, Split(train=tuple(rows)), backbone, settings, session=Session())
-    try:
-        return statistics.fmean(answer.label == row.label for answer, row in zip(model.predict(others), others, strict=True))
-    finally:
-        model.remove()
 
 
 def page(draws: Sequence[Draw], options: argparse.Namespace, arguments: Sequence[str]) -> str:

@@ -20,8 +20,11 @@ from machine import DataSet
 import fewtune
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Example
+from fewtune.data.sampling import derive, shots
+from fewtune.data.sampling import spread as evenly
 from fewtune.evaluation import evaluate
 from fewtune.model import TunedModel
+from fewtune.routes import Routes
 from fewtune.tasks.task import Task
 
 
@@ -89,6 +92,24 @@ def figures(model: TunedModel, test: Sequence[Example]) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "calibrator": model.calibrator.to_dict(),
     }
+
+
+# Judged on training rows
+
+
+def drawn(data: DataSet, k: int, count: int, *, seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """`k` training rows a class, and `count` other ones that judge, spread over the rest; none has the text of one that is learned from."""
+    rows = shots(data.train, k, seed=derive(seed, data.name))
+    texts = {tuple(row.fields.values()) for row in rows}
+    return rows, evenly([row for row in data.train if tuple(row.fields.values()) not in texts], count)
+
+
+def right(model: TunedModel | Routes, rows: Sequence[Example]) -> float:
+    """How often the model is right on these rows; it is taken out afterwards."""
+    try:
+        return statistics.fmean(answer.label == row.label for answer, row in zip(model.predict(rows), rows, strict=True))
+    finally:
+        model.remove()
 
 
 # What is finished

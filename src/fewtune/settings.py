@@ -35,7 +35,7 @@ from fewtune.recipe import DEFAULT_BACKBONE, Recipe, Start
 from fewtune.strategies import STRATEGIES, searching, starting
 from fewtune.strategies.pet import LEAST
 from fewtune.strategies.strategy import Strategy
-from fewtune.tasks import kind_of
+from fewtune.tasks import kind_of, one_label
 from fewtune.tasks.task import Task
 from fewtune.train.adapt import ADAPTATIONS, Adaptation
 from fewtune.train.fit import FitOptions
@@ -165,7 +165,7 @@ def with_pool(task: Task, settings: Settings, pool: int, say: Callable[[str], No
         raise SpecError(expected="a strategy that learns from a teacher", got=settings.way, where="--teacher", fix=fix)
     if settings.strategy is not None or not (taught or (pool and settings.way == "ladder" and not settings.adapt)):
         return settings
-    if not taught and (pool < LEAST or kind_of(task).estimated != "accuracy" or kind_of(task).offered != "task"):
+    if not taught and (pool < LEAST or not one_label(task)):
         why = f"fewer than {LEAST}" if pool < LEAST else f"{task.kind} is not learned so"
         say(f"The {pool:,} unlabelled rows are not learned from ({why}); --strategy pet decides otherwise.")
         return settings

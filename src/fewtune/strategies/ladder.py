@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from fewtune.strategies.strategy import Strategy
 from fewtune.strategies.supervised import Supervised
 from fewtune.strategies.verdict import Verdict
 from fewtune.strategies.zeroshot import ZeroShot, demonstrated
-from fewtune.tasks import kind_of
+from fewtune.tasks import kind_of, one_label
 from fewtune.tasks.metrics import Ratio, figure
 from fewtune.tasks.task import Task
 from fewtune.train.fit import Session
@@ -182,8 +182,6 @@ class Ladder:
     `combine=false` the one way that is best.
     """
 
-    name: ClassVar[str] = "ladder"
-
     combine: bool = True
 
     def run(self, recipe: Recipe, split: Split, backbone: Backbone, *, session: Session) -> TunedModel:
@@ -265,6 +263,10 @@ def judge(
     def verdict_of(log_NC: Tensor, rows: Sequence[int]) -> Verdict:
         return Verdict.of(log_NC, task, [judging.train[row] for row in rows], seed=seed, tempered=tempered)
 
+    def pooled(partings: Sequence[Tensor], learned: bool) -> Verdict:
+        verdict = Verdict.pooled([verdict_of(log_NC, range(len(judging.train))) for log_NC in partings])
+        return verdict if learned else replace(verdict, partings=0)
+
     kept, verdicts, aside, answers_M = list[Rung](), list[Verdict](), list[str](), list[list[Tensor]]()
 
     def hopeless(rows: Sequence[int], log_NC: Tensor) -> bool:
@@ -280,22 +282,21 @@ def judge(
             aside.append(rung.name)
             session.say(f"Set aside: {rung.name}, which is not better than a simpler way on the rows of the first {_FIRST} folds.")
             continue
-        verdict = Verdict.pooled([verdict_of(one, range(len(judging.train))) for one in partings])
         kept.append(rung)
         answers_M.append(partings)
-        verdicts.append(verdict if rung.learns else replace(verdict, partings=0))
+        verdicts.append(pooled(partings, rung.learns))
     judged = Judged(tuple(kept), tuple(verdicts), set_aside=tuple(aside))
-    return _joining(judged, answers_M, judging, verdict_of) if combine else judged
+    return _joining(judged, answers_M, judging, pooled) if combine else judged
 
 
 def _joining(
-    judged: Judged, answers_M: Sequence[Sequence[Tensor]], judging: Split, verdict_of: Callable[[Tensor, Sequence[int]], Verdict]
+    judged: Judged, answers_M: Sequence[Sequence[Tensor]], judging: Split, pooled: Callable[[Sequence[Tensor], bool], Verdict]
 ) -> Judged:
     """The same with the ways that each PLM would keep side by side as the last rung, where there are several that are heard, and answers of
-    this kind can be mixed. `answers_M` are log_NC of each parting."""
+    this kind can be mixed. `answers_M` are log_NC of each parting; `pooled` makes a verdict of such, told whether anything was learned."""
     task, seed = judged.rungs[0].recipe.task, judged.rungs[0].recipe.seed
-    kind, rungs = kind_of(task), [rung for rung in judged.rungs if isinstance(rung, Rung)]
-    if kind.estimated != "accuracy" or kind.offered != "task":
+    rungs = [rung for rung in judged.rungs if isinstance(rung, Rung)]
+    if not one_label(task):
         return judged
     own = [[number for number, rung in enumerate(rungs) if rung.backbone is plm] for plm in dict.fromkeys(rung.backbone for rung in rungs)]
     best_S = sorted(numbers[estimate.simplest(judged.losses_NM[:, numbers])] for numbers in own)
@@ -304,10 +305,9 @@ def _joining(
         mix = Mix.pooled([one for _, one in each])
         heard_S = [number for number, share in zip(best_S, mix.weights_M, strict=True) if share * len(best_S) >= _HEARD]
         if heard_S == best_S:
-            verdict = Verdict.pooled([verdict_of(log_NC, range(len(judging.train))) for log_NC, _ in each])
-            learned = any(rungs[number].learns for number in best_S)
             joined = Joined(tuple(rungs[number] for number in best_S), mix)
-            return judged.beside(joined, verdict if learned else replace(verdict, partings=0), margin=_JOINED)
+            verdict = pooled([log_NC for log_NC, _ in each], any(rung.learns for rung in joined.rungs))
+            return judged.beside(joined, verdict, margin=_JOINED)
         best_S = heard_S
     return judged
 

@@ -33,7 +33,7 @@ from fewtune.strategies.ladder import Rung, settled
 from fewtune.strategies.members import Heard, Member, Round, Words, answered, members_of
 from fewtune.strategies.supervised import Supervised
 from fewtune.strategies.teachers import Merge, grown, likeliest, shift
-from fewtune.tasks import kind_of
+from fewtune.tasks import kind_of, one_label
 from fewtune.tasks.task import Task
 from fewtune.train.fit import FitOptions, Session
 
@@ -118,7 +118,7 @@ class School:
         """
         recipe = contestants[0][0]
         kind = kind_of(recipe.task)
-        if kind.estimated != "accuracy" or kind.offered != "task":
+        if not one_label(recipe.task):
             fix = "Choose --strategy supervised."
             raise TaskError(
                 expected="a task with labels, whose answers are right or wrong",

@@ -23,3 +23,9 @@ KINDS: Table[TaskKind] = Table(
 def kind_of(task: Task) -> TaskKind:
     """The kind that `task.kind` spells; an unknown name or field fails with the known ones."""
     return KINDS.from_text(task.kind, "task.kind")
+
+
+def one_label(task: Task) -> bool:
+    """Whether one of labels that all rows share is right and the others are wrong, so that what several models say can be mixed."""
+    kind = kind_of(task)
+    return kind.estimated == "accuracy" and kind.offered == "task"
