@@ -45,7 +45,7 @@ SETS = ("sst2", "agnews", "yelp_short", "mr", "cr")
 
 @dataclass(frozen=True)
 class Way:
-    """A backbone, what is settled of the method, and how many splits are drawn."""
+    """A backbone, what is settled of the method (float32 where that says nothing), and how many splits are drawn."""
 
     backbone: str
     settings: Mapping[str, Any]
@@ -55,7 +55,7 @@ class Way:
 WAYS: Mapping[str, Way] = {
     "frozen": Way("minilm-l6", {"readout": Similarity(), "deltas": ()}, 40),
     "contrastive": Way("minilm-l6", {}, 40),
-    "cloze": Way("smollm2-135m", {}, 5),
+    "cloze": Way("smollm2-135m", {"precision": "auto"}, 5),
 }
 
 
@@ -74,7 +74,7 @@ def run(wanted: Job, shared: Path, backbone: Backbone) -> dict[str, Any]:
     """The estimate of a fit on the split, and what the model is worth on the test rows; the fit does not see them."""
     dataset, way = _dataset(shared, wanted.data), WAYS[wanted.way]
     train = shots(dataset.train, wanted.k, seed=wanted.seed)
-    settings = job.Settings(strategy="ladder", precision="float32", seed=wanted.seed, **way.settings)
+    settings = job.Settings(strategy="ladder", seed=wanted.seed, **{"precision": "float32", **way.settings})
     clock = time.perf_counter()
     task = task_of(dataset, PROMPTS.get(wanted.data) if wanted.way == "cloze" else None)
     model = job.tune(task, Split(train=train), backbone, settings, session=Session())
