@@ -33,6 +33,7 @@ from fewtune.plm import load as load_backbone
 from fewtune.prompt.tokens import plain_batch, specials
 from fewtune.strategies.pretrain import Learned, Pretraining
 from fewtune.train.fit import Progress, Session
+from fewtune.train.language import MASKED
 from fewtune.train.world import ALONE, World
 
 Say = Callable[[str], None]
@@ -134,6 +135,9 @@ def pretrain_files(
     if texts.length > backbone.max_length:
         fix = "Give a shorter --length."
         raise SpecError(expected=f"at most {backbone.max_length} tokens", got=str(texts.length), where="--length", fix=fix)
+    if backbone.causal and (spec.whole_words or spec.masked != MASKED):
+        flag = "--whole-words" if spec.whole_words else "--masked"
+        raise SpecError(expected="a masked model", got=f"{backbone.name}, which learns each next token", where=flag, fix="Leave it out.")
     work = out.with_name(f".{out.name}.work")
     blocks = _blocks(texts, backbone, work, say)
     key = _hash(

@@ -1,5 +1,7 @@
 """The loss of pre-training against transformers' own models, which are given the same blocks with labels; the held-out loss, too."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -60,3 +62,10 @@ def test_batches_are_a_function_of_their_number_and_differ_in_masks_from_epoch_t
     assert torch.equal(epoch[3][1].ids_BT, again.ids_BT) and torch.equal(epoch[3][1].places_N, again.places_N)
     hidden = {tuple(asked.targets_N.tolist()) for _, asked in epoch}
     assert len(hidden) == each
+
+
+def test_more_may_be_masked_while_learning_but_judging_stays_the_same():
+    usual, more = language("bert"), replace(language("bert"), masked=0.5)
+    assert [len(asked.targets_N) for _, asked in (usual.at(0), more.at(0))] == [4 * 2, 4 * 8]  # of 16 tokens in each of 4 blocks
+    for (_, ours), (_, theirs) in zip(usual.held_out(), more.held_out(), strict=True):
+        assert torch.equal(ours.ids_BT, theirs.ids_BT) and torch.equal(ours.places_N, theirs.places_N)

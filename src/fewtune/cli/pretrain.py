@@ -38,6 +38,7 @@ def pretrain(
     delta: Annotated[
         list[str] | None, typer.Option("--delta", help="Train low-rank updates (lora:rank=16 …) instead of all weights; may repeat.")
     ] = None,
+    masked: Annotated[float, typer.Option("--masked", help="The share of the tokens that an mlm learns to predict.")] = 0.15,
     whole_words: Annotated[bool, typer.Option("--whole-words", help="Mask words instead of tokens.")] = False,
     documents: Annotated[
         Literal["blank", "lines"], typer.Option("--documents", help="A document ends at an empty line, or with each line.")
@@ -69,6 +70,7 @@ def pretrain(
             start=Start(backbone, objective, size, vocabulary, shared, device, start),
             spec=Pretraining(
                 deltas=flags.deltas(delta or ()),
+                masked=masked,
                 whole_words=whole_words,
                 epochs=epochs,
                 points=points,

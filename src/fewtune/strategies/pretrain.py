@@ -31,7 +31,7 @@ from fewtune.precision import Wanted, settle_for_language
 from fewtune.prompt.tokens import word_starts
 from fewtune.strategies import trainable
 from fewtune.train.fit import FitOptions, Group, Session, fit
-from fewtune.train.language import Masking, Predictions, language_loss, next_tokens
+from fewtune.train.language import MASKED, Masking, Predictions, language_loss, next_tokens
 
 FRESH, CONTINUED = 1e-3, 1e-4
 """Learning rates of weights that start at random, and of those that were trained before."""
@@ -41,12 +41,14 @@ FRESH, CONTINUED = 1e-3, 1e-4
 class Pretraining:
     """How a language is learned. What is predicted, masked or next tokens, is the backbone's nature.
 
-    Without `deltas` all weights are trained; with them, which are low-rank, these and a new LM head. `whole_words`: words are masked
+    Without `deltas` all weights are trained; with them, which are low-rank, these and a new LM head. `masked` is the share of the tokens
+    that a masked LM is to predict while it learns (held-out blocks are judged with 0.15 whatever it is); `whole_words`: words are masked
     instead of tokens. It takes `epochs` over the blocks unless `fit` says how many steps. `points` is how often the held-out blocks are
     judged.
     """
 
     deltas: tuple[Delta, ...] = ()
+    masked: float = MASKED
     whole_words: bool = False
     epochs: float = 1.0
     points: int = 10
@@ -58,6 +60,8 @@ class Pretraining:
         for name, holds in {"epochs": self.epochs > 0, "points": self.points >= 1}.items():
             if not holds:
                 raise SpecError(expected="a number above 0", got=repr(getattr(self, name)), where=f"--{name}", fix="Change the value.")
+        if not 0 < self.masked < 1:
+            raise SpecError(expected="a share between 0 and 1", got=str(self.masked), where="--masked", fix="BERT has 0.15.")
         for delta in self.deltas:
             if not isinstance(delta, LoRA):
                 fix = "Take lora, or leave --delta out to train all weights."
@@ -78,7 +82,7 @@ class Pretraining:
         _check_apart(deltas)
         if earlier is not None:
             _go_on(earlier, backbone, deltas, new)
-        language = Language(backbone, blocks, self.fit.batch_size, self.seed, self.whole_words)
+        language = Language(backbone, blocks, self.fit.batch_size, self.seed, self.whole_words, self.masked)
         settle_for_language(backbone, self.precision, lambda: language.loss(language.at(0)))
         backbone.precision = session.world.told(backbone.precision)
         together = self.fit.accumulate * session.world.size
@@ -126,13 +130,17 @@ class Point:
 
 @dataclass(frozen=True)
 class Language:
-    """Blocks as a backbone learns them: `at` gives batch number n, a pure function, and `loss` what is minimised of it."""
+    """Blocks as a backbone learns them: `at` gives batch number n, a pure function, and `loss` what is minimised of it.
+
+    `masked` is the share of its tokens that is asked for; of held-out blocks it is `MASKED`, so that losses can be compared.
+    """
 
     backbone: Backbone
     blocks: Blocks
     batch_size: int
     seed: int
     whole_words: bool = False
+    masked: float = MASKED
     order: Order = field(init=False)
 
     def __post_init__(self) -> None:
@@ -147,7 +155,11 @@ class Language:
     def _masking(self) -> Masking:
         tokenizer, size = self.backbone.tokenizer, self.backbone.vocabulary
         starts = word_starts(tokenizer, size) if self.whole_words else ()
-        return Masking(tokenizer.mask_token_id, frozenset(tokenizer.all_special_ids), min(len(tokenizer), size), starts=starts)
+        return Masking(tokenizer.mask_token_id, frozenset(tokenizer.all_special_ids), min(len(tokenizer), size), self.masked, starts)
+
+    @cached_property
+    def _judging(self) -> Masking:
+        return replace(self._masking, share=MASKED)
 
     def at(self, number: int) -> tuple[Tensor, Predictions]:
         """(mask_BT, what is given and asked) of a batch."""
@@ -159,11 +171,14 @@ class Language:
         """The held-out blocks, masked in the same way each time."""
         places = self.blocks.held_out()
         for start in range(0, len(places), self.batch_size):
-            yield self._asked(places[start : start + self.batch_size], derive(self.seed, "held-out", start))
+            yield self._asked(places[start : start + self.batch_size], derive(self.seed, "held-out", start), judging=True)
 
-    def _asked(self, places: Sequence[int], seed: int) -> tuple[Tensor, Predictions]:
+    def _asked(self, places: Sequence[int], seed: int, *, judging: bool = False) -> tuple[Tensor, Predictions]:
         ids_BT, mask_BT = map(torch.from_numpy, self.blocks.rows(places))
-        asked = next_tokens(ids_BT, mask_BT) if self.backbone.causal else self._masking.hide(ids_BT, mask_BT, seed=seed)
+        if self.backbone.causal:
+            asked = next_tokens(ids_BT, mask_BT)
+        else:
+            asked = (self._judging if judging else self._masking).hide(ids_BT, mask_BT, seed=seed)
         return mask_BT.to(self.backbone.device), asked.to(self.backbone.device)
 
     def loss(self, drawn: tuple[Tensor, Predictions]) -> Tensor:
