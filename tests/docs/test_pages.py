@@ -1,8 +1,9 @@
-"""What README and how-tos show runs as it stands there, in order, with tiny PLMs in the places of those of the catalogue."""
+"""What README, how-tos and the shipped job file show runs as it stands there, with tiny PLMs in the places of those of the catalogue."""
 
 import gzip
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -171,6 +172,15 @@ def test_a_page_runs(path, typed, monkeypatch):
     for block in blocks(path, "python"):
         if not any(words in block for words in page.apart):
             exec(compile(block, path, "exec"), names)
+
+
+@pytest.mark.slow
+def test_the_shipped_job_file_runs(typed):
+    shutil.copytree(ROOT / "examples/reviews", "reviews", ignore=shutil.ignore_patterns("compare.jsonl"))
+    code, told = typed("fewtune compare reviews/compare.toml --json")
+    assert code == 0, told.err
+    # What learns nothing runs once, the third method on two numbers of rows and two draws.
+    assert len(Path("reviews/compare.jsonl").read_text().splitlines()) == 1 + 1 + 4
 
 
 def test_the_task_file_of_zero_shot_reads(tmp_path):

@@ -5,10 +5,21 @@ import json
 import shutil
 
 import pytest
+from typer.main import get_command
 
 from fewtune.backbone import tiny
+from fewtune.cli.app import app
 
 WORDS = ("--words", "positive=great|good,negative=terrible")
+
+
+def named(command, before=()):
+    """All commands, and those below them, as they are typed."""
+    below = getattr(command, "commands", {})
+    return [one for name, child in below.items() for one in ((*before, name), *named(child, (*before, name)))]
+
+
+COMMANDS = named(get_command(app))
 
 
 @pytest.fixture
@@ -246,10 +257,14 @@ def test_an_existing_model_is_refused(work, fewtune, llama):
     assert fit(fewtune, llama, "--overwrite")[0] == 0
 
 
-@pytest.mark.parametrize("command", [(), ("fit",), ("predict",), ("evaluate",), ("zeroshot",), ("backbones",), ("backbones", "pull")])
+@pytest.mark.parametrize("command", [(), *COMMANDS])
 def test_help(fewtune, command):
     code, out, _ = fewtune(*command, "--help")
     assert code == 0 and "Usage" in out
+
+
+def test_every_command_is_asked_for_help():
+    assert len(COMMANDS) > 20 and ("fit",) in COMMANDS and ("backbones", "pull") in COMMANDS
 
 
 def test_the_catalogue(fewtune):
