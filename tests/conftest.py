@@ -1,6 +1,7 @@
-"""Every test runs offline from hubs, with one thread per worker; which are left out of `make check`."""
+"""Every test runs offline from hubs, with one thread per worker; which are left out of `make check`; the command line as it is typed."""
 
 import os
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -41,3 +42,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         family = getattr(item, "callspec", None) and item.callspec.params.get("family")
         if family not in (None, *FAST) or slow(item.path):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture
+def fewtune(capsys, monkeypatch):
+    """(exit code, standard output, standard error) of one command."""
+
+    from fewtune.cli import app as cli
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fewtune", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        captured = capsys.readouterr()
+        return caught.value.code or 0, captured.out, captured.err
+
+    return run

@@ -4,7 +4,6 @@ import gzip
 import re
 import shlex
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from fewtune.backbone import catalogue, tiny
-from fewtune.cli import app as cli
 from fewtune.tasks.task import Task
 
 ROOT = Path(__file__).parents[2]
@@ -116,8 +114,8 @@ def commands(path: str) -> list[str]:
 
 
 @pytest.fixture
-def typed(tmp_path, monkeypatch, capsys):
-    """A function that runs a command in a folder of its own, where names of the catalogue stand for tiny PLMs."""
+def typed(tmp_path, monkeypatch, fewtune):
+    """(exit code, standard error) of a command as a page has it, in a folder of its own; names of the catalogue stand for tiny PLMs."""
     for name, (family, head) in TINY.items():
         tiny.save(family, tmp_path / "plms" / name, head=head)
     monkeypatch.setattr(catalogue, "pull", lambda name, say=None: tmp_path / "plms" / name)
@@ -127,10 +125,8 @@ def typed(tmp_path, monkeypatch, capsys):
     def run(command, brief=""):
         words = [*shlex.split(command), *shlex.split(brief)]
         words = [file for word in words for file in (sorted(map(str, Path().glob(word))) if "*" in word else [word])]
-        monkeypatch.setattr(sys, "argv", words)
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return caught.value.code or 0, capsys.readouterr()
+        code, _, err = fewtune(*words[1:])
+        return code, err
 
     return run
 
@@ -159,11 +155,11 @@ def test_a_page_runs(path, typed, monkeypatch):
     for name, block in zip(page.toml, blocks(path, "toml"), strict=True):
         Path(name).write_text(block)
     if page.before:
-        code, told = typed(page.before)
-        assert code == 0, told.err
+        code, err = typed(page.before)
+        assert code == 0, err
     for command in commands(path):
-        code, told = typed(command, page.brief.get(command.split()[1], ""))
-        assert code == 0 or (code == 1 and "--target" in command), f"{command}\n{told.err}"
+        code, err = typed(command, page.brief.get(command.split()[1], ""))
+        assert code == 0 or (code == 1 and "--target" in command), f"{command}\n{err}"
     Path("there").mkdir(exist_ok=True)
     monkeypatch.chdir("there")
     write(page.files)
@@ -177,8 +173,8 @@ def test_a_page_runs(path, typed, monkeypatch):
 @pytest.mark.slow
 def test_the_shipped_job_file_runs(typed):
     shutil.copytree(ROOT / "examples/reviews", "reviews", ignore=shutil.ignore_patterns("compare.jsonl"))
-    code, told = typed("fewtune compare reviews/compare.toml --json")
-    assert code == 0, told.err
+    code, err = typed("fewtune compare reviews/compare.toml --json")
+    assert code == 0, err
     # What learns nothing runs once, the third method on two numbers of rows and two draws.
     assert len(Path("reviews/compare.jsonl").read_text().splitlines()) == 1 + 1 + 4
 

@@ -1,11 +1,8 @@
-"""What every test of a command starts from: the command line as a user types it, and a tiny model folder."""
-
-import sys
+"""What every test of a command starts from: a tiny model folder, and a few rows."""
 
 import pytest
 
 from fewtune.backbone import tiny
-from fewtune.cli import app as cli
 
 TRAIN = """review,sentiment
 great fun and joy,positive
@@ -26,18 +23,3 @@ def work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.csv").write_text(TRAIN)
     return tmp_path
-
-
-@pytest.fixture
-def fewtune(capsys, monkeypatch):
-    """(exit code, standard output, standard error) of one command."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["fewtune", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        captured = capsys.readouterr()
-        return caught.value.code or 0, captured.out, captured.err
-
-    return run
