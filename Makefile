@@ -1,6 +1,6 @@
 # One command each; every command sets up what it needs. Only Python 3.11 or newer and make must be there.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix clean
+.PHONY: help setup demo test check fix reference clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -43,6 +43,9 @@ fix: $(READY) ## format and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+reference: $(READY) ## the Python interface as pages in docs/reference, from its docstrings
+	$(BIN)/python -m pdoc fewtune '!fewtune.' -o docs/reference
+
 clean: ## remove the virtual environment and every cache
-	rm -rf $(VENV) build dist src/*.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist docs/reference src/*.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find src tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
