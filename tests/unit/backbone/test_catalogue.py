@@ -147,6 +147,20 @@ class TestPull:
         assert torch.equal(made.pop("cls.predictions.bias"), torch.ones(3))
         assert all(torch.equal(weight, before[other]) for other, weight in made.items() if other != name)
 
+    def test_an_update_of_a_plm_that_is_there_needs_no_download(
+        self, entry: Entry, links: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        plain = catalogue.pull("tiny")
+        before = {file.name: file.read_bytes() for file in plain.iterdir()}
+        update.write(tmp_path / "u.safetensors", update.About("BertForMaskedLM", "bert.", {}, "tiny", ""), {}, {"new": torch.ones(3)})
+        monkeypatch.setattr(catalogue, "UPDATES", tmp_path)
+        monkeypatch.setitem(catalogue.CATALOGUE, "changed", dataclasses.replace(entry, name="changed", update="u"))
+        monkeypatch.setattr(catalogue, "_fetch", lambda *asked, **more: pytest.fail("a wheel was fetched"))
+        said: list[str] = []
+        folder = catalogue.pull("changed", say=said.append)
+        assert torch.equal(load_file(folder / "model.safetensors")["new"], torch.ones(3)) and any(plain.name in line for line in said)
+        assert {file.name: file.read_bytes() for file in plain.iterdir()} == before
+
     def test_twice_does_nothing_the_second_time(self, entry: Entry, links: Path) -> None:
         said: list[str] = []
         folder = catalogue.pull("tiny", say=said.append)
