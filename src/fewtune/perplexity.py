@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -22,12 +23,12 @@ import torch
 
 from fewtune.backbone import headed, scoring
 from fewtune.backbone.backbone import Backbone
-from fewtune.data import readers
-from fewtune.data.writers import open_table
+from fewtune.data.writers import WriteCells, check_place, open_table
 from fewtune.errors import BackboneError, DataError
 from fewtune.plm import load as load_backbone
 from fewtune.prompt.tokens import plain_batch, specials
-from fewtune.sources import Source
+from fewtune.sources import Rows, Source
+from fewtune.train.language import perplexity
 
 COLUMNS = ("tokens", "log_probability", "perplexity")
 _TOGETHER = 256  # texts that are read at once
@@ -44,7 +45,7 @@ class Likelihood:
     @property
     def perplexity(self) -> float | None:
         """e to the mean loss of a token; None of no token."""
-        return math.exp(-self.log_probability / self.tokens) if self.tokens else None
+        return perplexity(-self.log_probability / self.tokens) if self.tokens else None
 
     @property
     def bits_per_byte(self) -> float | None:
@@ -161,27 +162,32 @@ def score_files(
     say: Callable[[str], None] = lambda line: None,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Scored:
-    """`fewtune score`: each row of a file with its tokens, log-probability and perplexity, written to `target` if there is one."""
-    path = Path(str(source.data))
-    columns = readers.columns_of(path)
-    rows = list(readers.rows(path, skip_bad_rows=source.skip_bad_rows))
-    chosen, notes = readers.guess(columns, rows[: readers.SAMPLE], text=source.text, label=None, labeled=False, where=str(path))
-    if len(chosen.text) != 1:
-        got, fix = ", ".join(chosen.text), "Name one column with --text."
-        raise DataError(expected="one column of texts", got=got, where=str(path), fix=fix)
-    for note in notes:
-        say(note)
-    loaded = load_backbone(backbone, device=device, say=say)
-    texts = [readers.example_of(row, chosen, labeled=False).fields[chosen.text[0]] for row in rows]
-    found = list[Likelihood]()
-    for one in likelihoods(loaded, texts, batch_size=batch_size):
-        found.append(one)
-        progress(1)
-    if target is not None:
-        with open_table(target, columns=columns, answers=COLUMNS, form=form, overwrite=overwrite) as write:
-            for row, one in zip(rows, found, strict=True):
-                write(row.values, (one.tokens, _rounded(one.log_probability), _rounded(one.perplexity)))
+    """`fewtune score`: each row of a file with its tokens, log-probability and perplexity, written to `target`, if there is one, as it is
+    there."""
+    rows = Rows.of(source, None, say)
+    if len(rows.chosen.text) != 1:
+        got, fix = ", ".join(rows.chosen.text), "Name one column with --text."
+        raise DataError(expected="one column of texts", got=got, where=str(rows.path), fix=fix)
+    if isinstance(target, Path):
+        check_place(target, overwrite)
+    loaded, skipped, found = load_backbone(backbone, device=device, say=say), list[DataError](), list[Likelihood]()
+    headed.check_writes(loaded)
+    read, again = itertools.tee(rows.read(skipped.append))
+    texts = (example.fields[rows.chosen.text[0]] for _, example in read)
+    with _table(target, rows.columns, form, overwrite) as write:
+        for (row, _), one in zip(again, likelihoods(loaded, texts, batch_size=batch_size), strict=True):
+            write(row.values, (one.tokens, _rounded(one.log_probability), _rounded(one.perplexity)))
+            found.append(one)
+            progress(1)
+    if skipped:
+        say(f"Skipped {len(skipped)} bad row{'s' * (len(skipped) > 1)}; the first: {skipped[0]}")
     return Scored(backbone, loaded.causal, tuple(found))
+
+
+def _table(target: Path | TextIO | None, columns: Sequence[str], form: str | None, overwrite: bool) -> AbstractContextManager[WriteCells]:
+    if target is None:
+        return nullcontext(lambda row, cells: None)
+    return open_table(target, columns=columns, answers=COLUMNS, form=form, overwrite=overwrite)
 
 
 def _rounded(value: float | None) -> float | None:

@@ -94,22 +94,24 @@ def _renamed(example: Example, columns: Sequence[str], fields: Sequence[str]) ->
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a file that are answered, of which `chosen` columns are read: plain data, so that another process can read the same."""
+    """The rows of a file that are answered, of which `chosen` columns are read: plain data, so that another process can read the same.
+
+    Without a `task` they are texts and no more."""
 
     path: Path
     columns: tuple[str, ...]
     chosen: readers.Columns
-    task: Task
+    task: Task | None
     skip_bad_rows: bool
 
     @classmethod
-    def of(cls, source: Source, task: Task, say: Say = silent) -> Rows:
-        """Those of a source for a task; what is guessed is said."""
+    def of(cls, source: Source, task: Task | None, say: Say = silent) -> Rows:
+        """Those of a source for a task, or for none; what is guessed is said."""
         path = Path(str(source.data))
         columns = readers.columns_of(path)
         head = list(itertools.islice(readers.rows(path, skip_bad_rows=True), 50))
-        wanted = source.text or (task.fields if set(task.fields) <= set(columns) else ())
-        apart = kind_of(task).written.candidates
+        wanted = source.text or (task.fields if task and set(task.fields) <= set(columns) else ())
+        apart = kind_of(task).written.candidates if task else ()
         chosen, notes = readers.guess(columns, head, text=wanted, label=None, labeled=False, where=str(path), apart=apart)
         for note in notes:
             say(note)
@@ -117,11 +119,12 @@ class Rows:
 
     def read(self, on_skip: Callable[[DataError], None] = lambda error: None) -> Iterator[tuple[readers.Row, Example]]:
         """Each row as it stands there and as an example; raises `DataError` for one that cannot be used, unless these are skipped."""
-        written = kind_of(self.task).written
+        task = self.task
+        written = kind_of(task).written if task else None
         for row in readers.rows(self.path, skip_bad_rows=self.skip_bad_rows, on_skip=on_skip):
             try:
                 example = readers.example_of(row, self.chosen, labeled=False, written=written)
-                yield row, _renamed(example, self.chosen.text, self.task.fields)
+                yield row, _renamed(example, self.chosen.text, task.fields) if task else example
             except DataError as error:
                 if not self.skip_bad_rows:
                     raise

@@ -1,12 +1,15 @@
 """`score` and `complete` as a user types them."""
 
 import csv
+import io
 import json
 import math
 
 import pytest
 
+from fewtune import perplexity
 from fewtune.backbone import tiny
+from fewtune.sources import Source
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +35,45 @@ def test_a_masked_plm_says_that_its_figures_are_pseudo(work, fewtune, bert):
     code, out, err = fewtune("score", "train.csv", "--backbone", bert, "-o", "scored.jsonl")
     assert code == 0 and not out and "pseudo-perplexity" in err
     assert [json.loads(line)["tokens"] > 0 for line in (work / "scored.jsonl").read_text().splitlines()] == [True] * 4
+
+
+def test_a_bad_row_is_named_or_skipped(work, fewtune, llama):
+    (work / "gaps.csv").write_text("review,stars\ngreat fun,5\n,1\ndull,2\n")
+    code, out, err = fewtune("score", "gaps.csv", "--backbone", llama, "--text", "review")
+    assert code == 2 and "gaps.csv:3" in err and "--skip-bad-rows" in err
+    code, out, err = fewtune("score", "gaps.csv", "--backbone", llama, "--text", "review", "--skip-bad-rows")
+    assert code == 0 and [row["stars"] for row in csv.DictReader(out.splitlines())] == ["5", "2"]
+    assert "2 texts" in err and "Skipped 1 bad row; the first: gaps.csv:3" in err
+
+
+@pytest.mark.parametrize(("target", "said"), [("train.csv", "--overwrite"), ("none/scored.csv", "Make the folder"), ("a.parquet", "csv")])
+def test_a_place_that_cannot_be_written_is_known_before_a_model_is_asked(work, fewtune, llama, monkeypatch, target, said):
+    monkeypatch.setattr(perplexity, "_exact", lambda *asked: pytest.fail("a model was asked"))
+    code, _, err = fewtune("score", "train.csv", "--backbone", llama, "-o", target)
+    assert code == 2 and said in err
+
+
+def test_rows_are_written_as_they_are_scored(work, fewtune, llama, monkeypatch):
+    monkeypatch.setattr(perplexity, "_TOGETHER", 2)
+    asked, exact = [], perplexity._exact
+
+    def once(backbone, ids, batch_size):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(len(ids))
+        return exact(backbone, ids, batch_size)
+
+    monkeypatch.setattr(perplexity, "_exact", once)
+    target = io.StringIO()
+    with pytest.raises(KeyboardInterrupt):
+        perplexity.score_files(Source(work / "train.csv"), target, backbone=llama)
+    assert len(target.getvalue().splitlines()) == 3
+
+
+def test_a_text_without_tokens_has_no_perplexity(work, fewtune, llama, monkeypatch):
+    monkeypatch.setattr(perplexity, "plain_batch", lambda tokenizer, texts: [[] for _ in texts])
+    code, out, err = fewtune("score", "train.csv", "--backbone", llama)
+    assert code == 0 and "perplexity –" in err
 
 
 def test_pairs_are_not_one_text(work, fewtune, llama):

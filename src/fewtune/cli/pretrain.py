@@ -50,7 +50,10 @@ def pretrain(
     steps: Annotated[int | None, typer.Option("--steps", min=0)] = None,
     batch_size: BatchSize = 32,
     accumulate: Annotated[int, typer.Option("--accumulate", min=1, help="A step takes the mean gradient of so many batches.")] = 1,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="1e-3 for random weights, 1e-4 for trained ones.")] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option("--learning-rate", help="By default 1e-3 for random weights and low-rank updates, 1e-4 for trained weights."),
+    ] = None,
     precision: Precision = "auto",
     device: Device = None,
     seed: Seed = 42,
@@ -141,8 +144,8 @@ def score(
         print_json(found.to_dict())
         return
     whole, kind = found.whole, "perplexity" if found.exact else "pseudo-perplexity"
-    figures = f"{kind} {whole.perplexity or 0:.2f}, {whole.bits_per_byte or 0:.3f} bits a byte"
-    say(f"{whole.tokens:,} tokens in {len(found.rows):,} texts: {figures}.")
+    figures = (f"{each:.{places}f}" if each is not None else "–" for each, places in ((whole.perplexity, 2), (whole.bits_per_byte, 3)))
+    say(f"{whole.tokens:,} tokens in {len(found.rows):,} texts: {kind} {', '.join(figures)} bits a byte.")
 
 
 def complete(
