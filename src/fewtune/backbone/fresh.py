@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ Objective = Literal["mlm", "clm"]
 _END = "<|endoftext|>"
 _SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _POSITIONS = 512
+_MARK = "▁"  # where a word begins
+_LETTERS = 3  # a letter takes two pieces, where words begin and inside them: so a third of a vocabulary at least is left for longer ones
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,10 @@ def make(objective: Objective, size: str, tokenizer: Any, *, length: int, seed: 
     return Backbone(model.float(), tokenizer, name=f"{kind}-{size}")
 
 
-def learn_tokenizer(objective: Objective, texts: Iterable[str], *, vocabulary: int) -> Any:
+def learn_tokenizer(objective: Objective, texts: Callable[[], Iterable[str]], *, vocabulary: int) -> Any:
     """A tokenizer with at most `vocabulary` pieces, learned on texts: WordPiece without capitals and accents (BERT's) for masked models,
-    byte-level BPE (GPT-2's) for autoregressive ones. The same texts give the same pieces."""
-    return _wordpiece(texts, vocabulary) if objective == "mlm" else _bytes(texts, vocabulary)
+    byte-level BPE (GPT-2's) for autoregressive ones. The same texts give the same pieces; they are read once or twice."""
+    return _wordpiece(texts, vocabulary) if objective == "mlm" else _bytes(texts(), vocabulary)
 
 
 def _bytes(texts: Iterable[str], vocabulary: int) -> Any:
@@ -87,7 +90,7 @@ def _bytes(texts: Iterable[str], vocabulary: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=learned._tokenizer, eos_token=_END)
 
 
-def _wordpiece(texts: Iterable[str], vocabulary: int) -> Any:
+def _wordpiece(texts: Callable[[], Iterable[str]], vocabulary: int) -> Any:
     from tokenizers import BertWordPieceTokenizer
     from transformers import BertTokenizerFast
 
@@ -96,7 +99,7 @@ def _wordpiece(texts: Iterable[str], vocabulary: int) -> Any:
     return BertTokenizerFast(tokenizer_object=listed._tokenizer)
 
 
-def _pieces(texts: Iterable[str], vocabulary: int) -> list[str]:
+def _pieces(texts: Callable[[], Iterable[str]], vocabulary: int) -> list[str]:
     """WordPiece's pieces, those of single letters first.
 
     `tokenizers` numbers the letters inside words as it meets them, which differs from run to run. So beginnings of words are marked
@@ -104,12 +107,32 @@ def _pieces(texts: Iterable[str], vocabulary: int) -> list[str]:
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+    normalizer, words = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    letters = _letters(texts(), vocabulary // _LETTERS, normalizer.normalize_str)
     learned = Tokenizer(models.BPE())
-    learned.normalizer = normalizers.BertNormalizer(lowercase=True)
-    marked = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
-    learned.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), marked])
-    learned.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocabulary, min_frequency=2, show_progress=False))
+    learned.normalizer = normalizer
+    learned.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.Metaspace(prepend_scheme="always", split=False)])
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        min_frequency=2,
+        show_progress=False,
+        initial_alphabet=[_MARK, *letters],
+        limit_alphabet=len(letters) + 1,
+    )
+    learned.train_from_iterator(texts(), trainer)
     by_number = sorted(learned.get_vocab().items(), key=lambda piece: piece[1])
-    letters = [piece for piece, _ in by_number if len(piece) == 1 and piece != "▁"]
-    merged = [piece[1:] if piece.startswith("▁") else f"##{piece}" for piece, _ in by_number if len(piece) > 1]
-    return [*letters, *(f"##{letter}" for letter in letters), *filter(None, merged)]
+    merged = [piece[1:] if piece.startswith(_MARK) else f"##{piece}" for piece, _ in by_number if len(piece) > 1]
+    inside = [f"##{letter}" for letter in letters if len(words.pre_tokenize_str(normalizer.normalize_str(f"a{letter}"))) == 1]
+    return [*letters, *inside, *filter(None, merged)]
+
+
+def _letters(texts: Iterable[str], most: int, normalize: Callable[[str], str]) -> list[str]:
+    """The `most` frequent letters, in their own order. What is rarer is unknown: a corpus of the web has letters enough of all scripts to
+    fill a vocabulary."""
+    written, counts = Counter[str](), Counter[str]()
+    for text in texts:
+        written.update(text)
+    for letter, count in written.items():
+        counts.update(dict.fromkeys("".join(normalize(letter).split()), count))
+    counts.pop(_MARK, None)
+    return sorted(sorted(counts, key=lambda letter: (-counts[letter], letter))[:most])

@@ -15,7 +15,7 @@ TEXTS = [*tiny.TEXT, "Unbelievable, naïve ünïts! they believed; the world is 
 
 @pytest.fixture(scope="module")
 def tokenizers():
-    return {objective: fresh.learn_tokenizer(objective, TEXTS, vocabulary=350) for objective in ("mlm", "clm")}
+    return {objective: fresh.learn_tokenizer(objective, lambda: TEXTS, vocabulary=350) for objective in ("mlm", "clm")}
 
 
 def test_masked_models_get_wordpiece(tokenizers):
@@ -36,12 +36,25 @@ def test_autoregressive_models_get_bytes_and_an_end(tokenizers):
     assert tokenizer.eos_token == "<|endoftext|>" and len(tokenizer) <= 350
 
 
+def test_rare_letters_leave_room_for_words():
+    chinese = "".join(map(chr, range(0x4E00, 0x4E00 + 3000)))  # each once
+    texts = [*TEXTS, chinese]
+    tokenizer = fresh.learn_tokenizer("mlm", lambda: texts, vocabulary=400)
+    plain = fresh.learn_tokenizer("mlm", lambda: TEXTS, vocabulary=400)
+    pieces = tokenizer.get_vocab()
+    assert len(pieces) <= 400
+    words = [piece for piece in plain.get_vocab() if len(piece.removeprefix("##")) > 1 and not piece.startswith("[")]
+    assert len(words) > 100 and sum(word in pieces for word in words) > 0.8 * len(words)
+    assert not [piece for piece in pieces if piece.startswith("##") and piece[2:] in chinese]  # which stand alone
+    assert set("abcdefghijklmnopqrstuvw") < set(pieces)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["mlm", "clm"])
 def test_another_process_learns_the_same_pieces(tokenizers, objective):
     script = (
         "from fewtune.backbone import fresh\n"
-        f"print(sorted(fresh.learn_tokenizer({objective!r}, {TEXTS!r}, vocabulary=350).get_vocab().items()))"
+        f"print(sorted(fresh.learn_tokenizer({objective!r}, lambda: {TEXTS!r}, vocabulary=350).get_vocab().items()))"
     )
     found = {subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout for _ in range(3)}
     assert found == {f"{sorted(tokenizers[objective].get_vocab().items())}\n"}
