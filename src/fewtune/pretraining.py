@@ -150,6 +150,8 @@ def pretrain_files(
     learned = spec.run(backbone, blocks, new=new, earlier=earlier, session=session)
     about = {**_about(texts, start, spec, backbone, blocks, learned), **({"update": earlier.digest} if earlier else {})}
     if world.first:
+        if learned.deltas and not _is_update(learned):
+            say(f"What was learned is in the whole model alone: no {update.FILE}, which holds plain low-rank updates of whole linear maps.")
         _save(out, backbone, learned, new, about)
     world.told(None)  # nobody leaves before the model is there
     shutil.rmtree(work, ignore_errors=True)
@@ -165,7 +167,7 @@ def _started(texts: Corpus, start: Start, spec: Pretraining, say: Say) -> tuple[
         if spec.deltas:
             fix = "Name a --backbone, or leave --delta out."
             raise SpecError(expected="a PLM that deltas change", got="a model from nothing", where="--delta", fix=fix)
-        tokenizer = fresh.learn_tokenizer(start.objective, texts.sample(_LEARNED_FROM), vocabulary=start.vocabulary)
+        tokenizer = fresh.learn_tokenizer(start.objective, lambda: texts.sample(_LEARNED_FROM), vocabulary=start.vocabulary)
         say(f"Learned a tokenizer of {len(tokenizer):,} pieces.")
         made = fresh.make(start.objective, start.size, tokenizer, length=texts.length, seed=seed, shared=start.shared)
         made.model.to(start.device or default_device())
@@ -279,6 +281,7 @@ def _write_update(path: Path, backbone: Backbone, learned: Learned, new: frozens
         scales={name: edit.scale for name, edit in low.items()},
         base=backbone.name,
         fingerprint=backbone.fingerprint,
+        settings=headed.settings(backbone.family),
     )
     update.write(path, described, {name: (edit.A_RI, edit.B_OR) for name, edit in low.items()}, head)
 

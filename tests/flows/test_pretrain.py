@@ -18,7 +18,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from fewtune.backbone import tiny, update
 from fewtune.backbone.load import load
 
-SMALL = ("--length", "16", "--batch-size", "4", "--steps", "6", "--points", "2")
+SMALL = ("--length", "16", "--batch-size", "4", "--steps", "6", "--points", "2", "--held-out", "0.3")
 TEXT = "\n".join(tiny.TEXT) + "\n\nanother document, great fun and terrible\n"
 
 
@@ -133,8 +133,10 @@ def test_an_update_is_trained_further(corpus, fewtune):
     code, _, err = fewtune(*command, *unchanged)
     assert code == 0 and weights("third") == weights("first"), err
     wider = ("pretrain", "corpus.txt", "--backbone", "plm", *SMALL, "--delta", "lora:rank=3,sites=query+ffn_out")
-    code, _, err = fewtune(*wider, *unchanged)
-    assert code == 2 and "--start: expected an update of plm by these deltas" in err
+    directed = ("pretrain", "corpus.txt", "--backbone", "plm", *SMALL, "--delta", "lora:rank=2,alpha=3,sites=query+ffn_out,dora=true")
+    for another in (wider, directed):
+        code, _, err = fewtune(*another, *unchanged)
+        assert code == 2 and "--start: expected an update of plm by these deltas" in err
 
 
 @pytest.mark.parametrize(("more", "said"), [
@@ -143,6 +145,7 @@ def test_an_update_is_trained_further(corpus, fewtune):
     (("--objective", "mlm", "--delta", "lora"), "Name a --backbone"),
     (("--objective", "mlm", "--length", "4"), "--length: expected at least 8"),
     (("--objective", "mlm", "--epochs", "0"), "--epochs: expected a number above 0"),
+    (("--objective", "mlm", "--epochs", "inf"), "--epochs: expected a number above 0"),
     (("--objective", "mlm", "--held-out", "1.5"), "--held-out: expected a share"),
     (("--objective", "mlm", "--masked", "0"), "--masked: expected a share"),
     (("--backbone", "PLM", "--masked", "0.3"), "--masked: expected a masked model"),
@@ -154,6 +157,7 @@ def test_an_update_is_trained_further(corpus, fewtune):
     (("--backbone", "PLM", "--length", "2000"), "--length: expected at most 512"),
     (("--backbone", "PLM", "--delta", "ia3"), "Take lora"),
     (("--backbone", "PLM", "--delta", "lora", "--delta", "lora", "--length", "16"), "--delta: expected one delta at each place"),
+    (("--backbone", "PLM", "--delta", "lora:dropout=0.5"), "--delta lora:dropout: expected no dropout"),
     (("--backbone", "PLM", "--start", "none"), "--start: expected a PLM and low-rank deltas"),
     (("--backbone", "PLM", "--delta", "lora", "--start", "none"), "none: expected a low-rank update"),
 ])  # fmt: skip
@@ -164,9 +168,62 @@ def test_what_does_not_go_together_is_refused(corpus, fewtune, llama, more, said
     assert not Path("model").exists()
 
 
+@pytest.mark.parametrize("rate", ["1000", "1e30"])
+def test_what_diverges_is_refused(corpus, fewtune, llama, rate):
+    command = ("pretrain", "corpus.txt", "--backbone", llama, *SMALL, "--learning-rate", rate)
+    code, _, err = fewtune(*command, "--out", "model")
+    assert code == 2 and "expected a finite" in err and "Lower --learning-rate" in err and not Path("model").exists()
+
+
 def test_a_file_that_is_not_there_is_refused(work, fewtune):
     code, _, err = fewtune("pretrain", "none.txt", "--objective", "mlm", "--out", "model")
     assert code == 2 and "none.txt: expected a text file" in err
+
+
+@pytest.mark.parametrize("text", ["", " \n\n", "\ufeff"])
+def test_a_file_without_text_is_refused(work, fewtune, text):
+    (work / "empty.txt").write_text(text)
+    for objective in ("mlm", "clm"):
+        code, _, err = fewtune("pretrain", "empty.txt", "--objective", objective, "--out", "model")
+        assert code == 2 and "corpus: expected at least two blocks of text, got 0" in err
+
+
+def test_text_of_which_the_plm_knows_no_token_is_refused(corpus, fewtune):
+    plm = str(tiny.save("bert", corpus / "plm"))
+    (corpus / "other.txt").write_text("\u4e2d\u6587 " * 400)
+    code, _, err = fewtune("pretrain", "other.txt", "--backbone", plm, *SMALL, "--out", "model")
+    assert code == 2 and "expected held-out tokens that the PLM knows, got none" in err
+
+
+def test_the_usual_delta_fits_projections_that_are_one(corpus, fewtune):
+    plm = str(tiny.save("gpt2", corpus / "plm"))
+    code, _, err = fewtune("pretrain", "corpus.txt", "--backbone", plm, *SMALL, "--delta", "lora", "--out", "model")
+    assert code == 0 and "in the whole model alone: no update.safetensors" in err, err
+    assert weights("model") != weights(plm)
+
+
+def test_an_update_of_a_plm_whose_embeddings_are_apart_can_be_loaded(corpus, fewtune):
+    model, tokenizer = tiny.model("bert")
+    model.base_model.config.tie_word_embeddings = False
+    model.base_model.save_pretrained("plm")
+    tokenizer.save_pretrained("plm")
+    code, _, err = fewtune("pretrain", "corpus.txt", "--backbone", "plm", *SMALL, *LOW, "--out", "model")
+    assert code == 0, err
+    update.apply(Path("plm"), Path("model/update.safetensors"))
+    assert load("plm").fingerprint == load("model").fingerprint
+
+
+@pytest.mark.parametrize("objective", ["mlm", "clm"])
+def test_bfloat16_learns_about_the_same(corpus, fewtune, objective):
+    command = ("pretrain", "corpus.txt", "--objective", objective, "--vocabulary", "350", *SMALL, "--json")
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        code, out, err = fewtune(*command, "--precision", precision, "--out", precision)
+        assert code == 0, err
+        found[precision] = json.loads(out)
+    assert [one["precision"] for one in found.values()] == ["float32", "bfloat16"]
+    curves = [[point["held_out"] for point in one["curve"]] for one in found.values()]
+    assert curves[0] != curves[1] and curves[0] == pytest.approx(curves[1], rel=0.02)
 
 
 def test_a_step_of_two_processes_is_that_of_one_which_accumulates_two(corpus, fewtune):

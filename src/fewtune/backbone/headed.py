@@ -8,7 +8,13 @@ from typing import Any
 import torch
 
 from fewtune.backbone.backbone import Backbone
+from fewtune.backbone.families import Family
 from fewtune.errors import BackboneError
+
+
+def settings(family: Family) -> dict[str, Any]:
+    """Of a configuration whose model has an LM head that is tied to its embeddings."""
+    return {**family.head_if, "tie_word_embeddings": True}
 
 
 def with_head(backbone: Backbone, *, seed: int) -> tuple[Backbone, frozenset[str]]:
@@ -21,7 +27,7 @@ def with_head(backbone: Backbone, *, seed: int) -> tuple[Backbone, frozenset[str
     config: Any = copy.deepcopy(backbone.model.config)
     if backbone.causal or not backbone.family.heads:
         backbone.require_lm_head("--backbone", fix="Take another --backbone.")
-    for setting, value in {**backbone.family.head_if, "tie_word_embeddings": True}.items():
+    for setting, value in settings(backbone.family).items():
         setattr(config, setting, value)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -4,7 +4,7 @@ training.
     tensors   NAME.low_rank_A (R × I), NAME.low_rank_B (O × R), float16: the weight NAME becomes NAME + scale · B A
               any other name, float16: the whole weight of a part that the model did not have, such as an LM head
     metadata  "update": JSON with "architecture" (transformers' class), "prefix" (of the stack's names in it), "scales" (NAME → scale),
-              "base" and "fingerprint" (the PLM whose update it is)
+              "base" and "fingerprint" (the PLM whose update it is), "settings" (of the configuration, that the new part needs)
 
 Dimensions: I inputs, O outputs, R rank.
 """
@@ -14,9 +14,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,6 +38,7 @@ class About:
     scales: Mapping[str, float]
     base: str
     fingerprint: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def half(weight: Tensor) -> Tensor:
@@ -98,7 +100,7 @@ def apply(folder: Path, path: Path) -> None:
     weights |= update.whole
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    named = {**config, "architectures": [about.architecture]}
+    named = {**config, **about.settings, "architectures": [about.architecture]}
     (folder / "config.json").write_text(json.dumps(named, indent=2), encoding="utf-8")
 
 

@@ -184,14 +184,15 @@ class Blocks:
 
 def split(blocks: int, share: float, most: int) -> tuple[int, int]:
     """(period, held): of how many neighbours the last how many are held out, so that about a `share` of all blocks, `most` at most and one
-    at least, is, in runs that are spread evenly over the corpus.
+    at least, is, in runs that are spread evenly over the corpus. One of a period is always trained on; where a single one is held out,
+    it is not the last, which may be short, if that can be.
 
-    >>> split(1000, 0.01, 512), split(3, 0.01, 512), split(10**6, 0.01, 512)
-    ((200, 2), (3, 1), (31250, 16))
+    >>> split(1000, 0.01, 512), split(3, 0.01, 512), split(10**6, 0.01, 512), split(8, 0.9, 512)
+    ((200, 2), (2, 1), (31250, 16), (2, 1))
     """
     wanted = max(1, min(most, round(blocks * share)))
     held = max(1, min(16, wanted // 5))
-    return min(blocks, blocks * held // wanted), held
+    return max(held + 1, min(blocks - 1, blocks * held // wanted)), held
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,12 @@ from fewtune.data.sampling import derive
 from fewtune.data.writers import write_text
 from fewtune.deltas.delta import Delta, Installed
 from fewtune.deltas.lora import LoRA, LowRank
-from fewtune.errors import DataError, SpecError
+from fewtune.errors import BackboneError, DataError, SpecError
 from fewtune.precision import Wanted, settle_for_language
 from fewtune.prompt.tokens import word_starts
 from fewtune.strategies import trainable
 from fewtune.train.fit import FitOptions, Group, Session, fit
-from fewtune.train.language import MASKED, Masking, Predictions, language_loss, next_tokens
+from fewtune.train.language import MASKED, Masking, Predictions, language_loss, next_tokens, perplexity
 
 FRESH, CONTINUED = 1e-3, 1e-4
 """Learning rates of weights that start at random, and of those that were trained before."""
@@ -57,7 +57,7 @@ class Pretraining:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        for name, holds in {"epochs": self.epochs > 0, "points": self.points >= 1}.items():
+        for name, holds in {"epochs": 0 < self.epochs < math.inf, "points": self.points >= 1}.items():
             if not holds:
                 raise SpecError(expected="a number above 0", got=repr(getattr(self, name)), where=f"--{name}", fix="Change the value.")
         if not 0 < self.masked < 1:
@@ -66,6 +66,9 @@ class Pretraining:
             if not isinstance(delta, LoRA):
                 fix = "Take lora, or leave --delta out to train all weights."
                 raise SpecError(expected="a low-rank delta", got=type(delta).__name__, where="--delta", fix=fix)
+            if delta.dropout:
+                fix = "Leave it out: what is pre-trained sees hardly any text twice."
+                raise SpecError(expected="no dropout", got=f"{delta.dropout:g}", where="--delta lora:dropout", fix=fix)
 
     def run(
         self, backbone: Backbone, blocks: Blocks, *, new: frozenset[str] = frozenset(), earlier: Update | None = None, session: Session
@@ -190,9 +193,12 @@ class Language:
 
     @torch.no_grad()
     def judged(self) -> float:
-        """The mean loss over all predictions in the held-out blocks."""
+        """The mean loss over all predictions in the held-out blocks; raises `DataError` where there is nothing to predict in them."""
         sums = [(self.loss(drawn).item() * len(drawn[1].targets_N), len(drawn[1].targets_N)) for drawn in self.held_out()]
-        return sum(loss for loss, _ in sums) / sum(count for _, count in sums)
+        if not (predictions := sum(count for _, count in sums)):
+            fix = "Take a PLM that knows the language, or give more text."
+            raise DataError(expected="held-out tokens that the PLM knows", got="none", where="corpus", fix=fix)
+        return sum(loss for loss, _ in sums) / predictions
 
 
 @dataclass(frozen=True)
@@ -218,7 +224,7 @@ def _groups(spec: Pretraining, backbone: Backbone, deltas: Sequence[Installed], 
 
 def _check_apart(deltas: Sequence[Installed]) -> None:
     """Raise `SpecError` for two updates of the same weight, which could not be merged in the end."""
-    places = [place for delta in deltas for place, _ in delta.edits]
+    places = [place for delta in deltas for place in {place for place, _ in delta.edits}]
     if twice := sorted({place for place in places if places.count(place) > 1}):
         raise SpecError(expected="one delta at each place", got=f"two at {twice[0]}", where="--delta", fix="Give them other sites.")
 
@@ -228,7 +234,7 @@ def _go_on(earlier: Update, backbone: Backbone, deltas: Sequence[Installed], new
     """Put an update's factors into the deltas and its whole weights into the backbone; raises `SpecError` where they do not fit."""
     edits = {f"{place}.weight": edit for delta in deltas for place, edit in delta.edits}
     own = {name: weight for name, weight in backbone.model.named_parameters() if name in new}
-    shapes = {name: (edit.A_RI.shape, edit.B_OR.shape) for name, edit in edits.items() if isinstance(edit, LowRank)}
+    shapes = {name: (edit.A_RI.shape, edit.B_OR.shape) for name, edit in edits.items() if type(edit) is LowRank}
     theirs = {name: (A_RI.shape, B_OR.shape) for name, (A_RI, B_OR) in earlier.factors.items()}
     fits = shapes == theirs and len(shapes) == len(edits) and own.keys() == earlier.whole.keys()
     if not fits or earlier.about.fingerprint != backbone.fingerprint:
@@ -304,9 +310,15 @@ class _Curve:
         if step in self.found or not self.before.world.first:
             return
         begun = time.perf_counter()
-        self.found[step] = self.language.judged()
+        found = self.language.judged()
         self.seconds += time.perf_counter() - begun
-        self.before.say(f"After {step:,} steps: held-out loss {self.found[step]:.3f}, perplexity {math.exp(self.found[step]):.1f}.")
+        if (each := perplexity(found)) is None:
+            fix = "Lower --learning-rate or use --precision float32."
+            raise BackboneError(
+                expected="a finite perplexity of the held-out blocks", got=f"a loss of {found:g}", where=f"step {step}", fix=fix
+            )
+        self.found[step] = found
+        self.before.say(f"After {step:,} steps: held-out loss {found:.3f}, perplexity {each:.1f}.")
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_text(self.path, json.dumps({"key": self.before.key, "found": self.found}), overwrite=True)

@@ -9,6 +9,8 @@ Dimensions: B rows, T tokens, N predictions, D width, V vocabulary.
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,6 +27,7 @@ from fewtune.train.losses import cross_entropy
 MASKED = 0.15
 """The share of the tokens that is to be predicted (Devlin et al. 2019, section 3.1)."""
 _SHOWN, _REPLACED = 0.8, 0.1  # of these the share that becomes a mask token, and that becomes a random one
+_GREATEST = math.log(sys.float_info.max)
 _MOST = 128  # so that a part of the logits is below 32 MiB, the most that malloc reuses: more is fresh memory each time
 
 
@@ -40,6 +43,15 @@ class Predictions:
     def to(self, device: torch.device | str) -> Predictions:
         """The same on another device."""
         return Predictions(self.ids_BT.to(device), self.places_N.to(device), self.targets_N.to(device))
+
+
+def perplexity(loss: float) -> float | None:
+    """e to the mean loss of a token; None where that is no finite number.
+
+    >>> perplexity(0.0), perplexity(1000.0), perplexity(float("nan"))
+    (1.0, None, None)
+    """
+    return math.exp(loss) if loss < _GREATEST else None
 
 
 def next_tokens(ids_BT: Tensor, mask_BT: Tensor) -> Predictions:
@@ -119,6 +131,8 @@ def language_loss(
 ) -> Tensor:
     """The mean over predictions of the cross-entropy between the tokens and softmax of `logits` of the states that predict them.
 
+    Where nothing is predicted it is 0, as of a batch of tokens that the tokenizer does not know.
+
     `logits` (states_ND → logits_NV) is called on at most `most` states at a time, and once for each: the gradient is taken at once, while
     the logits are there, so neither are they kept nor computed again. `weights` are those of `logits` that are trained; others get no
     gradient. What is given can be derived once, not twice.
@@ -126,6 +140,8 @@ def language_loss(
     >>> round(language_loss(torch.zeros(3, 8), torch.tensor([0, 3, 7]), lambda states_ND: states_ND, most=2).item(), 4)
     2.0794
     """
+    if not len(targets_N):
+        return hidden_ND.sum()  # of no states, so that gradients can be asked for
     loss: Tensor = _InParts.apply(hidden_ND, targets_N, logits, most, *weights)  # type: ignore[no-untyped-call]
     return loss
 
