@@ -1,4 +1,4 @@
-"""`python -m fewtune`, which is what torchrun and `accelerate launch` start."""
+"""`python -m fewtune`, which is what torchrun, or `accelerate launch` on accelerators, starts."""
 
 from fewtune.cli.app import main
 

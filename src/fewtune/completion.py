@@ -63,7 +63,9 @@ class Writing:
         generator = torch.Generator(device).manual_seed(self.seed)
 
         def drawn(logs_BV: Tensor) -> Tensor:
-            return torch.multinomial(nucleus((logs_BV / self.temperature).softmax(-1), self.top_p), 1, generator=generator)[:, 0]
+            # The likeliest at 0, and double, so that however low a temperature is, the likeliest is left.
+            below_BV = (logs_BV - logs_BV.amax(-1, keepdim=True)).double()
+            return torch.multinomial(nucleus((below_BV / self.temperature).softmax(-1), self.top_p), 1, generator=generator)[:, 0]
 
         return drawn if self.draw else generation.likeliest
 

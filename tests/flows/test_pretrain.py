@@ -15,6 +15,8 @@ from apart import Apart, wait_until
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+import fewtune as fewtune_package
+from fewtune import pretraining
 from fewtune.backbone import tiny, update
 from fewtune.backbone.load import load
 
@@ -175,6 +177,22 @@ def test_what_diverges_is_refused(corpus, fewtune, llama, rate):
     assert code == 2 and "expected a finite" in err and "Lower --learning-rate" in err and not Path("model").exists()
 
 
+def test_ctrl_c_while_the_corpus_is_read_leaves_no_part_of_it(corpus, fewtune, llama, monkeypatch):
+    def stopped(tokenizer, texts):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretraining, "plain_batch", stopped)
+    code, _, err = fewtune("pretrain", "corpus.txt", "--backbone", llama, *SMALL, "--out", "model")
+    assert code == 130 and err.splitlines()[-1] == "Stopped." and not list(Path(".model.work").iterdir())
+
+
+def test_words_are_learned_whole_and_judged_by_tokens(corpus, fewtune):
+    tiny.save("bert", corpus / "plm")
+    command = ("pretrain", "corpus.txt", "--backbone", "plm", *SMALL, "--steps", "0", "--json", "--overwrite", "--out", "model")
+    losses = [json.loads(fewtune(*command, *more)[1])["curve"][0]["held_out"] for more in ((), ("--whole-words",))]
+    assert losses[0] == losses[1]
+
+
 def test_a_file_that_is_not_there_is_refused(work, fewtune):
     code, _, err = fewtune("pretrain", "none.txt", "--objective", "mlm", "--out", "model")
     assert code == 2 and "none.txt: expected a text file" in err
@@ -249,6 +267,23 @@ def test_a_step_of_two_processes_is_that_of_one_which_accumulates_two(corpus, fe
     made = [load_file(f"{name}/model.safetensors") for name in ("alone", "both")]
     for name, weight in made[0].items():
         torch.testing.assert_close(weight, made[1][name], atol=2e-4, rtol=1e-3)
+
+
+def test_two_workers_of_ray_write_the_bytes_of_two_processes(corpus, fewtune, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", str(Path(fewtune_package.__file__).parents[1]))
+    given = ["pretrain", "corpus.txt", "--objective", "mlm", "--vocabulary", "350", *SMALL]
+    code, out, err = fewtune(*given, "--engine", "ray", "--workers", "2", "--out", "ray", "--json")
+    assert code == 0, err
+    assert json.loads(out)["model"] == "ray" and "6 steps of 8" in err and not Path(".ray.work").exists()
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fewtune"]
+    done = subprocess.run(
+        [*launch, *given, "--out", "two"], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=400
+    )
+    assert done.returncode == 0, done.stderr
+    assert weights("ray") == weights("two")
+    code, _, err = fewtune(*given, "--workers", "2", "--out", "none")
+    assert code == 2 and "--workers: expected --engine ray" in err
 
 
 def start(work, out, slow=0.0):

@@ -91,3 +91,14 @@ def test_what_comes_next_and_what_fits(work, fewtune, llama, bert):
     assert code == 0 and "gap 1" in out and "gap 2" in out
     code, out, err = fewtune("complete", "no gap", "--backbone", bert)
     assert code == 2 and "[MASK]" in err and not out
+
+
+def test_drawing_at_a_temperature_near_0_takes_the_likeliest(work, fewtune, llama):
+    command = ("complete", "great fun", "--backbone", llama, "--tokens", "3", "--json")
+    drawn, likeliest = (json.loads(fewtune(*command, *more)[1]) for more in (("--draw", "--temperature", "1e-40"), ()))
+    assert drawn["written"] == likeliest["written"]
+
+
+def test_drawing_needs_to_know_how_much(work, fewtune, llama):
+    code, _, err = fewtune("complete", "great fun", "--backbone", llama, "--draw")
+    assert code == 2 and "expected --tokens, got none" in err

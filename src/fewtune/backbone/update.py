@@ -77,11 +77,11 @@ def read(path: Path) -> Update:
     try:
         with safe_open(file, "pt") as opened:
             about = About(**json.loads(opened.metadata()["update"]))
+        tensors = {name: tensor.float() for name, tensor in load_file(file).items()}
+        factors = {name: (tensors.pop(f"{name}.low_rank_A"), tensors.pop(f"{name}.low_rank_B")) for name in about.scales}
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         fix = "Name a folder that `fewtune pretrain --delta lora:…` wrote."
         raise BackboneError(expected=f"a low-rank update ({FILE})", got="none", where=str(path), fix=fix) from error
-    tensors = {name: tensor.float() for name, tensor in load_file(file).items()}
-    factors = {name: (tensors.pop(f"{name}.low_rank_A"), tensors.pop(f"{name}.low_rank_B")) for name in about.scales}
     return Update(about, factors, tensors, file)
 
 

@@ -14,6 +14,7 @@ import typer
 from fewtune.cli import backbones, compare, compress, exits, harness, jobs, multitask, onnx, peft, pretrain, search, templates, zeroshot
 from fewtune.errors import FewtuneError, InputError
 
+_STOPPED = 130
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -26,7 +27,7 @@ for group in (jobs, harness, onnx, peft, templates, compare, search, pretrain, e
 
 
 def main() -> None:
-    """Run the command line; exit codes: 0 done, 2 the user's input is wrong, 1 anything else."""
+    """Run the command line; exit codes: 0 done, 2 the user's input is wrong, 130 Ctrl-C where nothing is kept, 1 anything else."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         app()
@@ -35,7 +36,11 @@ def main() -> None:
     except FewtuneError as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:
-        _fail("Stopped.", 1)
+        _fail("Stopped.", _STOPPED)
+    except SystemExit as ended:  # typer makes one of Ctrl-C
+        if ended.code == _STOPPED:
+            _fail("Stopped.", _STOPPED)
+        raise
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); Python would complain again while shutting down.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -81,7 +81,7 @@ Adapt = Annotated[
         help="What is learned of the language of --unlabeled: tapt (before tuning), auxiliary (in its steps); tapt:steps=200 … May repeat.",
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1)]
 MaxLength = Annotated[int, typer.Option("--max-length", min=8, help="Tokens; longer texts are shortened, templates never.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 …")]
@@ -91,6 +91,7 @@ SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Drop rows th
 Engine = Annotated[
     Literal["local", "ray"], typer.Option("--engine", help="Here, one part after another, or on Ray, one on each processor.")
 ]
+Workers = Annotated[int, typer.Option("--workers", min=1, help="So many processes of Ray take each step together.")]
 RayAddress = Annotated[str | None, typer.Option("--ray-address", help="A Ray cluster; without it a Ray of this machine is started.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 

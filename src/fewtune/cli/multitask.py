@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from fewtune.cli import flags, terminal
-from fewtune.cli.flags import AsJson, BackboneName, BatchSize, Device, Engine, MaxLength, Overwrite, Precision, RayAddress, Seed
+from fewtune.cli.flags import AsJson, BackboneName, BatchSize, Device, Engine, MaxLength, Overwrite, Precision, RayAddress, Seed, Workers
 from fewtune.cli.terminal import print_json, say
 
 
@@ -53,7 +53,7 @@ def multitask(
     seed: Seed = 42,
     overwrite: Overwrite = False,
     engine: Engine = "local",
-    workers: Annotated[int, typer.Option("--workers", min=1, help="So many processes of Ray take each step together.")] = 1,
+    workers: Workers = 1,
     ray_address: RayAddress = None,
     as_json: AsJson = False,
 ) -> None:

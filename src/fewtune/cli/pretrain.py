@@ -9,8 +9,22 @@ from typing import Annotated, Any, Literal
 import typer
 
 from fewtune.cli import flags, terminal
-from fewtune.cli.flags import AsJson, BackboneName, BatchSize, Device, Overwrite, Precision, Seed, SkipBadRows, Text
+from fewtune.cli.flags import (
+    AsJson,
+    BackboneName,
+    BatchSize,
+    Device,
+    Engine,
+    Overwrite,
+    Precision,
+    RayAddress,
+    Seed,
+    SkipBadRows,
+    Text,
+    Workers,
+)
 from fewtune.cli.terminal import print_json, print_lines, say
+from fewtune.errors import SpecError
 
 
 def register(app: typer.Typer) -> None:
@@ -58,20 +72,27 @@ def pretrain(
     device: Device = None,
     seed: Seed = 42,
     overwrite: Overwrite = False,
+    engine: Engine = "local",
+    workers: Workers = 1,
+    ray_address: RayAddress = None,
     as_json: AsJson = False,
 ) -> None:
     """Learn the language of text files: a new model and its tokenizer, or a PLM that goes on. Writes a Hugging Face model folder."""
-    from fewtune.pretraining import Corpus, Start, pretrain_files
+    from fewtune.pretraining import Corpus, Start
+    from fewtune.runs import engines
     from fewtune.strategies.pretrain import Pretraining
     from fewtune.train.fit import FitOptions
     from fewtune.train.world import joined
 
     with joined() as world, terminal.progress_bar(shown=world.first) as progress:
-        made = pretrain_files(
+        made = engines.learn(
+            engine,
+            ray_address,
+            workers,
             Corpus(tuple(corpus), documents, length, held_out),
             out,
-            start=Start(backbone, objective, size, vocabulary, shared, device, start),
-            spec=Pretraining(
+            Start(backbone, objective, size, vocabulary, shared, device, start),
+            Pretraining(
                 deltas=flags.deltas(delta or ()),
                 masked=masked,
                 whole_words=whole_words,
@@ -170,6 +191,9 @@ def complete(
     from fewtune import completion
     from fewtune.plm import load
 
+    if not tokens and (draw, temperature, top_p) != (False, 1.0, 1.0):
+        fix = "Say how many tokens may be drawn, or leave it out."
+        raise SpecError(expected="--tokens", got="none", where="--draw, --temperature and --top-p", fix=fix)
     (given,) = flags.templates([text])
     how = completion.Writing(tokens, draw, temperature, top_p, seed) if tokens else None
     found = completion.complete(load(backbone or completion.usual(given), device=device, say=say), given, top=top, how=how)

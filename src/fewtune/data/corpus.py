@@ -29,6 +29,7 @@ Documents = Literal["blank", "lines"]
 Encode = Callable[[Sequence[str]], list[list[int]]]
 """Texts → token ids of each, without any special tokens."""
 _PIECE = 1 << 16  # bytes; a longer line is cut where a word ends
+_UTF_16 = {codecs.BOM_UTF16_LE[0], codecs.BOM_UTF16_BE[0]}  # which no text in UTF-8 begins with
 _GROUP = 256  # pieces that are encoded at once
 WINDOW = 1 << 16
 """How many blocks are shuffled among one another."""
@@ -78,8 +79,10 @@ def _lines(path: Path) -> Iterator[str]:
             try:
                 yield decoder.decode(raw[:cut], final=whole)
             except UnicodeDecodeError as caught:
-                got = f"byte 0x{caught.object[caught.start]:02x}"
-                raise data_error(f"{path}:{number}", "UTF-8", got, "Save it as UTF-8; iconv -f WINDOWS-1252 -t UTF-8 may do it.") from None
+                byte = caught.object[caught.start]
+                kind = "UTF-16" if number == 1 and not caught.start and byte in _UTF_16 else "WINDOWS-1252"
+                fix = f"Save it as UTF-8; iconv -f {kind} -t UTF-8 may do it."
+                raise data_error(f"{path}:{number}", "UTF-8", f"byte 0x{byte:02x}", fix) from None
             number += raw.endswith(b"\n")
 
 
@@ -97,26 +100,31 @@ def write_ids(texts: Iterable[Piece], encode: Encode, target: Path, *, separator
     kind, count = kind_of(wide), 0
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_suffix(f".{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        for group in _groups(texts):
-            for piece, ids in zip(group, encode([piece.text for piece in group]), strict=True):
-                row = np.asarray([*ids, *(separator if piece.last else ())], dtype=kind)
-                file.write(row.tobytes())
-                count += len(row)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(temporary, "wb") as file:
+            for group in _groups(texts):
+                for piece, ids in zip(group, encode([piece.text for piece in group]), strict=True):
+                    row = np.asarray([*ids, *(separator if piece.last else ())], dtype=kind)
+                    file.write(row.tobytes())
+                    count += len(row)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     os.replace(temporary, target)
     return count
 
 
 def _groups(texts: Iterable[Piece]) -> Iterator[list[Piece]]:
     """So many pieces at once, but not many long ones."""
-    group: list[Piece] = []
+    group, letters = list[Piece](), 0
     for piece in texts:
         group.append(piece)
-        if len(group) == _GROUP or sum(len(one.text) for one in group) > 4 * _PIECE:
+        letters += len(piece.text)
+        if len(group) == _GROUP or letters > 4 * _PIECE:
             yield group
-            group = []
+            group, letters = [], 0
     if group:
         yield group
 

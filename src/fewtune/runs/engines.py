@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, TextIO
+from typing import Any, Literal, Protocol, TextIO, TypeVar
 
 from fewtune import answering, artifact, course
 from fewtune.backbone.load import default_device
@@ -14,11 +15,14 @@ from fewtune.collection import Collection
 from fewtune.course import Course, Taught
 from fewtune.errors import SpecError
 from fewtune.model import Tally
+from fewtune.pretraining import Corpus, Pretrained, Start, pretrain_files
 from fewtune.runs import labelling, on_ray
-from fewtune.sources import Source
+from fewtune.sources import Say, Source
+from fewtune.strategies.pretrain import Pretraining
 from fewtune.train.fit import Spread, in_turn
 from fewtune.train.world import World
 
+T = TypeVar("T")
 Name = Literal["local", "ray"]
 
 
@@ -41,24 +45,48 @@ def teach(engine: Name, ray_address: str | None, workers: int, found: Collection
 
     Raises as `check` does, and `SpecError` for several workers without Ray.
     """
-    check(engine, ray_address)
+    _check_workers(engine, ray_address, workers)
     if engine == "local":
-        if workers > 1:
-            fix = f"Add --engine ray, or start it with: torchrun --nproc-per-node {workers} -m fewtune …"
-            raise SpecError(expected="--engine ray", got="--engine local", where="--workers", fix=fix)
         return course.teach(found, out, wanted, **options)
-    plain = {name: option for name, option in options.items() if name == "overwrite"}
-    gpus = (wanted.device or default_device()).startswith("cuda")
-    taught, lines = on_ray.together(partial(_telling, found, out.absolute(), wanted, **plain), workers, address=ray_address, gpus=gpus)
+    work = partial(course.teach, found, out.absolute(), wanted, overwrite=options["overwrite"])
+    return replace(_on_ray(work, ray_address, workers, wanted.device, options["say"]), folder=out)
+
+
+def learn(
+    engine: Name, ray_address: str | None, workers: int, texts: Corpus, out: Path, start: Start, spec: Pretraining, **options: Any
+) -> Pretrained:
+    """`pretraining.pretrain_files` in so many processes of Ray, or in this one and those that torchrun has started beside it.
+
+    Raises as `teach` does.
+    """
+    _check_workers(engine, ray_address, workers)
+    if engine == "local":
+        return pretrain_files(texts, out, start=start, spec=spec, **options)
+    there = replace(texts, paths=tuple(path.absolute() for path in texts.paths))
+    work = partial(pretrain_files, there, out.absolute(), start=start, spec=spec, overwrite=options["overwrite"])
+    return replace(_on_ray(work, ray_address, workers, start.device, options["say"]), folder=out)
+
+
+def _check_workers(engine: Name, ray_address: str | None, workers: int) -> None:
+    check(engine, ray_address)
+    if engine == "local" and workers > 1:
+        fix = f"Add --engine ray, or start it with: torchrun --nproc-per-node {workers} -m fewtune …"
+        raise SpecError(expected="--engine ray", got="--engine local", where="--workers", fix=fix)
+
+
+def _on_ray(work: Callable[..., T], ray_address: str | None, workers: int, device: str | None, say: Say) -> T:
+    """What the first worker made; what it had to say is said when all is done."""
+    gpus = (device or default_device()).startswith("cuda")
+    made, lines = on_ray.together(partial(_telling, work), workers, address=ray_address, gpus=gpus)
     for line in lines:
-        options["say"](line)
-    return replace(taught, folder=out)
+        say(line)
+    return made
 
 
-def _telling(found: Collection, out: Path, wanted: Course, world: World, **options: Any) -> tuple[Taught, list[str]]:
+def _telling(work: Callable[..., T], world: World) -> tuple[T, list[str]]:
     """What came of it, and what was said."""
     lines: list[str] = []
-    return course.teach(found, out, wanted, world=world, say=lines.append, **options), lines
+    return work(world=world, say=lines.append), lines
 
 
 class Predict(Protocol):

@@ -42,9 +42,9 @@ class Pretraining:
     """How a language is learned. What is predicted, masked or next tokens, is the backbone's nature.
 
     Without `deltas` all weights are trained; with them, which are low-rank, these and a new LM head. `masked` is the share of the tokens
-    that a masked LM is to predict while it learns (held-out blocks are judged with 0.15 whatever it is); `whole_words`: words are masked
-    instead of tokens. It takes `epochs` over the blocks unless `fit` says how many steps. `points` is how often the held-out blocks are
-    judged.
+    that a masked LM is to predict while it learns; `whole_words`: words are masked instead of tokens (held-out blocks are judged with 0.15
+    of the tokens whatever these are). It takes `epochs` over the blocks unless `fit` says how many steps. `points` is how often the
+    held-out blocks are judged.
     """
 
     deltas: tuple[Delta, ...] = ()
@@ -135,7 +135,7 @@ class Point:
 class Language:
     """Blocks as a backbone learns them: `at` gives batch number n, a pure function, and `loss` what is minimised of it.
 
-    `masked` is the share of its tokens that is asked for; of held-out blocks it is `MASKED`, so that losses can be compared.
+    `masked` is the share of its tokens that is asked for; of held-out blocks it is `MASKED` of the tokens, so that losses can be compared.
     """
 
     backbone: Backbone
@@ -162,7 +162,7 @@ class Language:
 
     @cached_property
     def _judging(self) -> Masking:
-        return replace(self._masking, share=MASKED)
+        return replace(self._masking, share=MASKED, starts=())
 
     def at(self, number: int) -> tuple[Tensor, Predictions]:
         """(mask_BT, what is given and asked) of a batch."""

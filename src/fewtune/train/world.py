@@ -1,6 +1,6 @@
 """Processes that train one model together, each on batches of its own. Knows tensors and torch's process groups; no batch, no weight.
 
-torchrun and `accelerate launch` say in the environment how many there are; on one machine or several.
+torchrun, and `accelerate launch` on accelerators, say in the environment how many there are; on one machine or several.
 """
 
 from __future__ import annotations

@@ -74,6 +74,8 @@ def test_no_more_pieces_than_a_group_are_held(tmp_path, monkeypatch):
 def test_what_is_no_text_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"a\.txt:2: expected UTF-8, got byte 0xff"):
         list(pieces([written(tmp_path, b"fine\nbad \xff\n")]))
+    with pytest.raises(DataError, match="iconv -f UTF-16"):
+        list(pieces([written(tmp_path, "fine\n".encode("utf-16"))]))
     with pytest.raises(DataError, match="no such file"):
         list(pieces([tmp_path / "none.txt"]))
     with pytest.raises(DataError, match="a directory"):
