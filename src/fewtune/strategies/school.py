@@ -52,7 +52,7 @@ class Lessons:
     `stacked` by how well each does on labelled rows that it has not seen, or as the papers have it: `probabilities` added, mean `logits`,
     or logits `weighted` by accuracy before tuning. The student learns soft labels at `temperature` (KL × T²), with `gold` beside the
     labelled rows by their own labels, else alone, as the official code has it. `student` names its PLM, the smallest at hand by default.
-    At most `most` unlabelled rows are learned from.
+    At most `most` unlabelled rows are learned from, those first that a teacher from elsewhere has labelled.
 
     `generations` more follow the first one: each member learns from what a `share` of the other members, drawn at random, are sure of;
     the training set has `growth` times as many rows each time. Without labelled rows each begins with the `first` likeliest of a label.
@@ -129,14 +129,7 @@ class School:
         if split.train:
             kind.check(recipe.task, split.train, "fit")
         heard = (Heard.of(split.taught, recipe.task.labels),) if split.taught else ()
-        rows = distinct((*(split.unlabeled if spec.patterns else ()), *(replace(row, shares=None) for row in split.taught)))
-        if not rows:
-            fix = "Give texts with --unlabeled, or choose --strategy supervised."
-            raise DataError(expected="unlabelled rows", got="none", where=f"strategy {spec.name}", fix=fix)
-        chosen = pool(rows, spec.most, seed=recipe.seed, without=split.train)
-        if not chosen:
-            fix = "Give other texts with --unlabeled, or choose --strategy supervised."
-            raise DataError(expected="unlabelled rows", got="none but labelled ones", where=f"strategy {spec.name}", fix=fix)
+        chosen = _drawn(spec, split, recipe.seed)
         contestants = settled(contestants, split)
         own = members_of(contestants, split, patterns=spec.patterns, words=spec.words, shown=spec.shown) if spec.patterns else ()
         members = (*own, *heard)
@@ -366,6 +359,24 @@ class _Lesson:
         """The student of all members."""
         del recipe, backbone
         return self.school.student(split.train, self.mixes, session)
+
+
+def _drawn(spec: Lessons, split: Split, seed: int) -> tuple[Example, ...]:
+    """The rows that are learned from: all that a teacher from elsewhere has labelled, and as many others as there is room for.
+
+    Raises `DataError` where there are none.
+    """
+    taught, others = distinct(split.taught), distinct(split.unlabeled) if spec.patterns else ()
+    if not (taught or others):
+        fix = "Give texts with --unlabeled, or choose --strategy supervised."
+        raise DataError(expected="unlabelled rows", got="none", where=f"strategy {spec.name}", fix=fix)
+    chosen = pool(taught, spec.most, seed=seed, without=split.train)
+    if room := spec.most - len(chosen):
+        chosen = (*pool(others, room, seed=seed, without=(*split.train, *chosen)), *chosen)
+    if not chosen:
+        fix = "Give other texts with --unlabeled, or choose --strategy supervised."
+        raise DataError(expected="unlabelled rows", got="none but labelled ones", where=f"strategy {spec.name}", fix=fix)
+    return chosen
 
 
 def _learner(spec: Lessons, backbones: Sequence[Backbone]) -> Backbone:

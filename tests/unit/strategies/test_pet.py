@@ -73,12 +73,30 @@ def test_a_pool_of_labelled_texts_only_is_refused():
 
 
 def test_rows_that_stand_for_the_pool_are_from_all_over_it():
-    backbone = Backbone(*tiny.model("bert"), name="bert")
-    recipe = job.recipe_of(TASK, backbone, settings("pet"))
-    school = School.of(Pet(), [(recipe, backbone)], Split(train=TRAIN, unlabeled=POOL), Session())
+    school = school_of()
     sample = school.sample(12)
     assert {truth(row.fields["text"]) for row in sample} == {"yes", "no"}, "the pool has all of one before the other"
     assert all(row in sample for row in school.sample(5)) and all(row in school.pool for row in sample)
+
+
+def school_of(spec=None, **split):
+    backbone = Backbone(*tiny.model("bert"), name="bert")
+    given = Split(**{"train": TRAIN, "unlabeled": POOL, **split})
+    return School.of(spec or Pet(), [(job.recipe_of(TASK, backbone, settings("pet")), backbone)], given, Session())
+
+
+def test_no_row_that_a_teacher_has_labelled_is_lost_in_a_large_pool():
+    told = taught([Example({"text": f"great {number}"}) for number in range(30)])
+    many = tuple(Example({"text": f"a mess {number}"}) for number in range(400))
+    texts = [row.fields["text"] for row in school_of(Pet(most=100), unlabeled=many, taught=told).pool]
+    assert len(texts) == 100 and {row.fields["text"] for row in told} < set(texts)
+    assert len(school_of(Pet(most=20), unlabeled=many, taught=told).pool) == 20
+    sample = school_of(Pet(most=100), unlabeled=many, taught=told).sample(50)
+    assert sum(row.fields["text"].startswith("great") for row in sample) == pytest.approx(15, abs=6), "it stands for all of them"
+
+
+def test_a_row_that_a_teacher_has_labelled_and_the_pool_has_is_there_once():
+    assert len(school_of(taught=taught(POOL)).pool) == len(school_of().pool)
 
 
 @pytest.mark.slow
