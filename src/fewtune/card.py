@@ -144,12 +144,14 @@ def _taught(pet: Mapping[str, Any] | None) -> list[str]:
     """What became of the unlabelled rows: who labelled them, how far they lie from the labelled ones, and what an audit said."""
     if pet is None:
         return []
-    learned = f"{pet['rows']:,}, labelled by {len(pet['members'])} members" if "rows" in pet else "not learned from"
+    kept = pet.get("kept", "rows" in pet)
+    learned = f"{pet['rows']:,}, labelled by {len(pet['members'])} members" if kept else "not learned from"
     apart = f"; shift {pet['shift']:.2f}" if "shift" in pet else ""
     lines = [f"| unlabelled rows | {learned}{apart} |"]
+    lines += [f"| why not | {_cell(pet['reason'])} |"] if "reason" in pet else []
     lines += [
         f"| member | {_cell(one['name'])}: weight {one['weight']:.2f}, temperature {one['temperature']:.2f} |"
-        for one in pet.get("members", ())
+        for one in (pet.get("members", ()) if kept else ())
     ]
     audit = pet.get("audit")
     if audit and audit["rows"]:

@@ -132,7 +132,7 @@ def chosen(
     *,
     seed: int,
     level: float = LEVEL,
-    choose: Callable[[Array], int] = simplest,
+    choose: Callable[[Array, Sequence[Ratio]], int] = lambda losses_NM, ratios_M: simplest(losses_NM),
     widened: float = 1.0,
 ) -> Estimate:
     """The metric of what `choose` takes of methods, ordered from the simplest, given each method's out-of-fold losses and what its
@@ -142,7 +142,7 @@ def chosen(
     method is chosen on those drawn and judged on those left out, and the mean over the draws is the estimate (bootstrap bias
     corrected cross-validation: Tsamardinos et al. 2018, algorithm 3).
     """
-    rows, kept = len(losses_NM), ratios_M[choose(losses_NM)]
+    rows, kept = len(losses_NM), ratios_M[choose(losses_NM, ratios_M)]
     if len(ratios_M) == 1:
         return around(kept.value, kept, level=level, widened=widened)
     random = np.random.default_rng(derive(seed, "estimate"))
@@ -151,7 +151,7 @@ def chosen(
         drawn = random.integers(rows, size=rows)
         left = np.setdiff1d(np.arange(rows), drawn)
         if len(left):
-            judged.append(ratios_M[choose(losses_NM[drawn])].of(left).value)
+            judged.append(ratios_M[choose(losses_NM[drawn], [ratio.of(drawn) for ratio in ratios_M])].of(left).value)
     return around(float(np.mean(judged)) if judged else kept.value, kept, level=level, widened=widened)
 
 
@@ -165,6 +165,18 @@ def alike(losses_NM: Array, *, errors: float = 1.0) -> NDArray[np.bool_]:
     error_M = difference_NM.std(0, ddof=1) / rows**0.5 if rows > 1 else np.zeros(losses_NM.shape[1])
     within_M: NDArray[np.bool_] = difference_NM.mean(0) <= np.maximum(errors * error_M, _TIE)
     return within_M
+
+
+def worse(one: Ratio, other: Ratio, *, level: float = LEVEL) -> bool:
+    """Whether the accuracy of one method is below that of another on the same rows, beyond the interval of the difference.
+
+    Wald's for pairs, with one row added to each of the two (Bonett & Price 2012); a row may be right in a part of several partings.
+    """
+    from scipy.stats import norm
+
+    difference_N = np.append(one.over_N - other.over_N, (1.0, -1.0))
+    half = float(norm.ppf((1 + level) / 2)) * float(difference_N.std()) / len(difference_N) ** 0.5
+    return bool(difference_N.mean() + half < 0)
 
 
 def spoken(estimate: Estimate) -> str:

@@ -44,6 +44,17 @@ def test_with_its_guard_the_fit_has_an_estimate(work, fewtune, llama):
     assert result["estimate"]["rows"] == 4, "a text that stands twice counts once"
 
 
+def test_the_card_says_why_the_pool_was_not_learned_from(work, fewtune, llama):
+    (work / "two.csv").write_text("text,label\ngreat fun,positive\na dull mess,negative\n")
+    code, out, err = fit(fewtune, llama, "two.csv", "--unlabeled", "pool.csv", "--strategy", "pet:margin=0,patterns=1")
+    reason = json.loads(out)["pet"]["reason"]
+    assert code == 0 and reason in err and json.loads(out)["estimate"] is None
+    card = (work / "model" / "README.md").read_text()
+    assert "| unlabelled rows | not learned from; shift" in card and f"| why not | {reason} |" in card and "| member |" not in card
+    asked = json.loads((work / "model" / "manifest.json").read_text())["about"]["pet"]["asked"]
+    assert asked["name"] == "pet" and asked["patterns"] == 1 and asked["merge"] == "stacked"
+
+
 def test_no_labelled_row_at_all(work, fewtune, llama):
     more = ("--unlabeled", "pool.csv", "--labels", "negative,positive", "--strategy", "ipet:generations=1,first=3,patterns=1")
     code, out, err = fit(fewtune, llama, *more)

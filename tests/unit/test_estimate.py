@@ -12,7 +12,7 @@ from fewtune.data.example import Example
 from fewtune.data.sampling import folds
 from fewtune.errors import DataError
 from fewtune.readout.similarity import logistic
-from fewtune.tasks.metrics import Ratio
+from fewtune.tasks.metrics import Ratio, wald_paired
 
 
 def shares(right_NM):
@@ -230,3 +230,16 @@ def test_the_interval_of_a_regression_in_folds_holds_its_accuracy_about_as_often
         found, narrow = (estimate.accuracy(float(right_N.mean()), 32, widened=by) for by in (estimate.widened(partings), 1.0))
         covered, plain = covered + (found.low <= truth <= found.high), plain + (narrow.low <= truth <= narrow.high)
     assert 0.85 <= covered / 150 <= 0.98 and plain < covered
+
+
+def right(*places):
+    return Ratio("accuracy", np.isin(np.arange(16), places).astype(float), np.ones(16))
+
+
+def test_one_method_is_worse_than_another_beyond_the_interval_of_the_paired_difference():
+    every = range(16)
+    for lost, gained in ((0, 0), (3, 0), (4, 0), (6, 2), (8, 2), (0, 5)):
+        one, other = right(*every[: 16 - lost]), right(*every[gained:])
+        more, fewer = int((one.over_N > other.over_N).sum()), int((one.over_N < other.over_N).sum())
+        assert estimate.worse(one, other) == (wald_paired(more, fewer, 16, confidence=0.9)[1] < 0)
+    assert not estimate.worse(right(*every[:13]), right(*every)) and estimate.worse(right(*every[:12]), right(*every))

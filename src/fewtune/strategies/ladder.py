@@ -130,14 +130,16 @@ class Judged:
     """What the labelled rows say of each rung, on rows that it has not seen.
 
     The last rungs, one for each of the `margins`, are wanted for other reasons, each unless it is worse than what is kept of those before
-    it by so many standard errors. Those `set_aside` were not better on the first of these rows than a simpler one, and were not judged on
-    the others.
+    it by so many standard errors of the loss; the last of all, if it is `guarded`, neither where fewer of its answers are right, beyond the
+    interval of the difference. Those `set_aside` were not better on the first of these rows than a simpler one, and were not judged on the
+    others.
     """
 
     rungs: tuple[Rung | Joined, ...]
     verdicts_M: tuple[Verdict, ...]
     margins: tuple[float, ...] = ()
     set_aside: tuple[str, ...] = ()
+    guarded: bool = False
 
     @property
     def losses_NM(self) -> NDArray[np.float64]:
@@ -149,18 +151,23 @@ class Judged:
         """What each rung's answers add to the metric."""
         return tuple(verdict.ratio for verdict in self.verdicts_M)
 
-    def choose(self, losses_NM: NDArray[np.float64]) -> int:
-        """The rule of choosing: losses_NM → the number of a rung."""
-        return estimate.preferring(losses_NM, self.margins)
+    def choose(self, losses_NM: NDArray[np.float64], ratios_M: Sequence[Ratio]) -> int:
+        """The rule of choosing: losses_NM and what each rung's answers add to the metric → the number of a rung."""
+        kept = estimate.preferring(losses_NM, self.margins)
+        if not self.guarded or kept < len(self.rungs) - 1:
+            return kept
+        before = estimate.preferring(losses_NM[:, :-1], self.margins[:-1])
+        return before if estimate.worse(ratios_M[-1], ratios_M[before]) else kept
 
     @property
     def kept(self) -> int:
         """The number of the rung that is kept: the simplest that is not worse, or one that is preferred to it."""
-        return self.choose(self.losses_NM)
+        return self.choose(self.losses_NM, self.ratios_M)
 
-    def beside(self, rung: Rung | Joined, verdict: Verdict, *, margin: float) -> Judged:
-        """The same with one more, which is preferred to those before it unless it is worse by so many standard errors."""
-        return replace(self, rungs=(*self.rungs, rung), verdicts_M=(*self.verdicts_M, verdict), margins=(*self.margins, margin))
+    def beside(self, rung: Rung | Joined, verdict: Verdict, *, margin: float, guarded: bool = False) -> Judged:
+        """The same with one more, which is preferred to those before it unless it is worse by so many standard errors, or `guarded`."""
+        rungs, verdicts_M, margins = (*self.rungs, rung), (*self.verdicts_M, verdict), (*self.margins, margin)
+        return replace(self, rungs=rungs, verdicts_M=verdicts_M, margins=margins, guarded=guarded)
 
     def figures(self) -> list[dict[str, Any]]:
         """Each rung's metric and mean loss; the best of them is no estimate."""

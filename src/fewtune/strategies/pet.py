@@ -16,6 +16,7 @@ from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Split
 from fewtune.data.sampling import distinct
 from fewtune.model import TunedModel
+from fewtune.readout.mixing import Mix
 from fewtune.recipe import Recipe
 from fewtune.registry import Plain
 from fewtune.routes import Routes
@@ -24,8 +25,7 @@ from fewtune.strategies.folds import FOLDS
 from fewtune.strategies.ladder import Judged
 from fewtune.strategies.school import Lessons, School
 from fewtune.strategies.verdict import Verdict
-from fewtune.tasks import kind_of
-from fewtune.tasks.metrics import with_interval
+from fewtune.tasks.metrics import figure, with_interval
 from fewtune.train.fit import Session
 
 LEAST = 200
@@ -39,8 +39,9 @@ class Pet(Lessons):
     """Teachers on many prompts and PLMs, and a student, with the fields of `Lessons`.
 
     With `guard` the student is kept only if it is not worse than the best way without unlabelled rows, on labelled rows that neither has
-    seen, `judged` of the unlabelled rows standing for the pool there, and only if the pool looks like the labelled rows. It may be worse
-    by `margin` standard errors, for it is small and fast; with 0, not at all.
+    seen, `judged` of the unlabelled rows standing for the pool there, and only if the pool looks like the labelled rows. Its loss may be
+    worse by `margin` standard errors, for it is small and fast; with 0, not at all, and where no row can be held out it is not kept. Its
+    accuracy may not be worse beyond the 90 % interval of the difference.
     """
 
     guard: bool = True
@@ -64,32 +65,47 @@ class Pet(Lessons):
         """
         school = School.of(self, contestants, split, session)
         audit = school.audit(distinct(split.train))
-        if audit is None:
-            return self._made(school, split, session)
-        session.say(_audited(audit))
+        if audit is not None:
+            session.say(_audited(audit))
         model = self._made(school, split, session)
-        return replace(model, about={**model.about, "pet": {**model.about.get("pet", {}), "audit": audit}})
+        known = {"asked": {"name": self.name, **registry.to_dict(self)}, **({} if audit is None else {"audit": audit})}
+        return replace(model, about={**model.about, "pet": {**model.about["pet"], **known}})
 
     def _made(self, school: School, split: Split, session: Session) -> TunedModel | Routes:
         judging = replace(split, train=distinct(split.train))
-        if lacking := kind_of(school.task).lacking(school.task, judging.train, FOLDS):
-            session.say(f"No estimate and no guard: they need {lacking}. The student is kept as it is.")
-            return school.student(split.train, school.untested, session)
-        if not self.guard:
-            session.say("No estimate and no guard: the student is kept as it is.")
-            return school.student(split.train, school.mixes(judging, session), session)
-        far = school.shift(judging.train)
-        if far > SHIFTED:
-            session.say(f"The unlabelled rows do not look like the labelled ones (shift {far:.2f}, at most {SHIFTED}): not learned from.")
+        shift = school.shift(judging.train) if self.guard else None
+        lacking = school.lacking(judging.train)
+        if reason := self._refused(shift, lacking if split.train else None):
+            session.say(reason)
             model = ladder.climb(school.contestants, split, session=session)
-            return replace(model, about={**model.about, "pet": {"kept": False, "shift": far}})
-        judged = self._judged(school, judging, session)
-        model = ladder.finished(judged, split, session)
-        guard = {"kept": judged.kept == len(judged.rungs) - 1, "shift": far}
-        return replace(model, about={**model.about, "pet": {**model.about.get("pet", {}), **guard}})
+            return _noted(model, school.about(), shift, reason)
+        if lacking or not self.guard:
+            why = f": they need {lacking}. The" if lacking else ": the"
+            session.say(f"No estimate and no guard{why} student is kept as it is.")
+            return _noted(school.student(split.train, school.mixes(judging, session), session), {}, shift)
+        return self._guarded(school, split, judging, shift, session)
 
-    def _judged(self, school: School, judging: Split, session: Session) -> Judged:
-        """The rungs of the ladder, and the student as the last one, which is preferred."""
+    def _refused(self, shift: float | None, lacking: str | None) -> str | None:
+        """Why the pool is not learned from at all, if it is not: it looks otherwise, or what must not be worse cannot be judged."""
+        if shift is not None and shift > SHIFTED:
+            return f"The unlabelled rows do not look like the labelled ones (shift {shift:.2f}, at most {SHIFTED}): not learned from."
+        if self.guard and not self.margin and lacking:
+            return (
+                f"A student must not be worse than without unlabelled rows, and to judge it takes {lacking}: they are not learned from; "
+                "--strategy pet decides otherwise."
+            )
+        return None
+
+    def _guarded(self, school: School, split: Split, judging: Split, shift: float | None, session: Session) -> TunedModel | Routes:
+        """The student, or the best other way where the student is worse on rows that neither has seen."""
+        judged, mixes = self._judged(school, judging, session)
+        reason = None if judged.kept == len(judged.rungs) - 1 else _beaten(judged)
+        if reason:
+            session.say(reason)
+        return _noted(ladder.finished(judged, split, session), school.about(mixes), shift, reason)
+
+    def _judged(self, school: School, judging: Split, session: Session) -> tuple[Judged, tuple[Mix, ...]]:
+        """The rungs of the ladder, and the student as the last one, which is preferred; how members are mixed in each generation."""
         sample = school.sample(self.judged)
         session.say(f"Judging the members on {len(judging.train)} labelled rows, in {FOLDS} folds; each labels {len(sample)} others there.")
         unseen = school.unseen(judging, sample, session)
@@ -100,7 +116,7 @@ class Pet(Lessons):
         session.say(f"Judging the student, {school.learner.name}, in the same folds.")
         log_NC = school.unseen_student(judging, sample, unseen, session)
         student = Verdict.of(log_NC, school.task, judging.train, seed=school.recipe.seed, tempered=tempered)
-        return others.beside(school.rung(unseen.mixes), student, margin=self.margin)
+        return others.beside(school.rung(unseen.mixes), student, margin=self.margin, guarded=True), unseen.mixes
 
 
 @dataclass(frozen=True)
@@ -117,3 +133,20 @@ def _audited(audit: Mapping[str, Plain]) -> str:
         return "The teacher has said nothing of the labelled rows, so nothing is known of how good it is."
     value, interval = with_interval(audit["accuracy"])
     return f"The teacher is right on {value} ({interval}) of {audit['rows']} labelled rows."
+
+
+def _noted(model: TunedModel | Routes, about: Mapping[str, Plain], shift: float | None, reason: str | None = None) -> TunedModel | Routes:
+    """The model with what is known of PET: whether its student was kept, and else the reason."""
+    pet = {**about, **model.about.get("pet", {}), "kept": reason is None}
+    pet |= {} if shift is None else {"shift": shift}
+    pet |= {} if reason is None else {"reason": reason}
+    kept = "pet" if reason is None else model.about.get("kept", "tuned")
+    return replace(model, about={**model.about, "pet": pet, "kept": kept})
+
+
+def _beaten(judged: Judged) -> str:
+    """That the student is worse than the way that is kept, and by how much."""
+    student, other = judged.figures()[-1], judged.figures()[judged.kept]
+    metric = judged.ratios_M[-1].metric
+    one, two = (f"{figure(metric, each[metric])}, loss {each['loss']:.2f}" for each in (student, other))
+    return f"The student is not kept: on rows not seen it is worse ({one}) than {other['name']} ({two})."

@@ -28,7 +28,7 @@ from fewtune.readout.head import Head
 from fewtune.readout.mixing import Mix, stacked
 from fewtune.readout.sentences import Sentences
 from fewtune.recipe import Recipe
-from fewtune.strategies.folds import parts_of
+from fewtune.strategies.folds import FOLDS, parts_of
 from fewtune.strategies.ladder import Rung, settled
 from fewtune.strategies.members import Heard, Member, Round, Words, answered, members_of
 from fewtune.strategies.supervised import Supervised
@@ -141,18 +141,18 @@ class School:
         """What all of them answer."""
         return self.recipe.task
 
-    @property
-    def untested(self) -> tuple[Mix, ...]:
-        """The mixes of all generations where no row can tell which member is how good."""
-        mix = Mix.equal(len(self.members), logits=self.spec.merge in ("logits", "weighted"))
-        return (mix,) * (self.spec.generations + 1)
+    def lacking(self, train: Sequence[Example]) -> str | None:
+        """What labelled rows lack so that some of them can be held out; None where nothing is lacking."""
+        return kind_of(self.task).lacking(self.task, train, FOLDS)
 
     def sample(self, count: int) -> tuple[Example, ...]:
         """Rows from all over the pool, whose file may be sorted."""
         return pool(self.pool, count, seed=self.recipe.seed, without=())
 
-    def shift(self, known: Sequence[Example]) -> float:
-        """`teachers.shift` of the pool, by the student's PLM."""
+    def shift(self, known: Sequence[Example]) -> float | None:
+        """`teachers.shift` of the pool, by the student's PLM; None where fewer than two labelled texts say how near they lie."""
+        if len(known) < 2:
+            return None
         embed, looked_at = Sentences(self.learner), self.sample(_LOOKED_AT)
         return shift(*(embed([" ".join(row.fields.values()) for row in rows]).double().numpy() for rows in (known, looked_at)))
 
@@ -211,8 +211,8 @@ class School:
         return Unseen(tuple(mixes), tuple(shares), first_MNC)
 
     def mixes(self, judging: Split, session: Session) -> tuple[Mix, ...]:
-        """The mix of all generations where nobody judges them: by folds only where these decide it."""
-        if self.spec.merge == "stacked":
+        """The mix of all generations where nobody judges them: by folds only where these decide it, and can."""
+        if self.spec.merge == "stacked" and not self.lacking(judging.train):
             (mix,) = self.unseen(judging, (), session).mixes
         else:
             mix = self._fixed(self._weights(judging.train))
@@ -260,13 +260,18 @@ class School:
         self._say_labels(shares_NC, session)
         session.say(f"Step 3 of 3: the student, {self.learner.name}.")
         model = self.taught(train, self.pool, shares_NC, session.child("student"))
-        members = [
-            {"name": member.name, "weight": weight, "temperature": warm}
-            for member, weight, warm in zip(self.members, mix.weights_M, mix.temperatures_M, strict=True)
-        ]
-        about = {"members": members, "rows": len(self.pool), "generations": len(mixes) - 1}
+        about = self.about(mixes)
         recipe = self._student_recipe(len(self.pool)).to_dict()
         return replace(model, about={**model.about, "pet": about, "recipe": recipe, "kept": "pet"})
+
+    def about(self, mixes: Sequence[Mix] = ()) -> dict[str, registry.Plain]:
+        """Who labels how many rows and, where it is known, how each is heard in the last generation."""
+        members: list[dict[str, registry.Plain]] = [{"name": member.name} for member in self.members]
+        if not mixes:
+            return {"members": members, "rows": len(self.pool)}
+        heard = zip(members, mixes[-1].weights_M, mixes[-1].temperatures_M, strict=True)
+        members = [{**one, "weight": weight, "temperature": warm} for one, weight, warm in heard]
+        return {"members": members, "rows": len(self.pool), "generations": len(mixes) - 1}
 
     def _say_labels(self, shares_NC: Tensor, session: Session) -> None:
         counts_C = shares_NC.argmax(1).bincount(minlength=len(self.task.labels)).tolist()
@@ -280,12 +285,12 @@ class School:
 
     def _fixed(self, weights: Sequence[float]) -> Mix:
         """The mix of the papers, members as they are."""
-        return replace(Mix.equal(len(weights), logits=self.spec.merge != "probabilities"), weights_M=tuple(weights))
+        return replace(Mix.equal(len(weights), logits=self.spec.merge in ("logits", "weighted")), weights_M=tuple(weights))
 
     def _weights(self, train: Sequence[Example]) -> list[float]:
         """What is known of each member before tuning: with `weighted` its accuracy then, on the rows that it is tuned on; who can say
         nothing gets the mean of the others."""
-        if self.spec.merge != "weighted":
+        if self.spec.merge != "weighted" or not train:
             return [1.0] * len(self.members)
         targets_N = torch.tensor(kind_of(self.task).targets(self.task, train))
         asked = [member for member in self.members if isinstance(member, Member) and member.recipe.readout.needs_slot]

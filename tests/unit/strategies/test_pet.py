@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fewtune as ft
-from fewtune import artifact, job
+from fewtune import artifact, estimate, job
 from fewtune.backbone import tiny
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Example, Split
@@ -108,13 +108,50 @@ def test_only_the_student_stays_in_its_backbone(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["pet", "ipet:growth=2"])
-def test_the_guard_judges_the_student_with_the_other_ways(strategy):
+@pytest.mark.parametrize(("strategy", "kept"), [("pet:margin=0", False), ("ipet:growth=2,margin=50", True)])
+def test_the_guard_judges_the_student_with_the_other_ways(strategy, kept):
     model, notes = run(strategy)
     assert [one["name"] for one in model.about["rungs"]][-2:] == ["tuned", "student (llama)"]
     assert 0 <= model.about["estimate"]["low"] <= model.about["estimate"]["high"] <= 1
-    assert model.about["pet"]["kept"] == (model.about["kept"] == "pet")
     assert any(note.startswith("Judging the student") for note in notes)
+    about = model.about["pet"]
+    assert about["kept"] is kept and (model.about["kept"] == "pet") is kept and (model.about["method"] == "pet, head, lora") is kept
+    assert about["asked"]["name"] == strategy.split(":")[0] and about["asked"]["margin"] == (50 if kept else 0)
+    assert about["rows"] and all(0 <= one["weight"] <= 1 for one in about["members"])
+    assert about.get("reason") in (notes if not kept else [None])
+
+
+def test_a_student_that_is_right_less_often_is_refused_whatever_its_loss_is(monkeypatch):
+    monkeypatch.setattr(estimate, "worse", lambda one, other: True)
+    model, notes = run("pet:margin=50")
+    assert model.about["pet"]["kept"] is False and model.about["pet"]["reason"] in notes
+    assert model.about["pet"]["reason"].startswith("The student is not kept: on rows not seen it is worse (")
+
+
+ONE_OF_EACH = (TRAIN[0], TRAIN[-1])
+
+
+def test_what_must_not_be_worse_is_not_kept_where_nobody_can_judge_it():
+    model, notes = run("pet:margin=0", train=ONE_OF_EACH)
+    assert model.about["pet"]["kept"] is False and "two different rows of each label" in model.about["pet"]["reason"]
+    assert model.about["pet"]["reason"] in notes and model.about["method"] == "tuned, cloze, subset"
+    assert model.about["pet"]["shift"] < pet.SHIFTED, "that can be said of two rows, too"
+
+
+def test_pet_by_name_goes_on_where_nobody_can_judge_it_and_says_so():
+    model, notes = run("pet:merge=weighted", train=ONE_OF_EACH)
+    assert model.about["pet"]["kept"] and model.about["kept"] == "pet"
+    assert any(note.startswith("No estimate and no guard: they need two different rows of each label.") for note in notes)
+    assert any(one["weight"] < 1 for one in model.about["pet"]["members"]), "how right members were before tuning is known nonetheless"
+
+
+@pytest.mark.parametrize("strategy", ["pet", "pet:margin=0"])
+def test_a_pool_from_elsewhere_is_not_learned_from_either_where_nobody_can_judge(strategy, monkeypatch):
+    monkeypatch.setattr(pet, "SHIFTED", 0.0)
+    model, notes = run(strategy, train=ONE_OF_EACH)
+    assert model.about["pet"]["kept"] is False and "do not look like the labelled ones" in model.about["pet"]["reason"]
+    assert model.about["pet"]["asked"]["margin"] == (1 if strategy == "pet" else 0)
+    assert [one["name"].split()[0] for one in model.about["pet"]["members"]] == ["llama", "llama"]
 
 
 @pytest.mark.slow
