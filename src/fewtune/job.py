@@ -157,7 +157,7 @@ def fit(
     )
     settings = settings if start is None else started(settings, start)
     pool = () if unlabeled is None else readers.read(unlabeled, text=task.fields, labeled=False, written=kind_of(task).written).examples
-    taught = () if teacher is None else read_teacher(teacher, text=task.fields, labels=task.labels)
+    taught = () if teacher is None else read_teacher(teacher, text=task.fields, labels=task.labels).examples
     settings = suited(task, with_pool(task, settings, len(pool), silent, taught=bool(taught)))
     loaded, *beside = (load_backbone(one) if isinstance(one, str) else one for one in named or settings.judged)
     rows = () if train is None else _labeled(train, task)
@@ -293,7 +293,7 @@ def fit_files(
     rows, pool = (first.examples, ()) if train else ((), first.examples)
     if train and unlabeled:
         pool = read(unlabeled, labeled=False, task=task, say=say).examples
-    taught = teacher_rows(teacher, task) if teacher else ()
+    taught = teacher_rows(teacher, task, say) if teacher else ()
     settings = suited(task, with_pool(task, settings, len(pool), say, taught=bool(taught)))
     if spread is not in_turn and settings.way not in PETS:
         fix = "Leave --engine out, or choose --strategy pet or ipet."

@@ -77,10 +77,13 @@ def read(source: Source, *, labeled: bool, task: Task | None, kind: str = KIND, 
     return replace(reading, examples=tuple(_renamed(example, reading.columns.text, task.fields) for example in reading.examples))
 
 
-def teacher_rows(source: Source, task: Task) -> tuple[Example, ...]:
+def teacher_rows(source: Source, task: Task, say: Say = silent) -> tuple[Example, ...]:
     """The rows of a teacher's file, with the task's fields."""
-    found = read_teacher(source.data, text=source.text or task.fields, labels=task.labels, label=source.label)
-    return tuple(_renamed(example, tuple(example.fields), task.fields) for example in found)
+    text, skip = source.text or task.fields, source.skip_bad_rows
+    found = read_teacher(source.data, text=text, labels=task.labels, label=source.label, skip_bad_rows=skip)
+    for note in found.notes:
+        say(note)
+    return tuple(_renamed(example, found.columns.text, task.fields) for example in found.examples)
 
 
 def _renamed(example: Example, columns: Sequence[str], fields: Sequence[str]) -> Example:

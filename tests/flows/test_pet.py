@@ -69,6 +69,14 @@ def test_a_teacher_s_file(work, fewtune, llama):
     assert json.loads(out)["method"] == "pet, head, lora"
 
 
+def test_of_a_teacher_s_file_bad_rows_are_skipped_and_what_is_guessed_is_said(work, fewtune, llama):
+    (work / "gpt.csv").write_text("text,gpt,probability\ngood day,positive,0.9\ngreat day,positive,0.8\nx,good,\n")
+    code, _, err = fit(fewtune, llama, "few.csv", "--teacher", "gpt.csv", "--strategy", "pet:guard=false,patterns=0")
+    assert code == 2 and "gpt.csv:4" in err and "a label of the task" in err
+    code, _, err = fit(fewtune, llama, "few.csv", "--teacher", "gpt.csv", "--strategy", "pet:guard=false,patterns=0", "--skip-bad-rows")
+    assert code == 0 and "Skipped 1 bad row" in err and 'Reading the teacher\'s label from column "gpt"' in err
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

@@ -17,7 +17,21 @@ from fewtune.data.example import Example
 from fewtune.data.files import Row, Table, data_error, distinct, items, row_of, show, some, table_of
 from fewtune.errors import DataError
 
-__all__ = ["Columns", "Reading", "Row", "Written", "columns_of", "example_of", "guess", "head_of", "read", "rows", "table"]
+__all__ = [
+    "Columns",
+    "Reading",
+    "Row",
+    "Written",
+    "columns_of",
+    "example_of",
+    "guess",
+    "head_of",
+    "read",
+    "reading",
+    "rows",
+    "table",
+    "usual",
+]
 
 LABEL_NAMES = ("label", "labels", "class", "category", "sentiment", "intent", "topic", "target", "answer", "y", "score", "rating", "stars")
 TEXT_NAMES = ("text", "sentence", "review", "content", "message", "tweet", "question", "title", "body", "description", "comment")
@@ -94,29 +108,34 @@ def read(
         where=found.where,
         apart=written.candidates if written else (),
     )
+    written = written or Written()
+    return reading(
+        found._replace(rows=chain(head, found.rows)),
+        lambda row: example_of(row, chosen, labeled=labeled, known=known, written=written),
+        chosen,
+        notes,
+        skip_bad_rows=skip_bad_rows,
+    )
+
+
+def reading(found: Table, example: Callable[[Row], Example], columns: Columns, notes: tuple[str, ...], *, skip_bad_rows: bool) -> Reading:
+    """All rows of a table, each as the example that it holds; see `read` for what is raised and what is skipped."""
     bad: list[str] = []
-    examples = tuple(_examples(chain(head, found.rows), chosen, labeled, known, written or Written(), bad if skip_bad_rows else None))
+    examples = tuple(_examples(found.rows, example, bad if skip_bad_rows else None))
     if not examples:
         raise data_error(found.where, "a row that can be used", f"{len(bad)} bad", f"The first: {bad[0]}")
     if bad:
         notes = (*notes, f"Skipped {len(bad)} bad row{'s' * (len(bad) > 1)}; the first: {bad[0]}")
-    return Reading(examples, chosen, notes, len(bad))
+    return Reading(examples, columns, notes, len(bad))
 
 
-def _examples(
-    found: Iterable[Row | DataError],
-    columns: Columns,
-    labeled: bool,
-    known: Sequence[str] | None,
-    written: Written,
-    bad: list[str] | None,
-) -> Iterator[Example]:
+def _examples(found: Iterable[Row | DataError], example: Callable[[Row], Example], bad: list[str] | None) -> Iterator[Example]:
     """The examples; bad rows go to the list `bad`, all but the first without a word, or are raised where there is no such list."""
     for row in found:
         try:
             if isinstance(row, DataError):
                 raise row
-            yield example_of(row, columns, labeled=labeled, known=known, written=written)
+            yield example(row)
         except DataError as caught:
             if bad is None:
                 raise
@@ -169,7 +188,7 @@ def guess(
     if len({*text, label}) < len(text) + 1:
         raise data_error(where, "a column of its own for each text and the label", "one column twice", "Name each column once.")
     columns = [column for column in columns if column in (*text, label) or column not in apart]
-    set_apart = label if label in columns else _usual(LABEL_NAMES, [name for name in columns if name not in text])
+    set_apart = label if label in columns else usual(LABEL_NAMES, [name for name in columns if name not in text])
     if not labeled and len(columns) == 1:
         set_apart = None  # a lone column called "topic" can only be the text
     found = tuple(text) or _guess_text([name for name in columns if name != set_apart], sample_rows)
@@ -251,17 +270,18 @@ def _encodable(text: str) -> bool:
         return False
 
 
-def _usual(names: Sequence[str], columns: Sequence[str]) -> str | None:
+def usual(names: Sequence[str], columns: Sequence[str]) -> str | None:
+    """The column that has the first of these names, however it is cased; None where there is none."""
     folded = {column.strip().lower(): column for column in reversed(columns)}
     return next((folded[name] for name in names if name in folded), None)
 
 
 def _guess_text(columns: Sequence[str], sample_rows: Sequence[Row]) -> tuple[str, ...]:
     for first, second in PAIR_NAMES:
-        pair = _usual([first], columns), _usual([second], columns)
+        pair = usual([first], columns), usual([second], columns)
         if pair[0] is not None and pair[1] is not None:
             return pair[0], pair[1]
-    one = _usual(TEXT_NAMES, columns)
+    one = usual(TEXT_NAMES, columns)
     if one is None and columns:
         one = max(columns, key=lambda name: sum(len(row.values.get(name, "")) for row in sample_rows))
     return () if one is None else (one,)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Literal
 
 import torch
@@ -72,16 +73,20 @@ class Member:
 
 @dataclass(frozen=True)
 class Heard:
-    """A teacher from elsewhere, by what it has said of each text: shares of the candidates, in their order."""
+    """A teacher from elsewhere, by what it has said of each text: shares of the candidates, in their order; of some `repeatedly`."""
 
     name: str
     said: Mapping[tuple[str, ...], tuple[float, ...]]
+    repeatedly: int = 0
 
     @classmethod
     def of(cls, taught: Sequence[Example], labels: Sequence[str]) -> Heard:
-        """The teacher who said the `shares` of these examples."""
-        said = {text_of(one): tuple((one.shares or {}).get(label, 0.0) for label in labels) for one in taught}
-        return cls(f"a teacher of {len(said):,} rows", said)
+        """The teacher who said the `shares` of these examples; of a text that stands several times the mean of what was said."""
+        each: dict[tuple[str, ...], list[Mapping[str, float]]] = {}
+        for one in taught:
+            each.setdefault(text_of(one), []).append(one.shares or {})
+        said = {text: tuple(fmean(shares.get(label, 0.0) for shares in own) for label in labels) for text, own in each.items()}
+        return cls(f"a teacher of {len(said):,} rows", said, sum(len(own) > 1 for own in each.values()))
 
     def answers(self, train: Sequence[Example], rows: Sequence[Example], session: Session) -> Tensor:
         """log_NC of `rows`; not a number where it has said nothing. It learns nothing from `train`."""

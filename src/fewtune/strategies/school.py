@@ -128,11 +128,11 @@ class School:
             )
         if split.train:
             kind.check(recipe.task, split.train, "fit")
-        heard = (Heard.of(split.taught, recipe.task.labels),) if split.taught else ()
+        heard = _heard(split.taught, recipe.task, session)
         chosen = _drawn(spec, split, recipe.seed)
         contestants = settled(contestants, split)
         own = members_of(contestants, split, patterns=spec.patterns, words=spec.words, shown=spec.shown) if spec.patterns else ()
-        members = (*own, *heard)
+        members: tuple[Member | Heard, ...] = (*own, *heard)
         session.say(f"{len(members)} members: {'; '.join(member.name for member in members)}. {len(chosen):,} unlabelled rows.")
         return cls(spec, members, chosen, _learner(spec, [backbone for _, backbone in contestants]), recipe, contestants)
 
@@ -364,6 +364,16 @@ class _Lesson:
         """The student of all members."""
         del recipe, backbone
         return self.school.student(split.train, self.mixes, session)
+
+
+def _heard(taught: Sequence[Example], task: Task, session: Session) -> tuple[Heard, ...]:
+    """The teacher from elsewhere, if there is one."""
+    if not taught:
+        return ()
+    teacher = Heard.of(taught, task.labels)
+    if count := teacher.repeatedly:
+        session.say(f"The teacher speaks of {count:,} text{'s' * (count > 1)} more than once: the mean of what it says is heard.")
+    return (teacher,)
 
 
 def _drawn(spec: Lessons, split: Split, seed: int) -> tuple[Example, ...]:

@@ -79,10 +79,10 @@ def test_rows_that_stand_for_the_pool_are_from_all_over_it():
     assert all(row in sample for row in school.sample(5)) and all(row in school.pool for row in sample)
 
 
-def school_of(spec=None, **split):
+def school_of(spec=None, say=lambda line: None, **split):
     backbone = Backbone(*tiny.model("bert"), name="bert")
     given = Split(**{"train": TRAIN, "unlabeled": POOL, **split})
-    return School.of(spec or Pet(), [(job.recipe_of(TASK, backbone, settings("pet")), backbone)], given, Session())
+    return School.of(spec or Pet(), [(job.recipe_of(TASK, backbone, settings("pet")), backbone)], given, Session(say=say))
 
 
 def test_no_row_that_a_teacher_has_labelled_is_lost_in_a_large_pool():
@@ -293,6 +293,15 @@ def test_a_teacher_alone_stands_in_for_members():
     model, notes = with_teacher("pet:patterns=0,guard=false", taught(POOL), pool=())
     assert [one["name"] for one in model.about["pet"]["members"]] == [f"a teacher of {len(POOL)} rows"]
     assert accuracy(model) > 0.7 and not any("members are tuned" in note for note in notes if "1 members" not in note)
+
+
+def test_of_a_text_that_a_teacher_names_several_times_the_mean_is_heard_and_that_is_said():
+    said = [("fun", 0.9), ("mess", 0.2), ("fun", 0.9), ("fun", 0.3)]
+    told = tuple(Example({"text": text}, shares={"yes": share, "no": 1 - share}) for text, share in said)
+    notes = []
+    teacher = school_of(taught=told, say=notes.append).members[-1]
+    assert teacher.name == "a teacher of 2 rows" and teacher.said[("fun",)] == pytest.approx((0.3, 0.7))
+    assert "The teacher speaks of 1 text more than once: the mean of what it says is heard." in notes
 
 
 @pytest.mark.slow
