@@ -3,7 +3,7 @@ run on some texts before the folder is there, and must answer as the model does.
 
     FOLDER/model.onnx       input_ids, attention_mask → calibrated log-probabilities of the labels; the deltas are in it
           /tokenizer.json
-          /task.json        labels, and what stands before and behind a text
+          /task.json        labels, what stands before and behind a text, and which tokens around it
           /run.py           python run.py < texts.txt, a text a line; needs onnxruntime and tokenizers
 
 Dimensions: B rows, T tokens, C labels.
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,19 +28,22 @@ from torch import Tensor, nn
 from fewtune import folders
 from fewtune.backbone.turns import Inputs
 from fewtune.deltas.int8 import Int8
+from fewtune.deltas.prefix import Prefix
 from fewtune.errors import ArtifactError
 from fewtune.model import TunedModel
 from fewtune.prompt.batch import Batch
-from fewtune.prompt.template import Field, Sep, Slot, Text
+from fewtune.prompt.template import Field, Part, Sep, Slot, Text
+from fewtune.prompt.tokens import plain_ids
 from fewtune.readout.cloze import Cloze
 from fewtune.readout.head import Head
 from fewtune.readout.similarity import Similarity
 from fewtune.tasks import kind_of
 
 GRAPH, SCRIPT = "model.onnx", "run.py"
-PROBES = ("a dull, lifeless mess", "Great fun!", "It was neither good nor bad, as far as I can tell.", "word " * 3000)
-"""What the script is tried on: the last is longer than any model reads."""
+PROBES = ("a dull, lifeless mess", "  Great fun!  ", "It was neither good nor bad, as far as I can tell.", "word " * 3000)
+"""What the script is tried on, beside a text with each special token in it: the last is longer than any model reads."""
 _TOLERANCE = 1e-4
+_ONLY = "Such a model answers with fewtune only."
 Say = Callable[[str], None]
 
 _RUN = '''"""The label and its probability for each line of standard input; needs onnxruntime and tokenizers."""
@@ -56,24 +60,38 @@ from tokenizers import Tokenizer
 here = Path(__file__).resolve().parent
 task = json.loads((here / "task.json").read_text(encoding="utf-8"))
 tokenizer = Tokenizer.from_file(str(here / "tokenizer.json"))
+tokenizer.encode_special_tokens = True  # what looks like one in a text is text
 session = onnxruntime.InferenceSession(str(here / "model.onnx"))
+
+
+def tokens(text):
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    if any(number in task["reserved"] for number in ids):  # a vocabulary that has them as pieces, too
+        for token in task["special"]:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+    return ids
+
+
 for line in sys.stdin:
-    text = line.rstrip("\\n")
-    over = len(tokenizer.encode(task["before"] + text + task["behind"]).ids) - task["max_length"]
-    if over > 0:  # only the text is shortened, never what stands around it
-        text = text[: tokenizer.encode(text, add_special_tokens=False).offsets[-over][0]].rstrip()
-    ids = numpy.array([tokenizer.encode(task["before"] + text + task["behind"]).ids])
+    text = line.strip()
+    ends = [end for _, end in tokenizer.encode(text, add_special_tokens=False).offsets]
+    while len(ids := [*task["begin"], *tokens(task["before"] + text + task["behind"]), *task["end"]]) > task["max_length"]:
+        ends = ends[: task["max_length"] - len(ids)]  # only the text is shortened, never what stands around it
+        text = text[: ends[-1]].rstrip() if ends else ""
+    ids = numpy.array([ids])
     scores = session.run(None, {"input_ids": ids, "attention_mask": numpy.ones_like(ids)})[0][0]
     print(task["labels"][scores.argmax()], f"{math.exp(scores.max()):.6f}", sep="\\t")
 '''
 
 
 def export(model: TunedModel, folder: str | Path, *, overwrite: bool = False, say: Say = lambda line: None) -> float:
-    """Write the folder, whole or not at all; the most by which a probability differs from the model's on `PROBES`.
+    """Write the folder, whole or not at all; the most by which a probability differs from the model's, in float32 and without exits, on
+    `probes`.
 
     Raises `ArtifactError` for a model that has no such form, or whose script answers otherwise, and where the extra is not installed.
     """
-    folder = Path(folder)
+    folder, model = Path(folder), replace(model, exits=None)
     _check(model)
     folders.check_target(folder, overwrite=overwrite, mark=GRAPH)
     with folders.whole(folder) as temporary:
@@ -85,12 +103,17 @@ def export(model: TunedModel, folder: str | Path, *, overwrite: bool = False, sa
         folders.write_file(temporary / "task.json", folders.written(_task(model)))
         folders.write_file(temporary / SCRIPT, _RUN.encode())
         apart = _apart(model, temporary)
-    say(f"{SCRIPT} answers {len(PROBES)} texts as the model does; probabilities differ by {apart:.1e} at most.")
+    say(f"{SCRIPT} answers {len(probes(model))} texts as the model does; probabilities differ by {apart:.1e} at most.")
     return apart
 
 
+def probes(model: TunedModel) -> list[str]:
+    """What the script is tried on."""
+    return [f"Great {token} fun" for token in model.backbone.tokenizer.all_special_tokens] + [*PROBES]
+
+
 def write_graph(model: TunedModel, path: Path) -> None:
-    """The model in ONNX, for batches and texts of any length."""
+    """The model in ONNX, for batches and texts of any length; raises `ArtifactError` for one that cannot be written down."""
     ids_BT = torch.full((2, 7), model.backbone.tokenizer.convert_tokens_to_ids("a") or 1)
     mask = getattr(model.backbone.tokenizer, "mask_token_id", None)
     if mask is not None:
@@ -112,6 +135,9 @@ def write_graph(model: TunedModel, path: Path) -> None:
                 dynamo=True,
                 verbose=False,
             )
+    except Exception as error:  # of what it cannot write down torch's exporter raises whatever it trips over
+        got = f"{type(error.__cause__ or error).__name__} while torch wrote it down"
+        raise ArtifactError(expected="a model that has a graph", got=got, where="export-onnx", fix=_ONLY) from error
     finally:
         logging.disable(before)
     program.save(str(path))
@@ -155,43 +181,72 @@ def _check(model: TunedModel) -> None:
         (model.backbone.seq2seq and model.readout.needs_slot, "words that a decoder writes", "an encoder or an autoregressive PLM"),
         (model.asking.passes > 1, f"{model.asking.passes} passes", "one template"),
         (model.demonstrations is not None, "demonstrations in front of it", "a text alone"),
-        (len(model.task.fields) != 1 or any(isinstance(part, Sep) for part in template.parts), "several", "one text, in one segment"),
+        (len(model.task.fields) != 1, "several texts", "one"),
+        (
+            sum(isinstance(part, Field | Sep) for part in template.parts) != 1,
+            f'"{template}"',
+            "a template with the text once, in one segment",
+        ),
         (model.calibrator.premise, "a calibration that asks the PLM without deltas", "a calibration of numbers alone"),
         (any(isinstance(one.delta, Int8) for one in model.deltas), "maps in eight bits", "a model in float32"),
+        (any(isinstance(one.delta, Prefix) for one in model.deltas), "a prefix, which fixes their number", "rows of any number"),
         (written, "a tokenizer of another kind", "a tokenizer of the package tokenizers"),
     ):
         if wrong:
-            raise ArtifactError(expected=expected, got=got, where="export-onnx", fix="Such a model answers with fewtune only.")
+            raise ArtifactError(expected=expected, got=got, where="export-onnx", fix=_ONLY)
 
 
 def _task(model: TunedModel) -> dict[str, Any]:
-    """What the script has to know."""
-    parts = model.asked.templates[0].parts
-    at = next(number for number, part in enumerate(parts) if isinstance(part, Field))
-    before, behind = ("".join(map(_shown(model), own)) for own in (parts[:at], parts[at + 1 :]))
-    length = model.asking.encoder(0).max_length
-    return {"labels": list(model.task.labels), "before": before, "behind": behind, "max_length": length}
+    """What the script has to know: the texts that are read as one with the row's own, and the tokens around them."""
+    template, tokenizer, encoder = model.asked.templates[0], model.backbone.tokenizer, model.asking.encoder(0)
+    at = next(number for number, part in enumerate(template.parts) if isinstance(part, Field))
+    slot = next((number for number, part in enumerate(template.parts) if isinstance(part, Slot)), len(template.parts))
+    start, stop = (slot + 1, len(template.parts)) if slot < at else (0, slot)
+    specials = encoder.specials
+    return {
+        "labels": list(model.task.labels),
+        "begin": [*specials.prefix, *_ids(model, template.parts[:start])],
+        "before": _text(template.parts[start:at]),
+        "behind": _text(template.parts[at + 1 : stop]),
+        "end": [*_ids(model, template.parts[stop:]), *specials.suffix],
+        "max_length": encoder.max_length,
+        "special": tokenizer.all_special_tokens,
+        "reserved": sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}),
+    }
 
 
-def _shown(model: TunedModel) -> Callable[[Any], str]:
-    """A part of the template as text; a slot is the mask token, or nothing where the text goes on there."""
-    mask = "" if model.backbone.causal else str(model.backbone.tokenizer.mask_token)
-    return lambda part: part.text if isinstance(part, Text) else (part.lead + mask if mask else "") if isinstance(part, Slot) else ""
+def _text(parts: Sequence[Part]) -> str:
+    return "".join(part.text for part in parts if isinstance(part, Text))
+
+
+def _ids(model: TunedModel, parts: Sequence[Part]) -> list[int]:
+    """The tokens of a slot, and of the text beyond it, which is read apart from the row's own."""
+    tokenizer, slot = model.backbone.tokenizer, _slot_ids(model)
+    return [number for part in parts for number in (plain_ids(tokenizer, part.text) if isinstance(part, Text) else slot)]
+
+
+def _slot_ids(model: TunedModel) -> list[int]:
+    """What stands in the slot: the mask token, or nothing where the text goes on there."""
+    mask = model.asking.encoder(0).specials.mask
+    return [] if mask is None or (model.backbone.seq2seq and model.asked.templates[0].open) else [mask]
 
 
 def _apart(model: TunedModel, folder: Path) -> float:
     """The most by which the script's probabilities differ from the model's; raises `ArtifactError` where that is more than rounding."""
-    wanted = model.predict(PROBES)
-    lines = "".join(f"{text}\n" for text in PROBES)
-    ran = subprocess.run([sys.executable, str(folder / SCRIPT)], input=lines, capture_output=True, text=True, check=False)
+    texts = probes(model)
+    with model.backbone.as_precision("float32"):
+        wanted = model.predict(texts)
+    command = [sys.executable, "-X", "utf8", str(folder / SCRIPT)]
+    lines = "".join(f"{text}\n" for text in texts)
+    ran = subprocess.run(command, input=lines, capture_output=True, encoding="utf-8", check=False)
     said = [line.split("\t") for line in ran.stdout.splitlines()]
     fix = "Such a model answers with fewtune only; please tell us which one it is."
-    if ran.returncode or len(said) != len(PROBES):
+    if ran.returncode or len(said) != len(texts):
         got = (ran.stderr.strip().splitlines() or ["nothing"])[-1]
         raise ArtifactError(expected="a script that answers", got=got, where="export-onnx", fix=fix)
     apart = [abs(dict(one.probabilities)[label] - float(share)) for one, (label, share) in zip(wanted, said, strict=True)]
     same: Sequence[bool] = [difference <= _TOLERANCE for difference in apart]
     if not all(same):
-        got = f"another answer to {PROBES[same.index(False)][:30]!r}"
+        got = f"another answer to {texts[same.index(False)][:30]!r}"
         raise ArtifactError(expected="the model's own answers", got=got, where="export-onnx", fix=fix)
     return max(apart)

@@ -121,13 +121,16 @@ class Pruned(nn.Module):
 
     def dense(self) -> Tensor:
         """The whole matrix; it carries a graph where its values are trained."""
-        if self.values is not None and torch.is_grad_enabled():
-            return self._scattered(self.values)
+        if torch.compiler.is_compiling() or (self.values is not None and torch.is_grad_enabled()):
+            return self._computed()  # what is traced has no memory that could be compared
         state = [(tensor.data_ptr(), tensor._version) for tensor in (self.keep, *self._source())]
         if self._made is None or self._made[0] != state:
             with torch.inference_mode(False), torch.no_grad():
-                self._made = state, self._own[0] * self.keep if self.values is None else self._scattered(self.values)
+                self._made = state, self._computed()
         return self._made[1]
+
+    def _computed(self) -> Tensor:
+        return self._own[0] * self.keep if self.values is None else self._scattered(self.values)
 
     def remaining(self) -> Tensor | None:
         """What is stored of it beside the mask."""
