@@ -31,7 +31,7 @@ from fewtune.prompt.batch import Batch
 from fewtune.readout.mixing import Mix
 from fewtune.strategies import trainable
 from fewtune.strategies.student import Trained, smaller
-from fewtune.strategies.supervised import mixed_epoch
+from fewtune.strategies.supervised import epoch_rows, mixed_epoch
 from fewtune.tasks import kind_of
 from fewtune.train.fit import FitOptions, Group, Session, fit
 from fewtune.train.losses import cross_entropy, distillation, distillation_each, relations_apart, states_apart
@@ -95,6 +95,8 @@ class Distill:
         check(teachers, split)
         layers = max(1, first.backbone.depth // 2) if self.layers is None and self.backbone is None else self.layers
         student = smaller(first, layers, self.backbone, trained=self.trained, seed=self.seed)
+        if first.demonstrations is not None and student.demonstrations is None:
+            session.say("Another PLM is shown no demonstrations: it learns to answer without them.")
         try:
             teaching = Teaching.of(self, teachers, student, split, session)
             teaching.learn(session)
@@ -188,15 +190,17 @@ class Teaching:
         return trainable.grouped(parts, self.spec.learning_rate)
 
     def batches(self) -> Callable[[int], Drawn]:
-        """step → batch: a pure function."""
+        """step → batch: a pure function; where demonstrations are shown, rows have others in each epoch."""
         student, spec = self.student, self.spec
-        encoded = [student.asking.rows(self.rows, template) for template in range(len(student.asked.templates))]
-        epoch = lru_cache(maxsize=2)(lambda number: mixed_epoch(encoded, size=spec.batch_size, seed=spec.seed, number=number))
+        rows = epoch_rows(student, self.rows)
+        epoch = lru_cache(maxsize=2)(lambda number: mixed_epoch(rows(number), size=spec.batch_size, seed=spec.seed, number=number))
         length = len(epoch(0))
 
         def at(step: int) -> Drawn:
-            template, indices = epoch(step // length)[step % length]
-            return student.asking.collate([encoded[template][index] for index in indices], template), indices
+            number, place = divmod(step, length)
+            template, indices = epoch(number)[place]
+            encoded = rows(number)[template]
+            return student.asking.collate([encoded[index] for index in indices], template), indices
 
         return at
 

@@ -280,14 +280,14 @@ def _rest(backbone: Backbone, own: Mapping[str, Tensor], tuned: Mapping[str, Ten
 
 
 def _bare(spec: Prune, model: TunedModel) -> TunedModel:
-    """The model on a PLM of its own, without deltas, its readout as it was drawn."""
+    """The model on a PLM of its own, without deltas, its readout as it was drawn; it is asked as before."""
     backbone = BackboneName.of(model.backbone).load("prune", device=str(model.backbone.device))
     backbone.precision = model.backbone.precision
     seed = derive(spec.seed, "init", "readout")
     bare = TunedModel.assemble(backbone, model.task, model.readout, max_length=model.max_length, seed=seed)
     # What was estimated of the whole model is not true of this one.
     about = {name: fact for name, fact in model.about.items() if name != "estimate"}
-    return replace(bare, calibrator=model.calibrator, about=about)
+    return replace(bare, calibrator=model.calibrator, demonstrations=model.demonstrations, about=about)
 
 
 def _merged(model: TunedModel, deltas: Sequence[Installed]) -> dict[str, Tensor]:

@@ -24,9 +24,10 @@ from fewtune.deltas.subset import Subset
 from fewtune.errors import BackboneError, SpecError
 from fewtune.model import TunedModel
 from fewtune.plm import BackboneName
-from fewtune.readout.calibration import Calibrator
 
 Trained = Literal["all", "deltas"]
+_Saved = tuple[Delta, Mapping[str, Tensor] | None]
+"""A delta, and what the teacher has learned of it, if it begins with that."""
 
 
 def smaller(
@@ -34,8 +35,9 @@ def smaller(
 ) -> TunedModel:
     """A student of `layers` layers, on a PLM of its own: the teacher's, or the one called `backbone`.
 
-    On the teacher's PLM it begins with the teacher's readout and calibration, and with its weights, of which all are trained, or with its
-    deltas, which are trained on. Raises `SpecError` or `BackboneError` for a teacher whose weights or deltas cannot be handed on.
+    On the teacher's PLM it begins with the teacher's readout, calibration and demonstrations, and with its weights, of which all are
+    trained, or with its deltas, which are trained on. Raises `SpecError` or `BackboneError` for a teacher whose weights or deltas cannot
+    be handed on.
     """
     own = backbone in (None, teacher.backbone.name)
     # Before the PLM is read once more, for it may be refused.
@@ -45,15 +47,15 @@ def smaller(
     learner.precision = teacher.backbone.precision
     bare = TunedModel.assemble(learner, teacher.task, teacher.readout, max_length=teacher.max_length, seed=derive(seed, "init", "readout"))
     steps = tuple(range(learner.depth)) if layers is None else Shallow(layers).steps(learner.depth if not own else teacher.backbone.depth)
-    student = replace(bare, deltas=_installed(teacher, learner, steps, own=own, trained=trained, seed=seed), about=teacher.about)
-    if own:
-        renamed = _renaming(teacher.backbone, steps)
-        for number, installed in enumerate(_handed(student.deltas)):
-            state = weights if trained == "all" else _handed(teacher.deltas)[number].state_dict()
-            _start(installed, state, renamed)
-        load_strictly(student.reader.weights, dict(teacher.reader.weights), "the teacher's readout")
-    keeps = own and not teacher.calibrator.premise
-    return student.calibrated(teacher.calibrator if keeps else Calibrator.identity(len(teacher.task.labels)))
+    taught = [(Subset("all"), weights)] if trained == "all" else [(one.delta, one.state_dict()) for one in _handed(teacher.deltas)]
+    saved: list[_Saved] = [*_shape(teacher, learner, steps, own=own), *((delta, state if own else None) for delta, state in taught)]
+    deltas = _installed(saved, learner, _renaming(teacher.backbone, steps), seed)
+    student = replace(bare, deltas=deltas, about=teacher.about)
+    if not own:
+        return student
+    load_strictly(student.reader.weights, dict(teacher.reader.weights), "the teacher's readout")
+    student = replace(student, demonstrations=teacher.demonstrations)
+    return student if teacher.calibrator.premise else student.calibrated(teacher.calibrator)
 
 
 def _handed(deltas: Sequence[Installed]) -> list[Installed]:
@@ -70,18 +72,23 @@ def _weights(teacher: TunedModel) -> dict[str, Tensor]:
         raise SpecError(expected="a teacher whose deltas are changes of weights", got=error.got, where="distill", fix=fix) from error
 
 
-def _installed(
-    teacher: TunedModel, learner: Backbone, steps: tuple[int, ...], *, own: bool, trained: Trained, seed: int
-) -> tuple[Installed, ...]:
-    """The student's deltas: which steps remain, if not all do, and what is trained."""
+def _shape(teacher: TunedModel, learner: Backbone, steps: tuple[int, ...], *, own: bool) -> list[_Saved]:
+    """Which steps remain of the PLM, if not all do."""
     held = next((one.delta for one in teacher.deltas if isinstance(one.delta, Shallow)), None) if own else None
     if held is not None:
         before = held.steps(learner.depth)
         steps = tuple(before[step] for step in steps)
-    specs: list[Delta] = [] if steps == tuple(range(learner.depth)) else [Shallow(steps)]
-    specs += [Subset("all")] if trained == "all" else [one.delta for one in _handed(teacher.deltas)]
-    generators = (torch.Generator().manual_seed(derive(seed, "init", number)) for number in range(len(specs)))
-    return tuple(spec.install(learner, generator=generator) for spec, generator in zip(specs, generators, strict=True))
+    return [] if steps == tuple(range(learner.depth)) else [(Shallow(steps), None)]
+
+
+def _installed(saved: Sequence[_Saved], learner: Backbone, renamed: Callable[[str], str], seed: int) -> tuple[Installed, ...]:
+    """The student's deltas; each begins before the next is there, which may stand on what it puts in the PLM's place."""
+    installed: list[Installed] = []
+    for number, (delta, state) in enumerate(saved):
+        installed.append(delta.install(learner, generator=torch.Generator().manual_seed(derive(seed, "init", number))))
+        if state is not None:
+            _start(installed[-1], state, renamed)
+    return tuple(installed)
 
 
 def _renaming(backbone: Backbone, steps: Sequence[int]) -> Callable[[str], str]:

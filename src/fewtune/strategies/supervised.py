@@ -135,7 +135,7 @@ def _tune(model: TunedModel, recipe: Recipe, split: Split, session: Session, tem
         starting.go_on(tuned, recipe, session)
         groups = trainable.grouped(trainable.of_model(tuned), recipe.fit.learning_rate)
         adapting.before(tuned, recipe, split.unlabeled, session)
-        rows = _rows(tuned, train)
+        rows = epoch_rows(tuned, train)
         if groups and steps:
             _learn(tuned, recipe, split, rows, groups, steps, session, temperature)
         encoded = rows(0)
@@ -146,7 +146,7 @@ def _tune(model: TunedModel, recipe: Recipe, split: Split, session: Session, tem
     return tuned
 
 
-def _rows(model: TunedModel, train: tuple[Example, ...]) -> Callable[[int], _Rows]:
+def epoch_rows(model: TunedModel, train: tuple[Example, ...]) -> Callable[[int], _Rows]:
     """epoch → rows: a pure function, and without demonstrations always the same rows."""
     plain = [model.asking.rows(train, template) for template in range(len(model.asked.templates))]
     shown = model.demonstrations

@@ -161,7 +161,7 @@ def test_tuning_learns_a_task_that_can_be_learned(family):
 
 
 def rows_of(model, epoch):
-    return [[row.ids for row in own] for own in supervised._rows(model, TRAIN)(epoch)]
+    return [[row.ids for row in own] for own in supervised.epoch_rows(model, TRAIN)(epoch)]
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])

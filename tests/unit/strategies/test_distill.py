@@ -8,6 +8,7 @@ import torch
 import fewtune as ft
 from fewtune import job, plm
 from fewtune.backbone import tiny
+from fewtune.backbone.bank import Bank
 from fewtune.data.example import Example, Split
 from fewtune.errors import DataError, SpecError, TaskError
 from fewtune.model import TunedModel
@@ -15,6 +16,7 @@ from fewtune.readout.generate import Generate
 from fewtune.readout.likelihood import Likelihood
 from fewtune.strategies import distill
 from fewtune.strategies.distill import Distill, layer_map
+from fewtune.strategies.narrow import Narrowing
 from fewtune.strategies.student import smaller
 from fewtune.train.fit import FitOptions, Session
 
@@ -24,6 +26,7 @@ ROWS = tuple(
 )
 TEXTS = [row.fields["text"] for row in ROWS]
 TASK = ft.Task.classification(["neg", "pos"])
+CLOZE = ft.Task(("neg", "pos"), ("text",), ("{text} It was {slot}",), {"neg": ("terrible",), "pos": ("great",)})
 FULL = (ft.Subset("all"),)
 
 
@@ -41,6 +44,12 @@ def tuned(folder, deltas=FULL, *, task=TASK, rows=ROWS, readout=None, rate=0.003
         strategy="supervised", readout=readout or ft.Head(), deltas=deltas, fit=FitOptions(steps=steps, learning_rate=rate), seed=3
     )
     return job.tune(task, Split(train=rows), plm.load(folder), settings, session=Session())
+
+
+def shown(model):
+    """The model with demonstrations in front of each text."""
+    spec = ft.Demonstrations(per_label=1, similar=1.0, draws=1)
+    return replace(model, demonstrations=spec.of(ROWS, model.task, seed=1, in_front=True))
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +92,38 @@ def test_fewer_layers_start_with_the_weights_of_those_that_remain(folders, famil
     path = model.backbone.blocks_path
     assert all(torch.equal(weight, theirs[name.replace(f"{path}.1.", f"{path}.3.")]) for name, weight in own.items())
     assert len(own) == len(theirs) // 2
+
+
+@pytest.mark.parametrize("trained", ["all", "deltas"])
+def test_a_student_of_the_same_plm_is_shown_the_same_demonstrations(folders, trained):
+    model = shown(tuned(folders["llama"], (ft.LoRA(rank=2),), task=CLOZE, readout=ft.Cloze(), steps=2))
+    student = smaller(model, 4, None, trained=trained)
+    assert student.demonstrations == model.demonstrations
+    torch.testing.assert_close(student.log_probabilities(ROWS), model.log_probabilities(ROWS), atol=1e-4, rtol=1e-4)
+    lesson = distill.Teaching.of(Distill(layers=2), [model], student, Split(train=ROWS), Session())
+    batch, (first, *_) = lesson.batches()(0)
+    alone = model.asking.rows([ROWS[first]], 0)[0].ids
+    assert int(batch.mask_BT[0].sum()) > len(alone)
+
+
+def test_another_plm_is_shown_none_which_is_said(folders):
+    model, lines = shown(tuned(folders["llama"], (ft.LoRA(rank=2),), task=CLOZE, readout=ft.Cloze(), steps=2)), []
+    made = Distill(backbone=folders["bert"], steps=1).run(model, Split(train=ROWS), session=Session(say=lines.append))
+    assert made.demonstrations is None and any("shown no demonstrations" in line for line in lines)
+
+
+@pytest.mark.parametrize("kept", [(0, 1, 2, 3), (0, 1)])
+@pytest.mark.parametrize("trained", ["all", "deltas"])
+def test_fewer_layers_of_narrower_ones_keep_units_and_deltas(folders, trained, kept):
+    """What is narrow is put there before anything stands on it."""
+    whole = tuned(folders["bert"], (ft.LoRA(rank=2),))
+    model = run(Narrowing(steps=1, trained=trained), whole)
+    student = smaller(model, kept, None, trained="deltas")
+    assert [type(one.delta).__name__ for one in student.deltas][-2:] == ["Narrow", "LoRA"]
+    units = {(part, kept[block]): own_K.tolist() for (part, block), own_K in student.deltas[-2].kept.items()}
+    assert units == {key: own_K.tolist() for key, own_K in model.deltas[0].kept.items() if key[1] in kept}
+    assert [name for name, module in student.backbone.model.named_modules() if isinstance(module, Bank)]
+    torch.testing.assert_close(states(student, -1), states(model, len(kept)), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ ROWS = tuple(
 TEXTS = [row.fields["text"] for row in ROWS]
 TASK = ft.Task.classification(["neg", "pos"])
 QUERY, WORDS = "bert.encoder.layer.0.attention.self.query.weight", "bert.embeddings.word_embeddings.weight"
+SHOWN = ft.Demonstrations(per_label=1, similar=1.0, draws=1)
 ONCE = Prune(by="magnitude", steps=0)
 FEW = {"steps": 6, "batch_size": 6, "learning_rate": 0.003}
 
@@ -73,6 +74,17 @@ def test_the_share_is_of_all_weights_of_the_plm(model, share, words):
     assert out(made) == pytest.approx(share * total, abs=matrices)  # each is rounded for itself
     assert made.about["pruned"] == {"by": "magnitude", "weights": total, "gone": out(made), "share": out(made) / total}
     assert sum(int((tensor == 0).sum()) for name, tensor in weights(made).items() if "position_ids" not in name) >= out(made)
+
+
+def test_what_was_shown_is_shown_beside_a_pruned_model_too(folder):
+    cloze = ft.Task(("neg", "pos"), ("text",), ("{text} It was {slot}",), {"neg": ("terrible",), "pos": ("great",)})
+    settings = job.Settings(
+        strategy="supervised", readout=ft.Cloze(), deltas=(ft.LoRA(rank=2),), fit=FitOptions(steps=2), demonstrations=SHOWN, seed=3
+    )
+    model = job.tune(cloze, Split(train=ROWS), plm.load(folder), settings, session=Session())
+    made = prune(model, replace(ONCE, share=0.001))
+    assert made.demonstrations is not None and made.demonstrations == model.demonstrations
+    torch.testing.assert_close(made.probabilities(ROWS), model.probabilities(ROWS), atol=0.01, rtol=0)
 
 
 def test_at_once_by_magnitude_the_tuned_weights_remain_that_are_largest(model):
