@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fewtune import folders, registry
 from fewtune.backbone.backbone import Backbone
+from fewtune.backbone.load import device_of
 from fewtune.backbone.load import load as load_bare
 from fewtune.data.sampling import derive
 from fewtune.deltas import DELTAS
@@ -42,11 +43,13 @@ class BackboneName:
         return cls(backbone.name, backbone.fingerprint, backbone.tokenizer_fingerprint)
 
     def load(self, where: str, *, device: str | None = None) -> Backbone:
-        """The very PLM; raises `ArtifactError`, which says what is at `where`, if it cannot be had or is another version."""
+        """The very PLM; raises `ArtifactError`, which says what is at `where`, if it cannot be had or is another version, and
+        `BackboneError` for a device that is not there."""
+        device = device_of(device)
         try:
             backbone = load(self.name, device=device)
         except FewtuneError as error:
-            fix = f"The model was made on that PLM ({error}); make it available, or pass it with --backbone."
+            fix = f"The model was made on that PLM ({error}); make it available under that name."
             raise ArtifactError(expected=f'the PLM "{self.name}"', got="none", where=where, fix=fix) from error
         self.check(backbone, where)
         return backbone

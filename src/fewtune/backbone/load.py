@@ -23,18 +23,31 @@ def load(name: str, *, device: str | None = None, say: Callable[[str], None] = l
     """The PLM called `name`: an entry of the catalogue (fetched once), a local folder, or a hub id.
 
     Raises `BackboneError` for an unknown name, a family that is not in the table, a folder that transformers cannot read, weights that
-    do not fill the model, or no tokenizer.
+    do not fill the model, no tokenizer, or a device that is not there.
     """
+    device = device_of(device)
     source = str(catalogue.locate(name, say=say))
     with quiet():
         model, tokenizer = _load(source, name)
     fingerprint = fingerprints.model(model)
-    return Backbone(model.float().to(device or default_device()), tokenizer, name=name, fingerprint=fingerprint)
+    return Backbone(model.float().to(device), tokenizer, name=name, fingerprint=fingerprint)
 
 
 def default_device() -> str:
     """The accelerator if there is one, else the processor."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device_of(name: str | None) -> str:
+    """The device called so, or `default_device`; raises `BackboneError` for one that this machine has not."""
+    if name is None:
+        return default_device()
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError) as error:  # of a torch without CUDA the latter
+        fix = "For example cpu; left out, the accelerator is taken if there is one."
+        raise BackboneError(expected="a device of this machine", got=f'"{name}"', where="--device", fix=fix) from error
+    return name
 
 
 def _load(source: str, name: str) -> tuple[Any, Any]:
