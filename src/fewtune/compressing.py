@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch
 
-from fewtune import artifact, job, registry, sources
+from fewtune import __version__, artifact, job, registry, sources
+from fewtune.data import overlap
 from fewtune.data.example import Example, Split
-from fewtune.data.sampling import derive
+from fewtune.data.sampling import derive, distinct
 from fewtune.errors import ArtifactError, DataError, InputError, SpecError
 from fewtune.folders import check_target
 from fewtune.model import TunedModel
@@ -25,6 +26,7 @@ from fewtune.sizing import Beside, Measured, beside
 from fewtune.sources import Say, Source
 from fewtune.strategies.compression import COMPRESSIONS, Compression
 from fewtune.strategies.distill import Distill
+from fewtune.tasks.task import Task
 from fewtune.train.fit import Progress, Session
 
 Rung = tuple[Compression, ...]
@@ -142,52 +144,99 @@ def compress_files(
 ) -> Compressed:
     """Read the model and the rows, make it smaller and write it to `out`: by these ways, or by the best rung of the ladder.
 
-    A student of `distill` learns from the models in the folders `teachers`, too. A part of the labelled rows is held out to measure;
-    nothing is written where no rung keeps the promise. Raises `InputError` for what cannot be used. What was tried is kept beside `out`
-    until a model is written, so the same command, or one with another promise, goes on.
+    Of `teachers` a folder is a model that a student of `distill` learns from, too; a file holds rows with labels from elsewhere, as
+    `fewtune.data.teacher` has them, for all ways that learn. A part of the labelled rows is held out to measure; nothing is written where
+    no rung keeps the promise. Raises `InputError` for what cannot be used. What was tried is kept beside `out` until a model is written, so
+    the same command, or one with another promise, goes on.
     """
     if not by and target is None:
         raise SpecError(
             expected="ways or a promise", got="neither", where="compress", fix="Give --by distill:layers=3, or --target size=0.5."
         )
-    if teachers and by and not any(isinstance(way, Distill) for way in by):
+    if by and not any(isinstance(way, Distill) for way in by) and any(not one.is_file() for one in teachers):
         raise SpecError(
             expected="a way that has teachers", got="none", where="--teacher", fix="Add --by distill, or leave the teachers out."
         )
     manifest = artifact.read_manifest(folder)
-    fingerprints = (manifest["fingerprint"], *(artifact.read_manifest(one)["fingerprint"] for one in teachers))
+    models = tuple(one for one in teachers if not one.is_file())
+    fingerprints = (manifest["fingerprint"], *(artifact.read_manifest(one)["fingerprint"] for one in models))
+    given = _Given(data, unlabeled, tuple(replace(data, data=one, label=None) for one in teachers if one.is_file()))
+    given.check()
     check_target(out, overwrite=overwrite)
-    for source in (data, *([unlabeled] if unlabeled else [])):
-        sources.check_source(source)
-    start, full = time.perf_counter(), _whole(folder, device)
-    rows = sources.read(data, labeled=True, task=full.task, say=say).examples
-    pool = sources.read(unlabeled, labeled=False, task=full.task, say=say).examples if unlabeled else ()
-    learn, held = parts(rows, seed)
+    work, start = _work(out.absolute()), time.perf_counter()
+    full = _whole(folder, device)
+    split, held = given.read(full.task, seed, say)
     if manifest.get("exits"):
         say("The exits are left out: what they promise was shown of the full model.")
-    say(f"{len(learn):,} labelled rows are learned from, {len(held):,} measure.")
-    work = out.with_name(f".{out.name}.work")
-    split = Split(train=learn, unlabeled=pool)
-    trial = _Trial(folder, full, tuple(teachers), split, held, work, fingerprints, device, seed, say, progress)
+    trial = _Trial(folder, full, models, split, held, work, fingerprints, device, seed, say, progress)
     tried = [trial.run(rung, refuse=not by) for rung in ((by,) if by else ladder())]
     tried = [replace(one, keeps=one.found is not None and (target is None or target.kept(one.found))) for one in tried]
     kept = [one for one in tried if one.keeps and one.found is not None]
     chosen = min(kept, key=lambda one: (target or Target(drop=0.0)).order(one.found)) if kept else None  # type: ignore[arg-type]
     if chosen is not None:
-        trial.write(chosen, out)
+        trial.write(chosen, out.absolute())
         shutil.rmtree(work, ignore_errors=True)
-    counts = {"learned": len(learn), "unlabeled": len(pool), "measured": len(held)}
+    learned = {"learned": len(split.train), "unlabeled": len(split.unlabeled)}
+    counts = {**learned, **({"taught": len(split.taught)} if split.taught else {}), "measured": len(held)}
     return Compressed(tuple(tried), chosen, target, out if chosen else None, counts, time.perf_counter() - start)
 
 
+@dataclass(frozen=True)
+class _Given:
+    """The files with rows: labelled, without labels, labelled by others."""
+
+    data: Source
+    unlabeled: Source | None
+    taught: tuple[Source, ...]
+
+    def check(self) -> None:
+        """Raise `DataError` for one that cannot be read, before a model is loaded."""
+        for source in (self.data, *self.taught, *([self.unlabeled] if self.unlabeled else [])):
+            sources.check_source(source)
+
+    def read(self, task: Task, seed: int, say: Say) -> tuple[Split, tuple[Example, ...]]:
+        """What is learned from, and the rows that measure, of which none is among it."""
+        rows = sources.read(self.data, labeled=True, task=task, say=say).examples
+        learn, held = parts(rows, seed)
+        if len(learn) + len(held) < len(rows):
+            say(f"{len(rows) - len(learn) - len(held):,} labelled rows have a text that stands there before and are left out.")
+        pool = sources.read(self.unlabeled, labeled=False, task=task, say=say).examples if self.unlabeled else ()
+        taught = tuple(row for source in self.taught for row in sources.teacher_rows(source, task))
+        split = Split(train=learn, unlabeled=_without(held, pool), taught=_without(held, taught))
+        if left := len(pool) + len(taught) - len(split.unlabeled) - len(split.taught):
+            say(f"{left:,} other rows are left out: their texts are among those that measure.")
+        say(f"{len(learn):,} labelled rows are learned from, {len(held):,} measure.")
+        return split, held
+
+
+def _without(held: tuple[Example, ...], rows: tuple[Example, ...]) -> tuple[Example, ...]:
+    found = overlap.found_in(rows, {"held": held})
+    return tuple(row for number, row in enumerate(rows) if number not in found)
+
+
 def parts(rows: Sequence[Example], seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """(to learn from, to measure by): a fifth of the rows measures, 2,000 at most. Raises `DataError` for too few."""
+    """(to learn from, to measure by): a fifth of the rows measures, 2,000 at most; a text that stands twice counts once. Raises
+    `DataError` for too few."""
+    rows = distinct(rows)
     held = min(_MOST_HELD, max(len(rows) // 5, _FEWEST))
     if len(rows) < 2 * _FEWEST:
         fix = "Give more rows with --data: some are held out to measure."
-        raise DataError(expected=f"at least {2 * _FEWEST} labelled rows", got=str(len(rows)), where="compress", fix=fix)
+        raise DataError(expected=f"at least {2 * _FEWEST} labelled rows, no two alike", got=str(len(rows)), where="compress", fix=fix)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(derive(seed, "compress", "parts"))).tolist()
     return tuple(rows[index] for index in order[held:]), tuple(rows[index] for index in order[:held])
+
+
+def _work(out: Path) -> Path:
+    """The hidden folder beside `out`, where candidates are made; raises `ArtifactError` at once where none can be."""
+    work = out.with_name(f".{out.name}.work")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        if not any(work.iterdir()):
+            work.rmdir()  # what is refused before there is a candidate leaves nothing behind
+    except OSError as error:
+        got = error.strerror or str(error)
+        raise ArtifactError(expected="a place to write to", got=got, where=str(out), fix="Name another folder.") from error
+    return work
 
 
 def _whole(folder: Path, device: str | None) -> TunedModel:
@@ -228,8 +277,9 @@ class _Trial:
         return Tried(by, found)
 
     def _key(self, by: tuple[str, ...]) -> str:
-        rows = [job.plain_rows(part) for part in (self.split.train, self.split.unlabeled)]
-        return registry.key_of([by, self.fingerprints, *rows, self.seed])
+        rows = [job.plain_rows(part) for part in (self.split.train, self.split.unlabeled, self.split.taught)]
+        machine = [__version__, torch.__version__, torch.get_num_threads(), str(self.full.backbone.device)]
+        return registry.key_of([by, self.fingerprints, *rows, *machine, self.seed])
 
     def _made(self, rung: Rung, by: tuple[str, ...]) -> Path:
         """The candidate's folder, which an earlier run of the same may have written."""

@@ -104,6 +104,35 @@ def test_the_ladder_is_tried_and_the_best_is_taken(fewtune, model, work):
     assert all("refused" in one or one["size"] > 0 for one in found["tried"])
 
 
+def test_no_row_that_measures_is_learned_from(fewtune, model, work):
+    """Neither a text that stands twice, nor one of the pool, whatever its case and punctuation, nor one that others have labelled."""
+    with open(work / "rows.csv", "a", newline="") as file:
+        csv.writer(file).writerows(ROWS[:20])
+    (work / "pool.csv").write_text("text\n" + "".join(f"{text.upper()}!\n" for text, _ in ROWS) + "a new text\n")
+    (work / "labels.csv").write_text("text,label,probability\n" + "".join(f"{text},{label},0.9\n" for text, label in ROWS))
+    command = ("compress", model, "--data", "rows.csv", "--unlabeled", "pool.csv", "--teacher", "labels.csv", "--to", "small", "--json")
+    code, out, err = fewtune(*command, "--by", "distill:layers=2,steps=2")
+    assert code == 0, err
+    assert json.loads(out)["rows"] == {"learned": 52, "unlabeled": 53, "taught": 52, "measured": 12}
+    assert "20 labelled rows have a text that stands there before" in err and "24 other rows are left out" in err
+    assert "157 rows are answered" in err
+
+
+def test_labels_from_elsewhere_are_another_job(fewtune, model, work):
+    (work / "labels.csv").write_text("text,label,probability\na joy,positive,0.9\na mess,negative,0.8\n")
+    command = ("compress", model, "--data", "rows.csv", "--to", "small", "--by", "narrow:steps=2", "--target", "size=0.0001")
+    for more, rows in ((), 52), (("--teacher", "labels.csv"), 54):
+        code, _, err = fewtune(*command, *more)
+        assert code == 1 and f"{rows} rows are answered by the teacher" in err, err
+
+
+def test_here_is_a_place_too(fewtune, model, work, monkeypatch):
+    (work / "here").mkdir()
+    monkeypatch.chdir(work / "here")
+    code, _, err = fewtune("compress", "../model", "--data", "../rows.csv", "--to", ".", "--by", "int8")
+    assert code == 0 and (work / "here" / "manifest.json").exists() and hidden(work) == [], err
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -116,10 +145,15 @@ def test_the_ladder_is_tried_and_the_best_is_taken(fewtune, model, work):
         (("--target", ""), "expected a promise"),
         (("--by", "narrow", "--teacher", "model"), "--teacher: expected a way that has teachers"),
         (("--by", "distill", "--teacher", "none"), "none: expected an artifact"),
-        (("--by", "distill", "--data", "few.csv"), "expected at least 20 labelled rows, got 4"),
+        (("--by", "distill", "--data", "few.csv"), "expected at least 20 labelled rows, no two alike, got 4"),
         (("--by", "distill", "--data", "texts.csv"), "label"),
         (("--by", "distill", "--to", "model"), "Name another folder"),
         (("--by", "distill", "--data", "none.csv"), "none.csv"),
+        (("--by", "distill", "--teacher", "rows.csv", "--text", "nothing"), "nothing"),
+        (("--by", "distill", "--to", "rows.csv/small"), "rows.csv/small: expected a place to write to, got Not a directory"),
+        (("--by", "distill", "--to", "/proc/small"), "expected a place to write to"),
+        (("--by", "int8", "--device", "foo"), '--device: expected a device of this machine, got "foo"'),
+        (("--by", "int8", "--device", "cuda:99"), "--device: expected a device of this machine"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(fewtune, model, work, options, message):

@@ -35,7 +35,12 @@ def compress(
     ] = None,
     unlabeled: Annotated[Path | None, typer.Option("--unlabeled", help="Texts without labels to learn from.")] = None,
     teacher: Annotated[
-        list[Path] | None, typer.Option("--teacher", help="Another model of the same task that distill learns from, too; may repeat.")
+        list[Path] | None,
+        typer.Option(
+            "--teacher",
+            help="The folder of another model of the same task, that distill learns from, too; or a file of rows with labels from "
+            "elsewhere: a label (and its probability), or a column of each. May repeat.",
+        ),
     ] = None,
     text: Text = None,
     label: Label = None,
