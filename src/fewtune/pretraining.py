@@ -22,7 +22,7 @@ from fewtune import folders, registry
 from fewtune.backbone import convert, fresh, headed, store, update
 from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.fresh import Objective
-from fewtune.backbone.load import default_device
+from fewtune.backbone.load import device_of
 from fewtune.data import corpus
 from fewtune.data.corpus import Blocks, Documents
 from fewtune.data.sampling import derive
@@ -160,7 +160,7 @@ def pretrain_files(
 
 def _started(texts: Corpus, start: Start, spec: Pretraining, say: Say) -> tuple[Backbone, frozenset[str]]:
     """The backbone, and the names of its weights that are still random."""
-    seed = derive(spec.seed, "init")
+    seed, device = derive(spec.seed, "init"), device_of(start.device)
     if start.backbone is None:
         if start.objective is None:
             raise SpecError(expected="an objective for a model from nothing", got="none", where="--objective", fix="Say mlm or clm.")
@@ -170,12 +170,12 @@ def _started(texts: Corpus, start: Start, spec: Pretraining, say: Say) -> tuple[
         tokenizer = fresh.learn_tokenizer(start.objective, lambda: texts.sample(_LEARNED_FROM), vocabulary=start.vocabulary)
         say(f"Learned a tokenizer of {len(tokenizer):,} pieces.")
         made = fresh.make(start.objective, start.size, tokenizer, length=texts.length, seed=seed, shared=start.shared)
-        made.model.to(start.device or default_device())
+        made.model.to(device)
         return made, frozenset(name for name, _ in made.model.named_parameters())
     if start.shared:
         fix = "Leave --backbone or --shared out."
         raise SpecError(expected="a model from nothing", got=f"--backbone {start.backbone}", where="--shared", fix=fix)
-    backbone, new = load_backbone(start.backbone, device=start.device, say=say), frozenset[str]()
+    backbone, new = load_backbone(start.backbone, device=device, say=say), frozenset[str]()
     if start.objective and start.objective != _objective(backbone):
         fix = "Leave --objective out, or take another --backbone."
         got = f"{backbone.name}, which learns {_objective(backbone)}"

@@ -148,6 +148,7 @@ def test_an_update_is_trained_further(corpus, fewtune):
     (("--objective", "mlm", "--length", "4"), "--length: expected at least 8"),
     (("--objective", "mlm", "--epochs", "0"), "--epochs: expected a number above 0"),
     (("--objective", "mlm", "--epochs", "inf"), "--epochs: expected a number above 0"),
+    (("--objective", "mlm", "--device", "none"), '--device: expected a device of this machine, got "none"'),
     (("--objective", "mlm", "--held-out", "1.5"), "--held-out: expected a share"),
     (("--objective", "mlm", "--masked", "0"), "--masked: expected a share"),
     (("--backbone", "PLM", "--masked", "0.3"), "--masked: expected a masked model"),
