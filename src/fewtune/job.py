@@ -18,7 +18,7 @@ from fewtune import artifact, registry
 from fewtune.backbone.backbone import Backbone
 from fewtune.data import readers
 from fewtune.data.example import Example, Split
-from fewtune.data.teacher import read as read_teacher
+from fewtune.data.sampling import others
 from fewtune.data.writers import check_place, write_text
 from fewtune.deltas.delta import Delta
 from fewtune.errors import DataError, SpecError
@@ -157,11 +157,12 @@ def fit(
     )
     settings = settings if start is None else started(settings, start)
     pool = () if unlabeled is None else readers.read(unlabeled, text=task.fields, labeled=False, written=kind_of(task).written).examples
-    taught = () if teacher is None else read_teacher(teacher, text=task.fields, labels=task.labels).examples
-    settings = suited(task, with_pool(task, settings, len(pool), silent, taught=bool(taught)))
-    loaded, *beside = (load_backbone(one) if isinstance(one, str) else one for one in named or settings.judged)
-    rows = () if train is None else _labeled(train, task)
-    return tune(task, Split(train=rows, unlabeled=pool, taught=taught), loaded, settings, session=Session(), beside=beside)
+    taught = () if teacher is None else teacher_rows(Source(teacher), task)
+    split = Split(train=() if train is None else _labeled(train, task), unlabeled=pool, taught=taught)
+    settings = suited(task, with_pool(task, settings, split, silent))
+    wanted = {one if isinstance(one, str) else one.name: one for one in named} or {name: name for name in settings.judged}
+    loaded, *beside = (load_backbone(one) if isinstance(one, str) else one for one in wanted.values())
+    return tune(task, split, loaded, settings, session=Session(), beside=beside)
 
 
 def _labeled(train: object, task: Task) -> tuple[Example, ...]:
@@ -228,6 +229,8 @@ def tune(
 
     `beside` are those of `settings.beside`.
     """
+    texts = others([replace(row, shares=None) for row in split.taught], without=split.unlabeled)
+    split = replace(split, unlabeled=(*split.unlabeled, *texts))
     task, note = kind_of(task).settled(task, split.train)
     if note:
         session.say(note)
@@ -286,7 +289,8 @@ def fit_files(
     check_target(out, overwrite=overwrite)
     if settings.start and not (task or labels or templates or words or description or kind != KIND):
         task = artifact.read(settings.start.folder).task
-    first = read(train or _enough_alone(unlabeled, settings, task, labels), labeled=train is not None, task=task, kind=kind, say=say)
+    alone = train or _enough_alone(unlabeled, teacher, settings, task, labels)
+    first = read(alone, labeled=train is not None, task=task, kind=kind, say=say)
     task = task or task_of(first, kind=kind, labels=labels, templates=templates, words=words or {}, description=description)
     # Everything that can be wrong with the input is found before the first minute of work.
     tested = read(test, labeled=True, task=task, say=say).examples if test else ()
@@ -294,13 +298,13 @@ def fit_files(
     if train and unlabeled:
         pool = read(unlabeled, labeled=False, task=task, say=say).examples
     taught = teacher_rows(teacher, task, say) if teacher else ()
-    settings = suited(task, with_pool(task, settings, len(pool), say, taught=bool(taught)))
+    split = Split(train=rows, unlabeled=pool, taught=taught)
+    settings = suited(task, with_pool(task, settings, split, say))
     if spread is not in_turn and settings.way not in PETS:
         fix = "Leave --engine out, or choose --strategy pet or ipet."
         raise SpecError(expected="a strategy whose parts can be spread", got=settings.way, where="--engine", fix=fix)
     start = time.perf_counter()
     backbone, *beside = (load_backbone(name, device=settings.device, say=say) for name in settings.judged)
-    split = Split(train=rows, unlabeled=pool, taught=taught)
     loaded = time.perf_counter()
     work = out.with_name(f".{out.name}.work")
     session = Session(work, _key(task, split, (backbone, *beside), settings), progress=progress, say=say, spread=spread)
@@ -315,12 +319,14 @@ def fit_files(
     return Fitted(model, seconds, evaluation, out)
 
 
-def _enough_alone(unlabeled: Source | None, settings: Settings, task: Task | None, labels: Sequence[str]) -> Source:
-    """The unlabelled rows, of which alone something is to be learned; raises `DataError` where it cannot."""
-    if settings.way not in PETS or unlabeled is None or not (task or labels):
-        fix = "Give a file with labels; or --unlabeled, --labels and --strategy ipet, which starts from none."
+def _enough_alone(unlabeled: Source | None, teacher: Source | None, settings: Settings, task: Task | None, labels: Sequence[str]) -> Source:
+    """The unlabelled rows, of which alone something is to be learned, or a teacher's; raises `DataError` where it cannot."""
+    learned = settings.way in PETS or (teacher is not None and settings.strategy is None)
+    alone = unlabeled or teacher
+    if not learned or alone is None or not (task or labels):
+        fix = "Give a file with labels; or --labels with --teacher, or with --unlabeled and --strategy ipet, which starts from none."
         raise DataError(expected="labelled rows", got="none", where="fit", fix=fix)
-    return unlabeled
+    return alone
 
 
 def search_files(

@@ -12,6 +12,8 @@ from typing import Literal
 
 from fewtune import artifact
 from fewtune.backbone.backbone import Backbone
+from fewtune.data.example import Split
+from fewtune.data.sampling import others
 from fewtune.deltas import DELTAS
 from fewtune.deltas.delta import Delta
 from fewtune.deltas.lora import LoRA
@@ -55,8 +57,8 @@ _LABELS = "{labels}"
 class Settings:
     """How to tune, where the user may leave everything open; `None` stands for the default.
 
-    Of several `backbones` the ladder keeps a way of each, or of the one that is better; where none is named those are a language model and
-    a sentence encoder.
+    Of several `backbones`, each of which counts once, the ladder keeps a way of each, or of the one that is better; where none is named
+    those are a language model and a sentence encoder.
     """
 
     backbones: tuple[str, ...] = ()
@@ -77,9 +79,27 @@ class Settings:
     @property
     def spec(self) -> Strategy:
         """The strategy: the one that is named; else the ladder, unless something of the method is settled already."""
-        settled = (self.deltas, self.readout, self.calibration, self.demonstrations, self.start, self.fit.steps, self.fit.learning_rate)
-        usual = "ladder" if all(choice is None for choice in settled) else "supervised"
+        usual = "supervised" if self.settled else "ladder"
         return STRATEGIES.from_text(self.strategy or usual, "--strategy")
+
+    @property
+    def settled(self) -> tuple[str, ...]:
+        """The flags that settle something of the method already."""
+        given = {
+            "--start": self.start,
+            "--delta": self.deltas,
+            "--readout": self.readout,
+            "--calibration": self.calibration,
+            "--demonstrations": self.demonstrations,
+            "--steps": self.fit.steps,
+            "--learning-rate": self.fit.learning_rate,
+        }
+        return tuple(flag for flag, choice in given.items() if choice is not None)
+
+    @property
+    def reads_pool(self) -> bool:
+        """Whether unlabelled rows are wanted for something else than PET."""
+        return bool(self.adapt) or (self.calibration is not None and self.calibration.needs == "unlabeled")
 
     @property
     def way(self) -> str:
@@ -95,7 +115,7 @@ class Settings:
     def beside(self) -> tuple[str, ...]:
         """The PLMs that the ladder judges, or PET tunes, beside it."""
         usual = (BESIDE,) if self.way in JOINT else ()
-        return self.backbones[1:] if self.backbones else usual
+        return tuple(dict.fromkeys(self.backbones))[1:] if self.backbones else usual
 
     @property
     def judged(self) -> tuple[str, ...]:
@@ -153,23 +173,38 @@ def beside_each_other(task: Task, way: Settings) -> list[Settings]:
     return [replace(way, backbones=(name,)) for name in (DEFAULT_BACKBONE, BESIDE)]
 
 
-def with_pool(task: Task, settings: Settings, pool: int, say: Callable[[str], None], *, taught: bool = False) -> Settings:
+def with_pool(task: Task, settings: Settings, split: Split, say: Callable[[str], None]) -> Settings:
     """PET where nothing else is wanted, of the pool either, and there are enough unlabelled rows, or some that a teacher has labelled.
 
-    Nobody asked for a small student then, so it must not be worse at all.
+    Nobody asked for a small student then, so it must not be worse at all. Where the pool is not learned from, that is said.
 
     Raises `SpecError` for a strategy that has no use for a teacher.
     """
-    if taught and settings.strategy is not None and settings.way not in PETS:
+    if split.taught and settings.strategy is not None and settings.way not in PETS:
         fix = "Leave --teacher or --strategy out, or choose --strategy pet."
         raise SpecError(expected="a strategy that learns from a teacher", got=settings.way, where="--teacher", fix=fix)
-    if settings.strategy is not None or not (taught or (pool and settings.way == "ladder" and not settings.adapt)):
+    if settings.strategy is not None or not (split.taught or split.unlabeled):
         return settings
-    if not taught and (pool < LEAST or not one_label(task)):
-        why = f"fewer than {LEAST}" if pool < LEAST else f"{task.kind} is not learned so"
-        say(f"The {pool:,} unlabelled rows are not learned from ({why}); --strategy pet decides otherwise.")
-        return settings
-    return replace(settings, strategy="pet:margin=0")
+    why = None if split.taught else _why_not(task, settings, split)
+    if why is None and (split.taught or not settings.reads_pool):
+        return replace(settings, strategy="pet:margin=0")
+    if not settings.reads_pool:
+        rows = f"{count:,} unlabelled rows are" if (count := len(split.unlabeled)) > 1 else "one unlabelled row is"
+        decided = "" if settings.start or not one_label(task) else "; --strategy pet decides otherwise"
+        say(f"The {rows} not learned from ({why}){decided}.")
+    return settings
+
+
+def _why_not(task: Task, settings: Settings, split: Split) -> str | None:
+    """Why unlabelled rows are no reason for PET, if they are none."""
+    if not one_label(task):
+        return f"{task.kind} is not learned so"
+    if settings.settled:
+        return f"{settings.settled[0]} settles the method"
+    different = len(others(split.unlabeled, without=split.train))
+    if different >= LEAST:
+        return None
+    return f"fewer than {LEAST}" if len(split.unlabeled) < LEAST else f"{different} different texts without a label, fewer than {LEAST}"
 
 
 def suited(task: Task, settings: Settings) -> Settings:

@@ -69,6 +69,13 @@ def test_a_teacher_s_file(work, fewtune, llama):
     assert json.loads(out)["method"] == "pet, head, lora"
 
 
+def test_a_teacher_is_enough_where_the_labels_are_named(work, fewtune, llama):
+    code, out, err = fit(fewtune, llama, "--teacher", "teacher.csv", "--labels", "negative,positive")
+    assert code == 0 and "No estimate and no guard" in err, err
+    assert json.loads(out)["pet"]["rows"] == 24 and json.loads(out)["pet"]["audit"]["rows"] == 0
+    assert fit(fewtune, llama, "--teacher", "teacher.csv", "--labels", "negative,positive", "--strategy", "ladder")[0] == 2
+
+
 def test_of_a_teacher_s_file_bad_rows_are_skipped_and_what_is_guessed_is_said(work, fewtune, llama):
     (work / "gpt.csv").write_text("text,gpt,probability\ngood day,positive,0.9\ngreat day,positive,0.8\nx,good,\n")
     code, _, err = fit(fewtune, llama, "few.csv", "--teacher", "gpt.csv", "--strategy", "pet:guard=false,patterns=0")
@@ -87,6 +94,8 @@ def test_of_a_teacher_s_file_bad_rows_are_skipped_and_what_is_guessed_is_said(wo
         (("few.csv", "--strategy", "pett"), 'Did you mean "pet"?'),
         (("few.csv", "--teacher", "teacher.csv", "--strategy", "supervised"), "Leave --teacher or --strategy out"),
         (("few.csv", "--teacher", "few.csv", "--strategy", "pet", "--labels", "good,bad"), "a label of the task"),
+        (("few.csv", "--teacher", "teacher.csv", "--kind", "multilabel"), "Leave --teacher out"),
+        (("--teacher", "teacher.csv"), "or --labels with --teacher"),
     ],
 )
 def test_what_does_not_go_together_is_one_line(work, fewtune, llama, more, said):

@@ -136,6 +136,12 @@ def distinct(examples: Sequence[Example]) -> tuple[Example, ...]:
     return tuple(first.values())
 
 
+def others(examples: Sequence[Example], *, without: Sequence[Example]) -> tuple[Example, ...]:
+    """Each text's first example, but none that has the text of an example in `without`."""
+    taken = {text_of(example) for example in without}
+    return tuple(example for example in distinct(examples) if text_of(example) not in taken)
+
+
 def _shuffled(positions: Sequence[int], seed: int, *names: str) -> list[int]:
     order = np.random.default_rng(derive(seed, *names)).permutation(len(positions))
     return [positions[place] for place in order]

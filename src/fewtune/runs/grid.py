@@ -87,7 +87,7 @@ def _jobs(file: JobFile, read: dict[str, tuple[Task, Split]], backbones: Sequenc
                 drawn = whole if shots is None else replace(whole, train=_shots(task, whole.train, shots, seed))
                 for method, settings in methods.items():
                     split, seeded = _of(settings, drawn, seed)
-                    seeded = suited(task, with_pool(task, seeded, len(split.unlabeled), lambda line: None))
+                    seeded = suited(task, with_pool(task, seeded, split, lambda line: None))
                     yield Job(key_of(task, split, seeded, backbones[: len(seeded.judged)]), data, method, shots, seed, task, split, seeded)
 
 

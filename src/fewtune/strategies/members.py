@@ -127,7 +127,7 @@ def _patterns(recipe: Recipe, backbone: Backbone, patterns: int, words: Words) -
     """Each pattern with each verbalizer. The first of the library is what is asked by default: its recipe is the one that was given."""
     task, texts = recipe.task, recipe.task.templates or candidates(recipe.task, causal=backbone.causal)[:patterns]
     found = []
-    for number, text in enumerate(texts):
+    for number, text in enumerate(dict.fromkeys(texts)):
         pattern = recipe if number == 0 and not task.templates else replace(recipe, task=replace(task, templates=(text,)))
         name = f"{backbone.name} {text!r}"
         if words == "averaged":

@@ -133,7 +133,8 @@ class School:
         contestants = settled(contestants, split)
         own = members_of(contestants, split, patterns=spec.patterns, words=spec.words, shown=spec.shown) if spec.patterns else ()
         members: tuple[Member | Heard, ...] = (*own, *heard)
-        session.say(f"{len(members)} members: {'; '.join(member.name for member in members)}. {len(chosen):,} unlabelled rows.")
+        names = "; ".join(member.name for member in members)
+        session.say(f"{_counted(len(members), 'member')}: {names}. {_counted(len(chosen), 'unlabelled row')}.")
         return cls(spec, members, chosen, _learner(spec, [backbone for _, backbone in contestants]), recipe, contestants)
 
     @property
@@ -246,7 +247,7 @@ class School:
 
     def student(self, train: Sequence[Example], mixes: Sequence[Mix], session: Session) -> TunedModel:
         """All three steps: tune the members, label the rows, teach the student; the first two for each generation's mix."""
-        session.say(f"Steps 1 and 2 of 3: {len(self.members)} members are tuned, and each labels {len(self.pool):,} rows.")
+        self._say_begin(train, session)
         sets: list[Sequence[Example]] = [train] * len(self.members)
         for generation, mix in enumerate(mixes):
             part = session.child(f"generation-{generation}", told=generation > 0)
@@ -263,6 +264,13 @@ class School:
         about = self.about(mixes)
         recipe = self._student_recipe(len(self.pool)).to_dict()
         return replace(model, about={**model.about, "pet": about, "recipe": recipe, "kept": "pet"})
+
+    def _say_begin(self, train: Sequence[Example], session: Session) -> None:
+        """What the members will do, if there are any beside a teacher from elsewhere."""
+        count = sum(isinstance(member, Member) for member in self.members)
+        each = f"each labels {_counted(len(self.pool), 'row')}"
+        if count:
+            session.say(f"Steps 1 and 2 of 3: {_counted(count, 'member')}, {'tuned' if train else 'not tuned'}; {each}.")
 
     def about(self, mixes: Sequence[Mix] = ()) -> dict[str, registry.Plain]:
         """Who labels how many rows and, where it is known, how each is heard in the last generation."""
@@ -366,13 +374,19 @@ class _Lesson:
         return self.school.student(split.train, self.mixes, session)
 
 
+def _counted(count: int, what: str) -> str:
+    """So many of them, as a person says it."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def _heard(taught: Sequence[Example], task: Task, session: Session) -> tuple[Heard, ...]:
     """The teacher from elsewhere, if there is one."""
     if not taught:
         return ()
     teacher = Heard.of(taught, task.labels)
-    if count := teacher.repeatedly:
-        session.say(f"The teacher speaks of {count:,} text{'s' * (count > 1)} more than once: the mean of what it says is heard.")
+    if teacher.repeatedly:
+        many = _counted(teacher.repeatedly, "text")
+        session.say(f"The teacher speaks of {many} more than once: the mean of what it says is heard.")
     return (teacher,)
 
 

@@ -206,7 +206,8 @@ def test_the_ladder_judges_it_as_the_tuned_rung_and_only_there():
     paired = Run(strategy="ladder", adapt=(TAPT,), readout=Similarity(), task=replace(TASK, templates=("{text}",)))
     assert [rung["name"] for rung in paired.model.about["rungs"]] == ["tuned", "frozen embeddings"]
     wanted = job.Settings(adapt=(TAPT,))
-    assert wanted.way == "ladder" and with_pool(TASK, wanted, 1000, print) == wanted != with_pool(TASK, job.Settings(), 1000, print)
+    many = Split(unlabeled=tuple(Example({"text": f"text {number}"}) for number in range(300)))
+    assert wanted.way == "ladder" and with_pool(TASK, wanted, many, print) == wanted != with_pool(TASK, job.Settings(), many, print)
 
 
 def test_of_several_plms_one_without_an_lm_head_learns_from_labels_alone():

@@ -12,12 +12,14 @@ from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Example, Split
 from fewtune.deltas.subset import Subset
 from fewtune.errors import DataError, SpecError, TaskError
+from fewtune.readout.prior import PriorMatching
 from fewtune.readout.similarity import Similarity
 from fewtune.settings import with_pool
 from fewtune.strategies import STRATEGIES, pet
 from fewtune.strategies.pet import IPet, Pet
 from fewtune.strategies.school import School
 from fewtune.strategies.supervised import Supervised
+from fewtune.train.adapt import TaskAdaptive
 from fewtune.train.fit import FitOptions, Session
 
 GOOD, BAD = ("great", "fun", "joy"), ("dull", "mess", "lifeless")
@@ -236,13 +238,58 @@ def test_ipet_is_pet_in_three_generations():
     assert STRATEGIES.from_text("ipet") == IPet() and IPet().generations == 3 and Pet().generations == 0
 
 
-def test_enough_unlabelled_rows_are_learned_from_by_default():
+def texts(count):
+    return tuple(Example({"text": f"text {number}"}) for number in range(count))
+
+
+def settled(pool, given=None, task=TASK, train=TRAIN, taught=()):
+    """The way that is taken, and what is said of it."""
     notes = []
-    assert with_pool(TASK, job.Settings(), 500, notes.append).way == "pet" and not notes
-    assert with_pool(TASK, job.Settings(), 20, notes.append).way == "ladder" and "--strategy pet" in notes[0]
-    assert with_pool(TASK, job.Settings(), 0, notes.append).way == "ladder" and len(notes) == 1
-    for chosen in (job.Settings(strategy="ladder"), job.Settings(strategy="supervised"), job.Settings(readout=Similarity())):
-        assert with_pool(TASK, chosen, 500, notes.append) == chosen
+    way = with_pool(task, given or job.Settings(), Split(train=train, unlabeled=pool, taught=taught), notes.append).way
+    return way, " ".join(notes)
+
+
+def test_enough_unlabelled_rows_are_learned_from_by_default():
+    assert settled(texts(500)) == ("pet", "") and settled(()) == ("ladder", "")
+    few = "The 20 unlabelled rows are not learned from (fewer than 200); --strategy pet decides otherwise."
+    assert settled(texts(20)) == ("ladder", few) and settled(texts(1))[1].startswith("The one unlabelled row is not learned from")
+    for named in ("ladder", "supervised"):
+        assert settled(texts(500), job.Settings(strategy=named)) == (named, "")
+
+
+def test_what_counts_are_different_texts_that_are_not_labelled_ones():
+    assert settled(texts(1) * 500)[1].startswith("The 500 unlabelled rows are not learned from (1 different texts without a label")
+    labelled = tuple(replace(row, label="yes") for row in texts(300))
+    way, said = settled(texts(350), train=labelled)
+    assert way == "ladder" and "50 different texts without a label, fewer than 200" in said
+    assert settled(texts(500), train=labelled) == ("pet", "")
+
+
+@pytest.mark.parametrize(
+    ("given", "flag"),
+    [
+        ({"fit": FitOptions(steps=3)}, "--steps"),
+        ({"fit": FitOptions(learning_rate=0.1)}, "--learning-rate"),
+        ({"deltas": ()}, "--delta"),
+        ({"readout": Similarity()}, "--readout"),
+    ],
+)
+def test_a_pool_is_not_ignored_without_a_word_where_something_settles_the_method(given, flag):
+    expected = f"The 480 unlabelled rows are not learned from ({flag} settles the method); --strategy pet decides otherwise."
+    assert settled(texts(480), job.Settings(**given)) == ("supervised", expected)
+
+
+def test_nothing_is_said_where_something_else_reads_the_pool():
+    assert settled(texts(480), job.Settings(calibration=PriorMatching())) == ("supervised", "")
+    assert settled(texts(480), job.Settings(adapt=(TaskAdaptive(),), deltas=())) == ("supervised", "")
+
+
+def test_of_a_task_that_pet_cannot_learn_no_strategy_is_advised():
+    regression = ft.Task(labels=("low", "high"), kind="regression:low=0,high=1")
+    assert settled(texts(480), task=regression) == (
+        "ladder",
+        "The 480 unlabelled rows are not learned from (regression:low=0,high=1 is not learned so).",
+    )
 
 
 @pytest.mark.slow
@@ -292,7 +339,8 @@ def with_teacher(strategy, teacher, *, pool=POOL, train=TRAIN):
 def test_a_teacher_alone_stands_in_for_members():
     model, notes = with_teacher("pet:patterns=0,guard=false", taught(POOL), pool=())
     assert [one["name"] for one in model.about["pet"]["members"]] == [f"a teacher of {len(POOL)} rows"]
-    assert accuracy(model) > 0.7 and not any("members are tuned" in note for note in notes if "1 members" not in note)
+    assert accuracy(model) > 0.7 and not any("Steps 1 and 2" in note for note in notes), "nobody is tuned"
+    assert any(note.startswith(f"1 member: a teacher of {len(POOL)} rows. ") for note in notes)
 
 
 def test_of_a_text_that_a_teacher_names_several_times_the_mean_is_heard_and_that_is_said():
@@ -332,8 +380,25 @@ def test_rows_of_which_the_teacher_says_nothing_are_left_to_the_members():
 
 def test_a_teacher_needs_a_strategy_that_learns_from_one():
     with pytest.raises(SpecError, match="learns from a teacher"):
-        with_pool(TASK, job.Settings(strategy="supervised"), 0, print, taught=True)
-    assert with_pool(TASK, job.Settings(), 0, print, taught=True).way == "pet"
+        settled((), job.Settings(strategy="supervised"), taught=taught(POOL))
+    assert settled((), taught=taught(POOL)) == ("pet", "")
+
+
+def test_a_backbone_or_a_template_that_is_named_twice_counts_once():
+    assert job.Settings(("a", "b", "a"), strategy="pet").judged == ("a", "b") and job.Settings(("a", "a")).beside == ()
+    backbone = Backbone(*tiny.model("bert"), name="bert")
+    task = replace(TASK, templates=("{text} {slot}", "{text} It was {slot}", "{text} {slot}"))
+    recipe = job.recipe_of(task, backbone, settings("pet"))
+    assert len(School.of(Pet(), [(recipe, backbone)], Split(train=TRAIN, unlabeled=POOL), Session()).members) == 2
+
+
+def test_the_texts_of_a_teacher_are_unlabelled_rows_to_those_that_adapt():
+    backbone = Backbone(*tiny.model("llama"), name="llama")
+    split = Split(train=TRAIN, taught=taught(POOL))
+    wanted = settings("pet:patterns=1,guard=false,shown=false,merge=probabilities", FitOptions(steps=1), adapt=(TaskAdaptive(steps=1),))
+    notes = []
+    job.tune(TASK, split, backbone, wanted, session=Session(say=notes.append))
+    assert any(f"to the language of {len(POOL)} unlabelled texts" in note for note in notes)
 
 
 @pytest.mark.slow
