@@ -1,6 +1,7 @@
 """PET on the command line: a pool, a teacher's file, no labelled row at all, and what is refused."""
 
 import json
+import re
 
 import pytest
 
@@ -26,8 +27,10 @@ def fit(fewtune, llama, *more):
 def test_the_student_answers_and_the_artifact_says_who_taught_it(work, fewtune, llama):
     code, out, err = fit(fewtune, llama, "few.csv", "--unlabeled", "pool.csv", "--strategy", "pet:guard=false")
     assert code == 0, err
-    for said in ("Steps 1 and 2 of 3: 4 members", "Labelled: negative", "Step 3 of 3: the student"):
+    for said in ("Steps 1 and 2 of 3: 4 members, tuned; each labels 24 rows.", "Labelled: negative", "Step 3 of 3: the student"):
         assert said in err
+    assert re.search(r"Labelled 24 rows, [\d,.]+ a second\.", err)
+    assert re.search(r"The first 1 of 4 took \d+ s, the others will take about \d+ s\.", err)
     result = json.loads(out)
     assert result["method"] == "pet, head, lora" and result["pet"]["generations"] == 0
     card = (work / "model" / "README.md").read_text()

@@ -13,7 +13,6 @@ from statistics import fmean
 from typing import Literal
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from fewtune.backbone.backbone import Backbone
@@ -30,11 +29,11 @@ from fewtune.strategies.supervised import Supervised
 from fewtune.strategies.zeroshot import ZeroShot
 from fewtune.tasks.task import Task
 from fewtune.train.cache import StateCache
-from fewtune.train.fit import Session, write_whole
+from fewtune.train.fit import Session, read_whole, write_whole
 
 Words = Literal["averaged", "each"]
 _PIECE = 500
-"""Rows are labelled in pieces of so many, so that it can be said after the first how long the rest will take."""
+"""Rows are labelled in pieces of so many, so that it can be said after the first how long the rest will take, and each can be kept."""
 
 
 @dataclass(frozen=True)
@@ -54,21 +53,19 @@ class Member:
     def answers(self, train: Sequence[Example], rows: Sequence[Example], session: Session) -> Tensor:
         """log_NC of `rows` by a model tuned on `train`, or by the PLM alone where there is nothing to learn from.
 
-        Kept beside the checkpoints, so that a job that was killed goes on behind it. The cache of frozen states is its own: how rows
-        are batched there, and so the last digits, must not depend on who was asked before, or where.
+        Kept beside the checkpoints piece by piece, so that a job that was killed goes on behind the last one. The cache of frozen states
+        is its own: how rows are batched there, and so the last digits, must not depend on who was asked before, or where.
         """
         kept = _kept(session)
-        if kept is not None:
+        if kept is not None and len(kept) == len(rows):
             return kept
         session = replace(session, cache=StateCache())
         strategy, recipe = (self.strategy, self.recipe) if train else (ZeroShot(), replace(self.recipe, deltas=(), demonstrations=None))
         model = strategy.run(recipe, Split(train=tuple(train), unlabeled=self.pool), self.backbone, session=session)
         try:
-            found_NC = _labelled(model, rows, self.name, session)
+            return _labelled(model, rows, kept, self.name, session)
         finally:
             model.remove()
-        _keep(found_NC, session)
-        return found_NC
 
 
 @dataclass(frozen=True)
@@ -177,8 +174,9 @@ class Asked:
         return self.member.answers(self.train, self.rows, self.session)
 
     def kept(self) -> Tensor | None:
-        """log_NC that an earlier run of the same job has kept."""
-        return _kept(self.session)
+        """log_NC of all rows that an earlier run of the same job has kept."""
+        found = _kept(self.session)
+        return None if found is None or len(found) < len(self.rows) else found
 
     def keep(self, found_NC: Tensor) -> None:
         """Keep log_NC that was made elsewhere."""
@@ -216,24 +214,34 @@ def answered(members: Sequence[Member | Heard], rounds: Sequence[Round], session
     ]
 
 
-def _labelled(model: TunedModel, rows: Sequence[Example], name: str, session: Session) -> Tensor:
-    begun, found = time.perf_counter(), []
-    for start in range(0, len(rows), _PIECE):
+def _labelled(model: TunedModel, rows: Sequence[Example], kept: Tensor | None, name: str, session: Session) -> Tensor:
+    """log_NC of the rows, each piece kept as soon as it is there; those of the first rows that are `kept` are not asked for again."""
+    begun, found = time.perf_counter(), [] if kept is None else [kept]
+    for start in range(sum(map(len, found)), len(rows), _PIECE):
         found.append(model.log_probabilities(rows[start : start + _PIECE]))
-        session.progress(f"label ({name})", min(len(rows), start + _PIECE), len(rows), float("nan"))
-        if start == 0 and len(rows) > _PIECE and not session.told:
-            rate = _PIECE / (time.perf_counter() - begun)
-            session.say(f"Labelling {len(rows):,} rows, {rate:.0f} a second: about {len(rows) / rate:.0f} s.")
+        _keep(torch.cat(found), session)
+        end = min(len(rows), start + _PIECE)
+        session.progress(f"label ({name})", end, len(rows), float("nan"))
+        if not session.told:
+            session.say(_speed(end - start, time.perf_counter() - begun, len(rows) - end))
+            session = replace(session, told=True)
     return torch.cat(found)
 
 
+def _speed(rows: int, seconds: float, left: int) -> str:
+    """How fast rows were labelled, and how long the others will take.
+
+    >>> _speed(500, 10.0, 1500), _speed(24, 0.5, 0)
+    ('Labelled 500 rows, 50.0 a second; 1,500 more take about 30 s.', 'Labelled 24 rows, 48.0 a second.')
+    """
+    more = f"; {left:,} more take about {seconds * left / rows:.0f} s" if left else ""
+    return f"Labelled {rows:,} rows, {rows / seconds:,.1f} a second{more}."
+
+
 def _kept(session: Session) -> Tensor | None:
-    """The answers that an earlier run of the same job has kept."""
-    path = session.beside("answers")
-    if path is None or not path.exists():
-        return None
-    with safe_open(path, "pt") as file:
-        return file.get_tensor("log_NC") if (file.metadata() or {}).get("key") == session.key else None
+    """The answers that an earlier run of the same job has kept, of the first rows or of all."""
+    about, tensors = read_whole(session.beside("answers"), session)
+    return tensors["log_NC"] if tensors and about.get("key") == session.key else None
 
 
 def _keep(found_NC: Tensor, session: Session) -> None:

@@ -37,13 +37,14 @@ Spread = Callable[[Sequence[Callable[[], Tensor]], Callable[[str], None]], list[
 
 
 def in_turn(pieces: Sequence[Callable[[], Tensor]], say: Callable[[str], None]) -> list[Tensor]:
-    """Do them here, one after another; after a quarter of them it is said how long the others will take."""
-    begun, found = time.perf_counter(), list[Tensor]()
+    """Do them here, one after another; after a quarter of them, or the first, it is said how long the others will take."""
+    begun, found, quarter = time.perf_counter(), list[Tensor](), max(1, len(pieces) // 4)
     for number, piece in enumerate(pieces, start=1):
         found.append(piece())
-        if number * 4 == len(pieces):
+        if number == quarter < len(pieces):
             seconds = time.perf_counter() - begun
-            say(f"The first {number} of {len(pieces)} took {seconds:.0f} s, the others will take about {3 * seconds:.0f} s.")
+            left = seconds * (len(pieces) - number) / number
+            say(f"The first {number} of {len(pieces)} took {seconds:.0f} s, the others will take about {left:.0f} s.")
     return found
 
 
@@ -269,7 +270,7 @@ def schedule(step: int, *, steps: int, warmup: float) -> float:
 
 def _resume(state: _State, session: Session, steps: int) -> int:
     """Take over what an earlier run of the same job has done; the number of its steps."""
-    about, tensors = session.world.told(_read(session))
+    about, tensors = session.world.told(read_whole(session.checkpoint, session))
     done = int(about.get("steps_done", 0))
     if about.get("key") != session.key or not 0 < done <= steps:
         return 0
@@ -285,16 +286,15 @@ def _resume(state: _State, session: Session, steps: int) -> int:
     return done
 
 
-def _read(session: Session) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """What the checkpoint says of itself, and its tensors; nothing where there is none."""
-    path = session.checkpoint
+def read_whole(path: Path | None, session: Session) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """What a file of `write_whole` says of itself, and its tensors; nothing where there is none; one that cannot be read is said."""
     if path is None or not path.exists():
         return {}, {}
     try:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError):
-        session.say(f"The checkpoint {path} cannot be read; starting {session.label} anew.")
+        session.say(f"The file {path} cannot be read; starting {session.label} anew.")
         return {}, {}
 
 
