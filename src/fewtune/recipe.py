@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -29,6 +29,11 @@ class Start:
 
     folder: str
     fingerprint: str
+
+
+def reads_pool(adapt: Sequence[Adaptation], calibration: Calibration | None) -> bool:
+    """Whether any of it needs unlabelled rows."""
+    return bool(adapt) or (calibration is not None and calibration.needs == "unlabeled")
 
 
 @dataclass(frozen=True)

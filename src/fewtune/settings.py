@@ -33,7 +33,7 @@ from fewtune.readout.head import Head
 from fewtune.readout.likelihood import Likelihood
 from fewtune.readout.readout import Readout
 from fewtune.readout.similarity import Similarity
-from fewtune.recipe import DEFAULT_BACKBONE, Recipe, Start
+from fewtune.recipe import DEFAULT_BACKBONE, Recipe, Start, reads_pool
 from fewtune.strategies import STRATEGIES, searching, starting
 from fewtune.strategies.pet import LEAST
 from fewtune.strategies.strategy import Strategy
@@ -95,11 +95,6 @@ class Settings:
             "--learning-rate": self.fit.learning_rate,
         }
         return tuple(flag for flag, choice in given.items() if choice is not None)
-
-    @property
-    def reads_pool(self) -> bool:
-        """Whether unlabelled rows are wanted for something else than PET."""
-        return bool(self.adapt) or (self.calibration is not None and self.calibration.needs == "unlabeled")
 
     @property
     def way(self) -> str:
@@ -185,10 +180,10 @@ def with_pool(task: Task, settings: Settings, split: Split, say: Callable[[str],
         raise SpecError(expected="a strategy that learns from a teacher", got=settings.way, where="--teacher", fix=fix)
     if settings.strategy is not None or not (split.taught or split.unlabeled):
         return settings
-    why = None if split.taught else _why_not(task, settings, split)
-    if why is None and (split.taught or not settings.reads_pool):
+    why, other = None if split.taught else _why_not(task, settings, split), reads_pool(settings.adapt, settings.calibration)
+    if why is None and (split.taught or not other):
         return replace(settings, strategy="pet:margin=0")
-    if not settings.reads_pool:
+    if not other:
         rows = f"{count:,} unlabelled rows are" if (count := len(split.unlabeled)) > 1 else "one unlabelled row is"
         decided = "" if settings.start or not one_label(task) else "; --strategy pet decides otherwise"
         say(f"The {rows} not learned from ({why}){decided}.")

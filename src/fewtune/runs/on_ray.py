@@ -28,6 +28,8 @@ from fewtune.train.fit import Spread
 from fewtune.train.world import World, joined
 
 T = TypeVar("T")
+_DIED = ("WorkerCrashedError", "RayActorError", "OutOfMemoryError", "NodeDiedError", "ObjectLostError")
+"""What Ray says of a worker that is no more, by itself or with its machine."""
 
 
 def require() -> Any:
@@ -270,7 +272,7 @@ def _result(ray: Any, reference: Any) -> Any:
         if isinstance(error.cause, FewtuneError):
             raise error.cause from None
         raise
-    except (ray.exceptions.WorkerCrashedError, ray.exceptions.RayActorError):
+    except tuple(getattr(ray.exceptions, name) for name in _DIED):
         fix = "What is done is kept. See whether memory is enough, and type the same command again."
         raise FewtuneError(expected="a worker that lives", got="one that died several times", where="--engine ray", fix=fix) from None
 

@@ -22,7 +22,7 @@ from fewtune.errors import DataError, TaskError
 from fewtune.model import TunedModel
 from fewtune.prompt.demonstrations import Demonstrations
 from fewtune.prompt.library import candidates
-from fewtune.recipe import Recipe
+from fewtune.recipe import Recipe, reads_pool
 from fewtune.strategies import ladder
 from fewtune.strategies.strategy import Strategy
 from fewtune.strategies.supervised import Supervised
@@ -38,7 +38,7 @@ _PIECE = 500
 
 @dataclass(frozen=True)
 class Member:
-    """One pattern on one PLM, tuned unless its strategy is another; `pool` are unlabelled rows for what its recipe does with them."""
+    """One pattern on one PLM, tuned unless its strategy is another; `pool` are unlabelled rows, if its recipe does something with them."""
 
     name: str
     recipe: Recipe
@@ -117,7 +117,8 @@ def members_of(
     if not found:
         fix = "Label some rows, or name a PLM that has an LM head."
         raise DataError(expected="labelled rows, or a PLM that answers without", got="neither", where="strategy pet", fix=fix)
-    return tuple(replace(member, pool=split.unlabeled) for member in found)
+    # Where members are asked in other processes, a pool that none of them reads would travel with each.
+    return tuple(replace(one, pool=split.unlabeled) if reads_pool(one.recipe.adapt, one.recipe.calibration) else one for one in found)
 
 
 def _patterns(recipe: Recipe, backbone: Backbone, patterns: int, words: Words) -> list[Member]:

@@ -176,7 +176,8 @@ class School:
         parts = parts_of(self.recipe, judging.train)
         targets_N = torch.tensor(kind_of(self.task).targets(self.task, judging.train))
         trains = [tuple(judging.train[index] for index in kept) for kept, _ in parts]
-        *own_weights, weights = [self._weights(train) for train in (*trains, judging.train)]
+        right_MN = self._untuned(judging.train)
+        own_weights, weights = [self._weights(right_MN[:, list(kept)]) for kept, _ in parts], self._weights(right_MN)
         generations = self.spec.generations if sample else 0
         sets: list[list[Sequence[Example]]] = [[train] * len(self.members) for train in trains]
         mixes: list[Mix] = []
@@ -216,7 +217,7 @@ class School:
         if self.spec.merge == "stacked" and not self.lacking(judging.train):
             (mix,) = self.unseen(judging, (), session).mixes
         else:
-            mix = self._fixed(self._weights(judging.train))
+            mix = self._fixed(self._weights(self._untuned(judging.train)))
         return (mix,) * (self.spec.generations + 1)
 
     def known(self, unseen: Unseen) -> Callable[[Rung], Tensor | None]:
@@ -254,9 +255,7 @@ class School:
             (log_MNC,) = answered(self.members, [Round(sets, self.pool, part)], session)
             if generation + 1 < len(mixes):
                 sets = self._next_sets(train, self.pool, log_MNC, mix, generation + 1)
-                session.say(
-                    f"Generation {generation + 1} learns from {len(sets[0]) - len(train):,} of these rows beside the labelled ones."
-                )
+                self._say_generation(train, sets, generation + 1, session)
         shares_NC = mix(log_MNC)
         self._say_labels(shares_NC, session)
         session.say(f"Step 3 of 3: the student, {self.learner.name}.")
@@ -271,6 +270,28 @@ class School:
         each = f"each labels {_counted(len(self.pool), 'row')}"
         if count:
             session.say(f"Steps 1 and 2 of 3: {_counted(count, 'member')}, {'tuned' if train else 'not tuned'}; {each}.")
+
+    def _say_generation(self, train: Sequence[Example], sets: Sequence[Sequence[Example]], generation: int, session: Session) -> None:
+        """How many rows the members of a generation learn from, and what they do without."""
+        own = [rows[len(train) :] for member, rows in zip(self.members, sets, strict=True) if isinstance(member, Member)]
+        if not own:
+            return
+        least, most, asked = min(map(len, own)), max(map(len, own)), self._asked(train, generation)
+        rows = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+        why = "the pool has no more" if asked > len(self.pool) else "no more are found of some labels"
+        short = f", not from {asked:,}: {why}" if least < asked else ""
+        session.say(f"Generation {generation} learns from {rows} of these rows beside the labelled ones{short}.")
+        found = {row.label for rows_of_one in own for row in rows_of_one}
+        if missing := [label for label in self.task.labels if label not in found]:
+            session.say(f"Generation {generation} has no row of {', '.join(missing)} beside the labelled ones.")
+        if len(self.members) == 1:
+            session.say("There is a single member, so it learns from what it said itself.")
+
+    def _asked(self, train: Sequence[Example], generation: int) -> int:
+        """How many rows a member of a generation is to learn from beside the labelled ones."""
+        if not train:
+            return len(self.task.labels) * round(self.spec.first * self.spec.growth ** (generation - 1))
+        return round(len(train) * (self.spec.growth**generation - 1))
 
     def about(self, mixes: Sequence[Mix] = ()) -> dict[str, registry.Plain]:
         """Who labels how many rows and, where it is known, how each is heard in the last generation."""
@@ -295,19 +316,28 @@ class School:
         """The mix of the papers, members as they are."""
         return replace(Mix.equal(len(weights), logits=self.spec.merge in ("logits", "weighted")), weights_M=tuple(weights))
 
-    def _weights(self, train: Sequence[Example]) -> list[float]:
-        """What is known of each member before tuning: with `weighted` its accuracy then, on the rows that it is tuned on; who can say
-        nothing gets the mean of the others."""
+    def _weights(self, right_MN: Tensor) -> list[float]:
+        """Each member's accuracy before tuning; who can say nothing gets the mean of the others."""
+        known_M = right_MN.mean(1).clamp(min=1e-3)
+        weights: list[float] = torch.where(known_M.isnan(), known_M.nanmean(), known_M).nan_to_num(1.0).tolist()
+        return weights
+
+    def _untuned(self, train: Sequence[Example]) -> Tensor:
+        """right_MN, with `weighted` whether the PLM alone is right on each row by each member's pattern, and not a number of those that
+        read no word; else all members count as right."""
+        right_MN = torch.ones(len(self.members), len(train), dtype=torch.float64)
         if self.spec.merge != "weighted" or not train:
-            return [1.0] * len(self.members)
-        targets_N = torch.tensor(kind_of(self.task).targets(self.task, train))
-        asked = [member for member in self.members if isinstance(member, Member) and member.recipe.readout.needs_slot]
-        known = {
-            member.name: float((member.answers((), train, Session()).argmax(1) == targets_N).double().mean().clamp(min=1e-3))
-            for member in asked
-        }
-        usual = float(np.mean(list(known.values()))) if known else 1.0
-        return [known.get(member.name, usual) for member in self.members]
+            return right_MN
+        targets_N, known = torch.tensor(kind_of(self.task).targets(self.task, train)), dict[str, Tensor]()
+        for number, member in enumerate(self.members):
+            right_MN[number] = float("nan")
+            if isinstance(member, Member) and member.recipe.readout.needs_slot:
+                plain = replace(member.recipe, deltas=(), adapt=(), demonstrations=None)
+                key = registry.key_of([member.backbone.name, plain.to_dict()])
+                if key not in known:  # a pattern that is also shown rows is asked once
+                    known[key] = (replace(member, recipe=plain).answers((), train, Session()).argmax(1) == targets_N).double()
+                right_MN[number] = known[key]
+        return right_MN
 
     def _next_sets(
         self, train: Sequence[Example], rows: Sequence[Example], log_MNC: Tensor, mix: Mix, generation: int
@@ -330,11 +360,10 @@ class School:
         said = (~shares_NC.isnan().any(1)).nonzero()[:, 0].tolist()
         rows, shares_NC = [rows[row] for row in said], shares_NC[said]
         if not train:
-            wanted = round(self.spec.first * self.spec.growth ** (generation - 1))
-            drawn = likeliest(shares_NC, max(1, min(wanted, len(rows) // len(self.task.labels))))
+            drawn = likeliest(shares_NC, max(1, min(self._asked(train, generation), len(rows)) // len(self.task.labels)))
         else:
             counts = Counter(example.label for example in train)
-            size = min(len(rows), round(len(train) * (self.spec.growth**generation - 1)))
+            size = min(len(rows), self._asked(train, generation))
             seed = derive(self.recipe.seed, "grown", number, generation)
             drawn = grown(shares_NC, [counts[label] for label in self.task.labels], size, seed=seed)
         return (*train, *(replace(rows[row], label=self.task.labels[label]) for row, label in drawn))

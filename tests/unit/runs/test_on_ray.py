@@ -34,11 +34,22 @@ def test_errors_of_a_task_are_those_of_fewtune():
     def get(error):
         raise TaskError(error)
 
-    ray = SimpleNamespace(get=get, exceptions=SimpleNamespace(RayTaskError=TaskError))
+    ray = SimpleNamespace(get=get, exceptions=SimpleNamespace(RayTaskError=TaskError, **dict.fromkeys(on_ray._DIED, RuntimeError)))
     with pytest.raises(DataError):
         on_ray._result(ray, DataError(expected="a", got="b", where="c", fix="d"))
     with pytest.raises(TaskError):
         on_ray._result(ray, ValueError())
+
+
+@pytest.mark.parametrize("name", ["WorkerCrashedError", "OutOfMemoryError", "NodeDiedError", "ObjectLostError"])
+def test_a_worker_that_died_is_one_line_whatever_it_died_of(name):
+    exceptions = pytest.importorskip("ray").exceptions
+
+    def get(reference):
+        raise BaseException.__new__(getattr(exceptions, name))
+
+    with pytest.raises(FewtuneError, match="See whether memory is enough, and type the same command again"):
+        on_ray._result(SimpleNamespace(get=get, exceptions=exceptions), None)
 
 
 def test_a_worker_of_other_code_refuses():

@@ -12,6 +12,7 @@ from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Example, Split
 from fewtune.deltas.subset import Subset
 from fewtune.errors import DataError, SpecError, TaskError
+from fewtune.readout.mixing import Mix
 from fewtune.readout.prior import PriorMatching
 from fewtune.readout.similarity import Similarity
 from fewtune.settings import with_pool
@@ -19,6 +20,7 @@ from fewtune.strategies import STRATEGIES, pet
 from fewtune.strategies.pet import IPet, Pet
 from fewtune.strategies.school import School
 from fewtune.strategies.supervised import Supervised
+from fewtune.strategies.zeroshot import ZeroShot
 from fewtune.train.adapt import TaskAdaptive
 from fewtune.train.fit import FitOptions, Session
 
@@ -193,13 +195,50 @@ def test_a_task_without_right_and_wrong_answers_is_refused():
 
 
 @pytest.mark.slow
-def test_a_label_that_nobody_predicts_is_said_and_it_ends():
+def test_with_a_single_row_of_a_label_it_ends():
     school = ft.Task.classification(["no", "yes", "never"], template="Review: {text}\nSentiment: {slot}")
     task = replace(school, words={"no": ("terrible",), "yes": ("great",), "never": ("capital",)})
     train = (*TRAIN, Example({"text": "start"}, "never"))
     model, notes = run("ipet:generations=1", task=task, train=train)
     assert model.about["pet"]["generations"] == 1
     assert any("No estimate and no guard" in note for note in notes), "a single row of a label cannot be held out"
+
+
+def generation(spec, *, found, train=TRAIN):
+    """What is said of a generation if each member `found` so many rows to be a yes, and the others a no."""
+    notes, backbone = [], Backbone(*tiny.model("bert"), name="bert")
+    task = replace(TASK, templates=("{text} {slot}", "{text} It was {slot}")[: len(found)])
+    recipe = job.recipe_of(task, backbone, settings("pet"))
+    school = School.of(spec, [(recipe, backbone)], Split(train=train, unlabeled=POOL), Session())
+    rows = len(school.pool)
+    log_MNC = torch.stack([torch.tensor([[0.1, 0.9]] * yes + [[0.9, 0.1]] * (rows - yes)).log() for yes in found])
+    sets = school._next_sets(train, school.pool, log_MNC, Mix.equal(len(found)), 1)
+    school._say_generation(train, sets, 1, Session(say=notes.append))
+    return notes
+
+
+def test_a_generation_that_has_what_it_asks_for_says_how_much_that_is():
+    assert generation(Pet(growth=3.0), found=(20, 20)) == ["Generation 1 learns from 16 of these rows beside the labelled ones."]
+
+
+def test_a_pool_smaller_than_the_training_set_that_is_asked_for_is_said():
+    (said,) = generation(Pet(growth=20.0), found=(20, 20))
+    assert said.endswith(" of these rows beside the labelled ones, not from 152: the pool has no more.")
+    (said,) = generation(Pet(first=100), found=(20, 20), train=())
+    assert said.endswith(" of these rows beside the labelled ones, not from 200: the pool has no more.")
+
+
+def test_a_label_of_which_few_or_no_rows_are_found_is_said_of_all_members():
+    (said,) = generation(Pet(growth=3.0), found=(5, 20))
+    assert said.startswith("Generation 1 learns from 13 to 16 of these rows") and said.endswith(
+        "not from 16: no more are found of some labels."
+    )
+    _, said = generation(Pet(growth=3.0), found=(0, 0))
+    assert said == "Generation 1 has no row of yes beside the labelled ones."
+
+
+def test_a_single_member_that_learns_from_itself_is_said():
+    assert generation(Pet(growth=3.0), found=(20,))[1:] == ["There is a single member, so it learns from what it said itself."]
 
 
 @pytest.mark.slow
@@ -220,6 +259,27 @@ def test_the_merge_rules_of_the_papers_are_to_be_had():
         model, _ = run(f"pet:guard=false,merge={rule}")
         weights = [one["weight"] for one in model.about["pet"]["members"]]
         assert weights == [1, 1] or (rule == "weighted" and all(0 < weight <= 1 for weight in weights))
+
+
+def test_weights_before_tuning_take_one_pass_of_a_pattern(monkeypatch):
+    passes, before = [], ZeroShot.run
+    monkeypatch.setattr(ZeroShot, "run", lambda self, *given, **named: passes.append(given) or before(self, *given, **named))
+    backbone = Backbone(*tiny.model("llama"), name="llama")
+    recipe = job.recipe_of(TASK, backbone, settings("pet"))
+    school = School.of(Pet(merge="weighted"), [(recipe, backbone)], Split(train=TRAIN, unlabeled=POOL), Session())
+    assert len(school.members) == 2, "one of them is shown rows"
+    right_MN = school._untuned(TRAIN)
+    weights = school._weights(right_MN)
+    assert len(passes) == 1 and weights[0] == weights[1] == max(1e-3, right_MN[0].mean().item())
+    assert school._weights(right_MN[:, :4]) == [max(1e-3, right_MN[0, :4].mean().item())] * 2
+
+
+def test_a_pool_travels_with_members_only_where_they_read_it():
+    backbone = Backbone(*tiny.model("bert"), name="bert")
+    for given, read in (({}, False), ({"adapt": (TaskAdaptive(),)}, True), ({"calibration": PriorMatching()}, True)):
+        recipe = job.recipe_of(TASK, backbone, settings("pet", **given))
+        (member,) = School.of(Pet(), [(recipe, backbone)], Split(train=TRAIN, unlabeled=POOL), Session()).members
+        assert member.pool == (POOL if read else ())
 
 
 @pytest.mark.slow
