@@ -33,6 +33,8 @@ Rung = tuple[Compression, ...]
 """Ways that are applied one after another."""
 _ORDER = ("int8", "narrow", "distill", "prune", "share")
 """Ways of the table from cheap to dear; any others come last."""
+_BOTH = (("narrow", "int8"), ("distill", "int8"))
+"""Ways that make a model smaller together than each alone: what is pruned would be rounded whole, what is shared not at all."""
 _FEWEST, _MOST_HELD = 10, 2000
 
 
@@ -68,8 +70,11 @@ class Target:
         )
 
     def order(self, found: Beside) -> tuple[float, float]:
-        """The least is taken of those that keep the promise: the smallest where points lost are bounded, else the one that loses least."""
-        return (found.size, -found.speed) if self.drop is not None else (found.drop.value, found.size)
+        """The least is taken of those that keep the promise: where points lost are bounded the smallest, or, where a speed is named beside
+        them, the fastest; else the one that loses least."""
+        if self.drop is None:
+            return found.drop.value, found.size
+        return (found.size, -found.speed) if self.speed is None else (-found.speed, found.size)
 
 
 @dataclass(frozen=True)
@@ -119,12 +124,18 @@ class Compressed:
         }
 
 
-def ladder() -> tuple[Rung, ...]:
-    """Each way of the table with its defaults, from cheap to dear; then fewer layers in eight bits, where both are to be had."""
+def ladder(seed: int) -> tuple[Rung, ...]:
+    """Each way of the table with its defaults, from cheap to dear; then narrower blocks, and fewer layers, in eight bits."""
     names = [name for name in _ORDER if name in COMPRESSIONS.members]
     names += [name for name in COMPRESSIONS if name not in _ORDER]
-    both = [("distill", "int8")] if {"distill", "int8"} <= set(names) else []
-    return tuple(tuple(COMPRESSIONS.from_text(name) for name in rung) for rung in [*((name,) for name in names), *both])
+    return tuple(tuple(way(name, seed) for name in rung) for rung in [*((name,) for name in names), *_BOTH])
+
+
+def way(text: str, seed: int) -> Compression:
+    """The way that a flag names; it draws by `seed` unless it names one of its own."""
+    found = COMPRESSIONS.from_text(text, "--by")
+    own = "seed" in {part.partition("=")[0].strip() for part in text.partition(":")[2].split(",")}
+    return found if own or not hasattr(found, "seed") else replace(found, seed=seed)  # type: ignore[type-var]
 
 
 def compress_files(
@@ -169,7 +180,7 @@ def compress_files(
     if manifest.get("exits"):
         say("The exits are left out: what they promise was shown of the full model.")
     trial = _Trial(folder, full, models, split, held, work, fingerprints, device, seed, say, progress)
-    tried = [trial.run(rung, refuse=not by) for rung in ((by,) if by else ladder())]
+    tried = [trial.run(rung, refuse=not by) for rung in ((by,) if by else ladder(seed))]
     tried = [replace(one, keeps=one.found is not None and (target is None or target.kept(one.found))) for one in tried]
     kept = [one for one in tried if one.keeps and one.found is not None]
     chosen = min(kept, key=lambda one: (target or Target(drop=0.0)).order(one.found)) if kept else None  # type: ignore[arg-type]
@@ -239,6 +250,13 @@ def _work(out: Path) -> Path:
     return work
 
 
+def _there(folder: Path) -> bool:
+    try:
+        return bool(artifact.read_manifest(folder))
+    except ArtifactError:
+        return False
+
+
 def _whole(folder: Path, device: str | None) -> TunedModel:
     """The model without its exits, on a PLM of its own."""
     return replace(artifact.load_one(folder, device=device), exits=None)
@@ -282,24 +300,26 @@ class _Trial:
         return registry.key_of([by, self.fingerprints, *rows, *machine, self.seed])
 
     def _made(self, rung: Rung, by: tuple[str, ...]) -> Path:
-        """The candidate's folder, which an earlier run of the same may have written."""
-        key = self._key(by)
-        path = self.work / key[:16]
-        try:
-            artifact.read_manifest(path)
-            self.say("It is there already.")
+        """The candidate's folder, which an earlier run of the same may have written; what a shorter rung has made is gone on with."""
+        path = self._path(by)
+        done = next((number for number in range(len(by), 0, -1) if _there(self._path(by[:number]))), 0)
+        if done:
+            self.say("It is there already." if done == len(by) else f"{' + '.join(by[:done])} is there already.")
+        if done == len(by):
             return path
-        except ArtifactError:
-            pass
         # Each rung starts from a model of its own, for a way may install its deltas on the PLM that it was given.
-        model = _whole(self.folder, self.device)
+        model = _whole(self._path(by[:done]) if done else self.folder, self.device)
+        key = self._key(by)
         session = Session(self.work, key, progress=self.progress, say=self.say)
-        for number, way in enumerate(rung):
-            model = self._smaller(way, model, session.child(f"{key[:8]}-{number}"))
+        for number, one in enumerate(rung[done:], start=done):
+            model = self._smaller(one, model, session.child(f"{key[:8]}-{number}"))
         about = {name: value for name, value in model.about.items() if name not in ("estimate", "rungs")}
-        compressed = {"by": [*about.get("compressed", {}).get("by", ()), *by], "from": self.fingerprints[0]}
+        compressed = {"by": [*about.get("compressed", {}).get("by", ()), *by[done:]], "from": self.fingerprints[0]}
         artifact.save(replace(model, about={**about, "compressed": compressed}), path, overwrite=True)
         return path
+
+    def _path(self, by: tuple[str, ...]) -> Path:
+        return self.work / self._key(by)[:16]
 
     def _smaller(self, way: Compression, model: TunedModel, session: Session) -> TunedModel:
         """What one way makes of the model; who learns from teachers learns from the others, too."""
@@ -310,7 +330,7 @@ class _Trial:
 
     def write(self, chosen: Tried, out: Path) -> None:
         """The candidate with what was measured of it, but for speed, which is no two times the same: a folder's bytes are."""
-        model = _whole(self.work / self._key(chosen.by)[:16], self.device)
+        model = _whole(self._path(chosen.by), self.device)
         assert chosen.found is not None
         measured = {"rows": len(self.held), **{name: chosen.found.to_dict()[name] for name in ("size", "drop")}}
         about = {**model.about, "compressed": {**model.about["compressed"], "measured": measured}}

@@ -102,6 +102,7 @@ def test_the_ladder_is_tried_and_the_best_is_taken(fewtune, model, work):
     kept = [one for one in found["tried"] if one.get("keeps")]
     assert found["by"] == min(kept, key=lambda one: (one["drop"]["value"], one["size"]))["by"]
     assert all("refused" in one or one["size"] > 0 for one in found["tried"])
+    assert "narrow is there already." in err and "distill is there already." in err
 
 
 def test_no_row_that_measures_is_learned_from(fewtune, model, work):

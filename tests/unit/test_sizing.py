@@ -7,7 +7,7 @@ import torch
 import fewtune as ft
 from fewtune import artifact, plm
 from fewtune.backbone import tiny
-from fewtune.compressing import Target, ladder, parts
+from fewtune.compressing import Target, ladder, parts, way
 from fewtune.data.example import Example
 from fewtune.deltas.mask import Mask, gone
 from fewtune.deltas.shallow import Shallow
@@ -15,6 +15,8 @@ from fewtune.errors import DataError
 from fewtune.model import TunedModel
 from fewtune.sizing import Beside, Bytes, Measured, bytes_of, lost
 from fewtune.strategies.compression import COMPRESSIONS
+from fewtune.strategies.distill import Distill
+from fewtune.strategies.int8 import ToInt8
 from fewtune.tasks.metrics import Interval, Ratio
 
 TASK = ft.Task.classification(["neg", "pos"])
@@ -87,14 +89,25 @@ def test_a_promise_holds_where_all_that_it_names_does():
     assert str(Target(size=0.5, drop=1.0)) == "size=0.5,drop=1"
 
 
-def test_the_smallest_where_points_are_bounded_else_the_one_that_loses_least():
+def test_the_smallest_or_fastest_where_points_are_bounded_else_the_one_that_loses_least():
     small, good = beside(0.2, 2.0, 1.0), beside(0.5, 3.0, 0.1)
     assert min((small, good), key=Target(drop=1.0).order) is small
+    assert min((small, good), key=Target(drop=1.0, size=0.5).order) is small
+    assert min((small, good), key=Target(drop=1.0, speed=2.0).order) is good
     assert min((small, good), key=Target(size=0.5).order) is good
 
 
 def test_the_ladder_has_every_way_of_the_table():
-    assert {COMPRESSIONS.name_of(way) for rung in ladder() for way in rung} == set(COMPRESSIONS)
+    rungs = [[COMPRESSIONS.name_of(one) for one in rung] for rung in ladder(42)]
+    assert {name for rung in rungs for name in rung} == set(COMPRESSIONS)
+    assert rungs[-2:] == [["narrow", "int8"], ["distill", "int8"]]
+
+
+def test_a_way_draws_by_the_seed_of_the_command_unless_it_names_its_own():
+    assert way("distill:layers=3", 7) == Distill(layers=3, seed=7)
+    assert way("distill:layers=3,seed=42", 7) == Distill(layers=3, seed=42)
+    assert way("int8", 7) == ToInt8()
+    assert {one.seed for rung in ladder(7) for one in rung if not isinstance(one, ToInt8)} == {7}
 
 
 def test_a_fifth_of_the_rows_measures():

@@ -52,14 +52,13 @@ def compress(
 ) -> None:
     """Make a model smaller: by the ways that are named, or by whatever of them keeps a promise on this machine."""
     from fewtune import compressing, registry
-    from fewtune.strategies.compression import COMPRESSIONS
 
     with terminal.progress_bar() as progress:
         made = compressing.compress_files(
             model,
             flags.source(data, text, label, skip_bad_rows),
             to,
-            by=tuple(COMPRESSIONS.from_text(way, "--by") for way in by or ()),
+            by=tuple(compressing.way(text, seed) for text in by or ()),
             target=None if target is None else registry.from_text(compressing.Target, target, "--target"),
             unlabeled=None if unlabeled is None else flags.source(unlabeled, text, None, skip_bad_rows),
             teachers=teacher or (),
