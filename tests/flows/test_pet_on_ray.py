@@ -108,6 +108,32 @@ def test_a_worker_that_is_killed_loses_nothing(tmp_path, llama, workers):
             spread([asked(None, Supervised(), 1, (Example({"text": "a"}, "elsewhere"),))], said.append)
 
 
+def test_many_rows_are_asked_in_parts(tmp_path, llama, workers, monkeypatch):
+    """Each part is kept, and all together are what one process says of them one after another."""
+    monkeypatch.setattr(on_ray, "_PART", 500)
+    backbone, said = load(llama), []
+    train = tuple(Example({"text": text}, label) for text, label in (row.split(",") for row in ROWS))
+    rows = tuple(Example({"text": f"{POOL[number % len(POOL)]} {number}"}) for number in range(1100))
+    recipe = Recipe(TASK, llama, (ft.LoRA(rank=2),), fit=FitOptions(steps=3, learning_rate=0.01), seed=3)
+
+    def asked(folder, number):
+        session = Session(folder, "key", f"fit.member-{number}", say=said.append)
+        return Asked(Member(f"{number}", replace(recipe, seed=number), backbone, Supervised()), train, rows, session)
+
+    here = in_turn([asked(None, 1), asked(None, 2)], said.append)
+    with on_ray.spread() as spread:
+        there = spread([asked(tmp_path, 1), asked(tmp_path, 2)], said.append)
+        assert "2 times a member is tuned and asked, in parts of 500 rows, on Ray, on 2 processors." in said
+        assert all(torch.equal(one, other) for one, other in zip(here, there, strict=True))
+        for part in ("", ".rows-500"):  # as if a machine had gone
+            (tmp_path / f"fit.member-1{part}.answers.safetensors").unlink()
+        asked_again = []
+        monkeypatch.setattr(
+            on_ray.Sent, "of", lambda part, plms, of=on_ray.Sent.of: asked_again.append(part.session.label) or of(part, plms)
+        )
+        assert torch.equal(spread([asked(tmp_path, 1)], said.append)[0], here[0]) and asked_again == ["fit.member-1.rows-500"]
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

@@ -9,11 +9,12 @@ import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from time import monotonic
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from fewtune.backbone.load import default_device
@@ -28,6 +29,7 @@ from fewtune.train.fit import Spread
 from fewtune.train.world import World, joined
 
 T = TypeVar("T")
+_PART = 20_000  # rows, a multiple of what a member labels at a time: so parts are batched as the whole is
 _DIED = ("WorkerCrashedError", "RayActorError", "OutOfMemoryError", "NodeDiedError", "ObjectLostError")
 """What Ray says of a worker that is no more, by itself or with its machine."""
 
@@ -88,9 +90,12 @@ def _spread(ray: Any, slots: Callable[[], int], pieces: Sequence[Callable[[], Te
 
 
 def _asked(ray: Any, slots: int, left: dict[int, Asked], say: Callable[[str], None]) -> dict[int, Tensor]:
-    """What the members say, by their numbers; each is kept as soon as it is there."""
-    session, begun, found = next(iter(left.values())).session, monotonic(), dict[int, Tensor]()
-    say(f"{len(left)} times a member is tuned and asked, on Ray, on {slots} processors.")
+    """What the members say, by their numbers; each part is kept as soon as it is there."""
+    parts = _parts(left)
+    found = {place: kept for place, part in parts.items() if (kept := part.kept()) is not None}
+    session, begun, done_before = next(iter(left.values())).session, monotonic(), len(found)
+    rows = f", in parts of {_PART:,} rows" if len(parts) > len(left) else ""
+    say(f"{len(left)} times a member is tuned and asked{rows}, on Ray, on {slots} processors.")
     task = ray.remote(num_cpus=1, num_gpus=int(any(asked.member.backbone.device.type == "cuda" for asked in left.values())))(_member)
     stored: dict[int, Any] = {}
 
@@ -102,19 +107,38 @@ def _asked(ray: Any, slots: int, left: dict[int, Asked], say: Callable[[str], No
 
     plms = tuple(dict.fromkeys(asked.member.backbone.name for asked in left.values()))
     running = {
-        task.remote(Sent.of(asked, plms), put(asked.train), put(asked.rows), put(asked.member.pool), code_version()): number
-        for number, asked in left.items()
+        task.remote(Sent.of(part, plms), put(part.train), put(part.rows), put(part.member.pool), code_version()): place
+        for place, part in parts.items()
+        if place not in found
     }
     while running:
         (done,), _ = ray.wait(list(running))
-        number = running.pop(done)
-        found[number], lines = _result(ray, done)
-        left[number].keep(found[number])
+        place = running.pop(done)
+        found[place], lines = _result(ray, done)
+        parts[place].keep(found[place])
         for line in lines:
             say(line)
-        session.progress("members", len(found), len(left), float("nan"))
-        if len(found) == slots and running:
+        session.progress("members", len(found), len(parts), float("nan"))
+        if len(found) == done_before + slots and running:
             say(f"{len(running)} more, about {(monotonic() - begun) / slots * len(running):.0f} s.")
+    whole = {number: torch.cat([part for (own, _), part in sorted(found.items()) if own == number]) for number in left}
+    for number, asked in left.items():
+        asked.keep(whole[number])
+    return whole
+
+
+def _parts(left: dict[int, Asked]) -> dict[tuple[int, int], Asked]:
+    """What members are asked in parts that several processes can take: by the member's number and the first row. Each process tunes the
+    member for itself, to the same weights, which takes little beside so many rows."""
+    cut: dict[tuple[int, int], Sequence[Example]] = {}
+    found = {}
+    for number, asked in left.items():
+        starts = range(0, max(1, len(asked.rows)), _PART)
+        for start in starts if len(starts) > 1 else ():
+            rows = cut.setdefault((id(asked.rows), start), asked.rows[start : start + _PART])
+            found[number, start] = replace(asked, rows=rows, session=asked.session.child(f"rows-{start}", told=start > 0))
+        if len(starts) == 1:
+            found[number, 0] = asked
     return found
 
 
