@@ -63,6 +63,21 @@ def test_a_pool_like_the_labelled_rows_has_not_shifted_and_another_has():
     assert shift(known, other) > 0.95
 
 
+def test_with_few_labelled_rows_a_pool_of_the_same_kind_lies_lower():
+    random = np.random.default_rng(0)
+    found = {}
+    for rows in (2, 8):
+        drawn = []
+        for _ in range(200):
+            centres = random.normal(size=(2, 20))
+            known, pool = (
+                centres[labels] + random.normal(size=(len(labels), 20)) for labels in (np.arange(2).repeat(rows), np.arange(100) % 2)
+            )
+            drawn.append(shift(*(each / np.linalg.norm(each, axis=1, keepdims=True) for each in (known, pool))))
+        found[rows] = float(np.mean(drawn))
+    assert abs(found[2] - 0.35) < 0.03 and abs(found[8] - 0.48) < 0.03
+
+
 def test_a_rare_label_is_no_shift():
     random = np.random.default_rng(0)
     one, two = np.eye(8)[0] * 5, np.eye(8)[1] * 5
