@@ -20,7 +20,7 @@ from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Example, Split
 from fewtune.data.sampling import shots as draw
 from fewtune.runs.jobfile import DataSet, JobFile
-from fewtune.settings import Settings, recipe_of, suited, with_pool
+from fewtune.settings import PETS, Settings, recipe_of, suited, with_pool
 from fewtune.sources import Source
 from fewtune.tasks import kind_of
 from fewtune.tasks.task import Task
@@ -97,7 +97,10 @@ def _shots(task: Task, train: tuple[Example, ...], shots: int, seed: int) -> tup
 
 
 def _of(settings: Settings, drawn: Split, seed: int) -> tuple[Split, Settings]:
-    """What a method is given: without training, a search or demonstrations neither labelled rows nor a seed: one job for all draws."""
+    """What a method is given: without training, a search or demonstrations neither labelled rows nor a seed: one job for all draws; what a
+    teacher says only where it is learned from."""
+    if settings.strategy is not None and settings.way not in PETS:
+        drawn = replace(drawn, taught=())
     if settings.way == "zeroshot" and settings.demonstrations is None and not settings.search:
         return replace(drawn, train=()), settings
     return drawn, replace(settings, seed=seed)
@@ -114,7 +117,8 @@ def _read(data: DataSet, folder: Path, say: Say) -> tuple[Task, Split]:
     task = task or sources.task_of(reading, kind=data.kind, labels=data.labels, templates=data.template, words=data.words)
     test = sources.read(source(data.test), labeled=True, task=task, say=say).examples
     pool = sources.read(source(data.unlabeled, None), labeled=False, task=task, say=say).examples if data.unlabeled else ()
-    return task, Split(reading.examples, pool, test)
+    taught = sources.teacher_rows(source(data.teacher, None), task, say) if data.teacher else ()
+    return task, Split(reading.examples, pool, test, taught)
 
 
 def key_of(task: Task, split: Split, settings: Settings, backbones: Sequence[Backbone]) -> str:
@@ -122,7 +126,7 @@ def key_of(task: Task, split: Split, settings: Settings, backbones: Sequence[Bac
     facts = [
         [replace(recipe_of(task, one, settings), backbone=one.fingerprint).to_dict() for one in backbones],
         settings.strategy or settings.way,
-        [main.plain_rows(part) for part in (split.train, split.unlabeled, split.test)],
+        [main.plain_rows(part) for part in (split.train, split.unlabeled, split.test, split.taught)],
         [one.tokenizer_fingerprint for one in backbones],
         str(backbones[0].device),
         code_version(),

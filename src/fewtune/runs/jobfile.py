@@ -36,6 +36,7 @@ class DataSet:
     train: str
     test: str
     unlabeled: str | None = None
+    teacher: str | None = None
     text: tuple[str, ...] = ()
     label: str | None = None
     task: str | None = None

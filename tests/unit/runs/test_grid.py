@@ -177,3 +177,15 @@ def test_a_method_that_leaves_everything_open_learns_from_a_pool_as_fit_does(wor
     assert ways == {"zeroshot": "zeroshot", "lora": "supervised", "open": "pet"}
     without = JOB + '[methods.open]\nbackbone = "plm"\n'
     assert {job.settings.way for job in planned(work, without).jobs if job.method == "open"} == {"ladder"}
+
+
+def test_a_teacher_s_file_is_learned_from_where_a_strategy_can_and_decides_its_key(work):
+    more = "".join(f'[methods.{name}]\nstrategy = "{way}"\nbackbone = "plm"\n' for name, way in (("pet", "pet"), ("plain", "supervised")))
+    taught = JOB.replace('test = "test.csv"', 'test = "test.csv"\nteacher = "teacher.csv"') + more
+    (work / "teacher.csv").write_text("text,label\nso much fun,positive\n")
+    before = planned(work, taught).jobs
+    assert {job.method: len(job.split.taught) for job in before} == {"zeroshot": 0, "lora": 1, "pet": 1, "plain": 0}
+    assert {job.settings.way for job in before if job.method == "lora"} == {"pet"}, "as fit would"
+    (work / "teacher.csv").write_text("text,label\nso much fun,negative\n")
+    changed = {job.method for job, other in zip(before, planned(work, taught).jobs, strict=True) if job.key != other.key}
+    assert changed == {"pet", "lora"}
