@@ -7,6 +7,7 @@ model smaller is in `fewtune.strategies.compression`, what is measured in `fewtu
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -48,9 +49,9 @@ class Target:
 
     def __post_init__(self) -> None:
         fits = {
-            "size": self.size is None or self.size > 0,
-            "speed": self.speed is None or self.speed > 0,
-            "drop": self.drop is None or self.drop >= 0,
+            "size": (self.size is None or 0 < self.size < math.inf, "a share of the bytes, above 0"),
+            "speed": (self.speed is None or 0 < self.speed < math.inf, "times as fast, above 0"),
+            "drop": (self.drop is None or 0 <= self.drop < math.inf, "points lost, at least 0"),
         }
         registry.check_ranges(self, "--target", fits)
         if self.size is None and self.speed is None and self.drop is None:

@@ -111,6 +111,8 @@ def from_text(kind: type[T], text: str, where: str) -> T:
         key, equals, value = part.partition("=")
         if not equals:
             raise SpecError(expected="field=value", got=f'"{part}"', where=where, fix=_fields_of(kind))
+        if key.strip() in fields:
+            raise SpecError(expected="each field once", got=f'"{key.strip()}" twice', where=where, fix="Keep one of the two.")
         fields[key.strip()] = value.strip()
     return from_dict(kind, fields, where)
 
@@ -129,11 +131,12 @@ def spoken(value: Plain) -> str:
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
-def check_ranges(value: Any, where: str, holds: Mapping[str, bool]) -> None:
-    """Raise `SpecError` for the first field of `value` of which it does not hold that it is in its range."""
-    for name, fits in holds.items():
+def check_ranges(value: Any, where: str, holds: Mapping[str, bool | tuple[bool, str]]) -> None:
+    """Raise `SpecError` for the first field of `value` that is not in its range, which is said in words where it is given."""
+    for name, given in holds.items():
+        fits, expected = given if isinstance(given, tuple) else (given, "a value in range")
         if not fits:
-            raise SpecError(expected="a value in range", got=repr(getattr(value, name)), where=f"{where}.{name}", fix="Change the value.")
+            raise SpecError(expected=expected, got=repr(getattr(value, name)), where=f"{where}.{name}", fix="Change the value.")
 
 
 def _fields_of(kind: type) -> str:

@@ -7,6 +7,12 @@ import fewtune as ft
 from fewtune import artifact, job, plm
 from fewtune.backbone import tiny
 from fewtune.data.example import Example, Split
+from fewtune.deltas.int8 import Int8
+from fewtune.deltas.mask import Mask
+from fewtune.deltas.narrow import Narrow
+from fewtune.deltas.sharing import Sharing
+from fewtune.errors import SpecError
+from fewtune.model import TunedModel
 from fewtune.strategies.compression import COMPRESSIONS
 from fewtune.train.fit import FitOptions, Session
 
@@ -80,3 +86,29 @@ def test_the_smaller_model_answers_what_the_teacher_answers(way, teacher):
     same = [one.label == other.label for one, other in zip(made.predict(TEXTS), teacher.predict(TEXTS), strict=True)]
     assert sum(same) / len(same) >= 0.8
     made.remove()
+
+
+@pytest.mark.parametrize(
+    "before, way, message",
+    [
+        (
+            (Int8(), ft.LoRA(rank=1)),
+            "prune",
+            "prune: expected a model whose deltas are changes of weights, got one by int8.*--by prune --by int8",
+        ),
+        ((Narrow(), ft.LoRA(rank=1)), "prune", "got one by narrow. Narrow it with narrow:trained=deltas"),
+        ((Sharing(groups=2), ft.LoRA(rank=1)), "prune", "got one by share. Take one of the two ways"),
+        ((Int8(), ft.LoRA(rank=1)), "distill", "distill: expected a teacher.*got one by int8. Choose --by distill --by int8"),
+        ((Narrow(), ft.LoRA(rank=1)), "distill", "got one by narrow. Choose --by distill --by narrow"),
+        ((Int8(), ft.LoRA(rank=1)), "narrow", "narrow: expected matrices that can be trained.*--by narrow --by int8"),
+        ((Int8(), ft.LoRA(rank=1)), "share", "share: expected deltas that suit shared blocks, got eight bits"),
+        ((Mask(),), "share", "share: expected deltas that suit shared blocks, got pruned weights"),
+        ((ft.LoRA(rank=1),), "share:groups=4", "share.groups: expected fewer groups"),
+    ],
+)
+def test_what_cannot_follow_another_way_says_which_order_can(before, way, message, folder):
+    backbone = plm.load(folder)
+    deltas = tuple(delta.install(backbone, generator=torch.Generator().manual_seed(0)) for delta in before)
+    model = TunedModel.assemble(backbone, ft.Task.classification(["neg", "pos"]), ft.Head(), deltas=deltas)
+    with pytest.raises(SpecError, match=message):
+        run(way, model)

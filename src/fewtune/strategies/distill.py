@@ -69,15 +69,15 @@ class Distill:
 
     def __post_init__(self) -> None:
         fits = {
-            "temperature": self.temperature > 0,
-            "gold": 0 <= self.gold <= 1,
-            "hidden": self.hidden >= 0,
-            "relations": self.relations >= 0,
-            "heads": self.heads is None or self.heads >= 1,
-            "passes": self.passes >= 1,
-            "steps": self.steps is None or self.steps >= 0,
-            "learning_rate": self.learning_rate is None or self.learning_rate > 0,
-            "batch_size": self.batch_size >= 1,
+            "temperature": (self.temperature > 0, "above 0"),
+            "gold": (0 <= self.gold <= 1, "from 0 to 1"),
+            "hidden": (self.hidden >= 0, "at least 0"),
+            "relations": (self.relations >= 0, "at least 0"),
+            "heads": (self.heads is None or self.heads >= 1, "at least 1"),
+            "passes": (self.passes >= 1, "at least 1"),
+            "steps": (self.steps is None or self.steps >= 0, "at least 0"),
+            "learning_rate": (self.learning_rate is None or self.learning_rate > 0, "above 0"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
         }
         registry.check_ranges(self, "distill", fits)
 

@@ -39,7 +39,7 @@ class ToInt8:
     rows: int = 256
 
     def __post_init__(self) -> None:
-        registry.check_ranges(self, "int8", {"rows": self.rows >= 1})
+        registry.check_ranges(self, "int8", {"rows": (self.rows >= 1, "at least 1")})
 
     def run(self, model: TunedModel, split: Split, *, session: Session) -> TunedModel:
         """The same model in eight bits, on a PLM of its own; raises `SpecError` for one that is already,

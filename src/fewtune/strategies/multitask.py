@@ -53,7 +53,7 @@ class MultiTask:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        registry.check_ranges(self, "multitask", {"cap": self.cap >= 1, "temperature": self.temperature > 0})
+        registry.check_ranges(self, "multitask", {"cap": (self.cap >= 1, "at least 1"), "temperature": (self.temperature > 0, "above 0")})
 
     def of(self, scores_BC: Tensor, targets_B: Tensor) -> Tensor:
         """The loss of log-probabilities of the candidates."""

@@ -21,8 +21,9 @@ from fewtune import registry
 from fewtune.backbone import trim
 from fewtune.backbone.bank import Edit
 from fewtune.data.example import Example, Split
+from fewtune.deltas.int8 import Int8
 from fewtune.deltas.narrow import Narrow, chosen
-from fewtune.errors import DataError
+from fewtune.errors import DataError, SpecError
 from fewtune.model import TunedModel
 from fewtune.plm import BackboneName
 from fewtune.strategies.distill import Distill, Teaching, check
@@ -58,7 +59,7 @@ class Narrowing:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        registry.check_ranges(self, "narrow", {"rounds": self.rounds >= 1})
+        registry.check_ranges(self, "narrow", {"rounds": (self.rounds >= 1, "at least 1")})
         self.recovery(1)
         self.delta(self.heads, self.ffn)
 
@@ -83,6 +84,9 @@ class Narrowing:
     def run(self, model: TunedModel, split: Split, *, session: Session) -> TunedModel:
         """The narrower model, on a PLM of its own; raises `InputError` for what cannot be done to it, `Interrupted` after Ctrl-C."""
         check((model,), split, "narrow")
+        if self.trained == "all" and any(isinstance(one.delta, Int8) for one in model.deltas):
+            fix = "Make it narrower first: --by narrow --by int8; or let its deltas alone learn: narrow:trained=deltas."
+            raise SpecError(expected="matrices that can be trained", got="some in eight bits", where="narrow", fix=fix)
         if not split.train:
             fix = "Give them with --data: they tell which heads and neurons matter."
             raise DataError(expected="labelled rows", got="none", where="narrow", fix=fix)

@@ -78,7 +78,7 @@ class Plan:
                 self._start(installed[-1], {name: tensor for name, tensor in state.items() if name not in own})
         except ArtifactError as error:
             remove_all(installed)
-            fix = "Make a model narrower before it is pruned, or distil it into fewer layers."
+            fix = "Make a model narrower before it is pruned (narrow:trained=deltas), or distil it into fewer layers."
             got = "one that is whole only, or another for each weight"
             raise SpecError(expected="deltas of which a part suits narrower blocks", got=got, where="narrow", fix=fix) from error
         except BaseException:

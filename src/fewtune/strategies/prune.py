@@ -28,10 +28,17 @@ from fewtune.model import TunedModel
 from fewtune.plm import BackboneName
 from fewtune.strategies import trainable
 from fewtune.strategies.distill import Distill, Drawn, Teaching, check
+from fewtune.strategies.student import smaller_already
 from fewtune.strategies.thinning import Thinning
 from fewtune.train import masks
 from fewtune.train.fit import FitOptions, Group, Session, fit
 
+_FIRST = {
+    "int8": "Prune first, and round last: --by prune --by int8.",
+    "narrow": "Narrow it with narrow:trained=deltas, whose matrices are the PLM's and can be pruned.",
+    "share": "Take one of the two ways: pruned blocks would share nothing.",
+}
+"""What to do with a model that was made smaller before."""
 By = Literal["magnitude", "movement", "soft-movement", "lottery"]
 
 
@@ -74,21 +81,22 @@ class Prune:
     seed: int = 42
 
     def __post_init__(self) -> None:
+        fewest = 0 if self.by == "magnitude" else 1
         fits = {
-            "share": 0 < self.share < 1,
-            "warmup": 0 <= self.warmup <= 1,
-            "cooldown": 0 <= self.cooldown <= 1 - self.warmup,
-            "threshold": 0 < self.threshold < 1,
-            "strength": self.strength >= 0,
-            "rounds": self.rounds >= 1,
-            "gold": 0 <= self.gold <= 1,
-            "temperature": self.temperature > 0,
-            "passes": self.passes >= 1,
-            "steps": self.steps is None or self.steps >= (0 if self.by == "magnitude" else 1),
-            "learning_rate": self.learning_rate is None or self.learning_rate > 0,
-            "score_rate": self.score_rate > 0,
-            "head_start": self.head_start >= 0,
-            "batch_size": self.batch_size >= 1,
+            "share": (0 < self.share < 1, "above 0 and below 1"),
+            "warmup": (0 <= self.warmup <= 1, "from 0 to 1"),
+            "cooldown": (0 <= self.cooldown <= 1 - self.warmup, "from 0 to what warmup leaves of 1"),
+            "threshold": (0 < self.threshold < 1, "above 0 and below 1"),
+            "strength": (self.strength >= 0, "at least 0"),
+            "rounds": (self.rounds >= 1, "at least 1"),
+            "gold": (0 <= self.gold <= 1, "from 0 to 1"),
+            "temperature": (self.temperature > 0, "above 0"),
+            "passes": (self.passes >= 1, "at least 1"),
+            "steps": (self.steps is None or self.steps >= fewest, f"at least {fewest}"),
+            "learning_rate": (self.learning_rate is None or self.learning_rate > 0, "above 0"),
+            "score_rate": (self.score_rate > 0, "above 0"),
+            "head_start": (self.head_start >= 0, "at least 0"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
         }
         registry.check_ranges(self, "prune", fits)
 
@@ -295,5 +303,7 @@ def _merged(model: TunedModel, deltas: Sequence[Installed]) -> dict[str, Tensor]
     try:
         return plm.merged(model.backbone, deltas)
     except BackboneError as error:
-        fix = "Tune with lora, ia3 or subset, each at a place of its own."
-        raise SpecError(expected="a model whose deltas are changes of weights", got=error.got, where="prune", fix=fix) from error
+        name = smaller_already(deltas)
+        fix = _FIRST.get(name, "Tune with lora, ia3 or subset, each at a place of its own.")
+        got = f"one by {name}" if name else error.got
+        raise SpecError(expected="a model whose deltas are changes of weights", got=got, where="prune", fix=fix) from error

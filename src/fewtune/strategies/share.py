@@ -12,10 +12,12 @@ from torch import Tensor
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Split
 from fewtune.deltas.delta import Installed, install_saved, remove_all
+from fewtune.deltas.int8 import Int8
+from fewtune.deltas.mask import Mask
 from fewtune.deltas.narrow import Narrow
 from fewtune.deltas.shallow import Shallow
 from fewtune.deltas.sharing import Sharing
-from fewtune.errors import ArtifactError, SpecError
+from fewtune.errors import ArtifactError, BackboneError, SpecError
 from fewtune.model import TunedModel
 from fewtune.plm import BackboneName
 from fewtune.strategies.distill import Distill, Teaching, check
@@ -90,18 +92,27 @@ def shared(model: TunedModel, delta: Sharing, learner: Backbone) -> TunedModel:
         installed += install_saved(learner, below)
         installed.append(delta.near(learner, wanted))
         taken = {f"{path}.weight" for path, _ in installed[-1].edits}
-        above = [one for one in saved if not isinstance(one[0], Shallow | Narrow)]
-        installed += install_saved(learner, [(one, _without(taken, state), where) for one, state, where in above])
-    except ArtifactError as error:
+        above = [(one, _without(taken, state), where) for one, state, where in saved if not isinstance(one, Shallow | Narrow)]
+        installed += install_saved(learner, above)
+    except (ArtifactError, BackboneError) as error:
         remove_all(installed)
-        fix = "Let a model share its blocks before it is pruned, or distil it into fewer layers."
-        raise SpecError(
-            expected="deltas that suit shared blocks", got="one that is another for each weight", where="share", fix=fix
-        ) from error
+        raise _refused(model, error) from error
     except BaseException:
         remove_all(installed)
         raise
     return answering(model, learner, tuple(installed))
+
+
+def _refused(model: TunedModel, error: ArtifactError | BackboneError) -> SpecError:
+    """Why these deltas cannot stand on shared blocks, in this way's own words."""
+    held = next(
+        (name for kind, name in ((Int8, "eight bits"), (Mask, "pruned weights")) for one in model.deltas if isinstance(one.delta, kind)), ""
+    )
+    if not held and error.where.startswith("sharing."):
+        return SpecError(expected=error.expected, got=error.got, where=error.where.replace("sharing.", "share."), fix=error.fix)
+    got = held or ("blocks of several sizes" if isinstance(error, BackboneError) else "a delta that is another for each weight")
+    fix = "Share the blocks of a whole model, or take another way beside it: distill."
+    return SpecError(expected="deltas that suit shared blocks", got=got, where="share", fix=fix)
 
 
 def _without(names: set[str], state: Mapping[str, Tensor]) -> dict[str, Tensor]:

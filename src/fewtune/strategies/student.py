@@ -19,7 +19,10 @@ from fewtune import plm
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.sampling import derive
 from fewtune.deltas.delta import Delta, Installed, load_strictly
+from fewtune.deltas.int8 import Int8
+from fewtune.deltas.narrow import Narrow
 from fewtune.deltas.shallow import Shallow
+from fewtune.deltas.sharing import Sharing
 from fewtune.deltas.subset import Subset
 from fewtune.errors import BackboneError, SpecError
 from fewtune.model import TunedModel
@@ -68,8 +71,17 @@ def _weights(teacher: TunedModel) -> dict[str, Tensor]:
     try:
         return plm.merged(teacher.backbone, _handed(teacher.deltas))
     except BackboneError as error:
-        fix = "Choose distill:trained=deltas, which trains these on, or another backbone for the student."
-        raise SpecError(expected="a teacher whose deltas are changes of weights", got=error.got, where="distill", fix=fix) from error
+        name = smaller_already(teacher.deltas)
+        first = f"--by distill --by {name}, " if name else ""
+        fix = f"Choose {first}distill:trained=deltas, which trains these on, or another backbone for the student."
+        got = f"one by {name}" if name else error.got
+        raise SpecError(expected="a teacher whose deltas are changes of weights", got=got, where="distill", fix=fix) from error
+
+
+def smaller_already(deltas: Sequence[Installed]) -> str:
+    """The way by which a model was made smaller so that its weights are no longer the PLM's with some change, if it was."""
+    ways: dict[type[Delta], str] = {Int8: "int8", Narrow: "narrow", Sharing: "share"}
+    return next((ways[type(one.delta)] for one in deltas if type(one.delta) in ways), "")
 
 
 def _shape(teacher: TunedModel, learner: Backbone, steps: tuple[int, ...], *, own: bool) -> list[_Saved]:

@@ -11,6 +11,7 @@ from fewtune.backbone.bank import Edit
 from fewtune.data.example import Example, Split
 from fewtune.deltas.adapter import Adapter
 from fewtune.deltas.delta import install_saved
+from fewtune.deltas.int8 import Int8
 from fewtune.deltas.lora import LoRA
 from fewtune.deltas.mask import Mask
 from fewtune.deltas.narrow import Narrow, chosen
@@ -191,6 +192,8 @@ def test_what_cannot_be_handed_on_and_what_is_not_there_is_refused(tmp_path):
         Plan.of(made("bert", LoRA(sites=("query", "ffn_out"), dora=True)), plan.kept, Narrow(1.0, 0.5))
     with pytest.raises(DataError, match="labelled rows.*which heads and neurons matter"):
         Narrowing().run(made("bert"), Split(unlabeled=ROWS), session=Session())
+    with pytest.raises(SpecError, match="narrow: expected matrices that can be trained, got some in eight bits.*--by narrow --by int8"):
+        Narrowing().run(made("bert", Int8(), LoRA()), Split(train=ROWS), session=Session())
     with pytest.raises(BackboneError, match="fewer heads"):
         Narrowing().run(made("t5"), Split(train=ROWS), session=Session())
     for odd in ({"rounds": 0}, {"heads": 0.0}, {"temperature": 0.0}, {"heads": 1.0, "ffn": 1.0}):
