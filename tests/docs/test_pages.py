@@ -91,7 +91,12 @@ PAGES = {
     "docs/how-to/exits.md": Page(
         4, {**FILES, "pool.csv": UNLABELED}, before=FIT, ahead='import fewtune as ft; model, texts = ft.load("../fast"), ["a joy"]'
     ),
-    "docs/how-to/compress.md": Page(3, {"train.csv": LABELED, "pool.csv": UNLABELED}, before=FIT.replace("reviews", "train")),
+    "docs/how-to/compress.md": Page(
+        3,
+        {"train.csv": LABELED, "pool.csv": UNLABELED},
+        before=FIT.replace("reviews", "train"),
+        ahead='import shutil; [shutil.copytree("../model", name) for name in ("model", "other")]',
+    ),
     "docs/how-to/onnx.md": Page(1, before=FIT, apart=("pip ", "python there/")),
     "docs/how-to/harness.md": Page(1, before=FIT, apart=("pip ", "python harness/", "lm_eval")),
     "docs/how-to/pretrain.md": Page(
