@@ -111,10 +111,12 @@ def test_a_way_draws_by_the_seed_of_the_command_unless_it_names_its_own():
 
 
 def test_a_fifth_of_the_rows_measures():
-    rows = tuple(Example({"text": str(number)}, "neg") for number in range(100))
+    many = tuple(Example({"text": str(number)}, "neg") for number in range(20_000))
+    rows = many[:100]
     learn, held = parts(rows, 1)
     assert len(held) == 20 and sorted(int(row.fields["text"]) for row in (*learn, *held)) == list(range(100))
     assert parts(rows, 1) == (learn, held) != parts(rows, 2)
-    assert len(parts(rows * 200, 1)[1]) == 2000
-    with pytest.raises(DataError, match="at least 20 labelled rows, got 19"):
-        parts(rows[:19], 1)
+    assert len(parts(many, 1)[1]) == 2000
+    assert parts(rows * 200, 1) == (learn, held)  # a text counts once
+    with pytest.raises(DataError, match="at least 20 labelled rows, no two alike, got 19"):
+        parts(rows[:19] * 2, 1)
