@@ -10,6 +10,14 @@ from apart import Apart, wait_until
 
 from fewtune.backbone import tiny
 
+MANY = "text,label\n" + "".join(
+    f"{one} and {other},{label}\n"
+    for label, words in (("positive", ("great", "fun", "joy", "good")), ("negative", ("dull", "mess", "terrible", "lifeless")))
+    for one in words
+    for other in words
+)
+"""Rows of which some measure."""
+
 
 @pytest.fixture
 def work(tmp_path):
@@ -92,7 +100,7 @@ def test_killed_while_the_pools_language_was_learned_before_and_beside(work, fil
 
 
 def test_killed_while_weights_were_going(work):
-    (work / "rows.csv").write_text((work / "train.csv").read_text() + "joy and fun,positive\na mess of a mess,negative\n" * 4)
+    (work / "rows.csv").write_text(MANY)
     done(start(work, "whole", "--strategy", "supervised"))
     prune = ("compress", "whole", "--data", "rows.csv", "--by", "prune:steps=30,learning_rate=0.003", "--to")
     done(Apart(work, *prune, "alone"))
@@ -128,11 +136,10 @@ def test_another_job_does_not_go_on_with_a_checkpoint(work):
 
 def test_compress_killed_and_started_again(work):
     done(start(work, "model", "--readout", "head", "--strategy", "supervised"))
-    lines = (work / "train.csv").read_text().splitlines()
-    (work / "train.csv").write_text("\n".join([*lines, *lines[1:]]) + "\n")
+    (work / "rows.csv").write_text(MANY)
 
     def compress(out, slow=0.0):
-        options = ["--data", "train.csv", "--to", out, "--by", "distill:layers=2,steps=40,relations=1"]
+        options = ["--data", "rows.csv", "--to", out, "--by", "distill:layers=2,steps=40,relations=1"]
         return Apart(work, "compress", "model", *options, slow=slow)
 
     done(compress("alone"))
