@@ -128,6 +128,7 @@ def test_a_flag_names_a_value(text: str, value: Shape) -> None:
         ("square:sides=1+x", "--shape square.sides[1]", "a whole number"),
         ("square:look=doted", "--shape square.look", 'Did you mean "dotted"?'),
         ("square:filled=yes", "--shape square.filled", "true or false"),
+        ("circle:radius=2,radius=3", "--shape circle", "twice"),
         ("point:x=1", "--shape point", "It has no fields."),
     ],
 )

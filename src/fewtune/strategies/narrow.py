@@ -29,6 +29,7 @@ from fewtune.plm import BackboneName
 from fewtune.strategies.distill import Distill, Teaching, check
 from fewtune.strategies.narrower import Plan
 from fewtune.strategies.student import Trained
+from fewtune.strategies.supervised import epoch_rows
 from fewtune.strategies.zeroshot import targets
 from fewtune.train.fit import Session
 
@@ -127,8 +128,7 @@ def importance(model: TunedModel, rows: Sequence[Example], parts: Sequence[str],
     undo = [model.backbone.edit(gate.path, gate) for gate in gates.values()]
     total: Scores = {}
     try:
-        for template in range(len(model.asked.templates)):
-            encoded = model.asking.rows(rows, template)
+        for template, encoded in enumerate(epoch_rows(model, tuple(rows))(0)):
             for indices in model.asking.buckets(encoded, template, size=batch_size):
                 batch = model.asking.collate([encoded[index] for index in indices], template)
                 loss = model.reader.loss(model.output(batch), batch, aims[indices], bias_C) * len(indices)

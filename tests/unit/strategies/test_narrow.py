@@ -1,5 +1,7 @@
 """What heads and neurons matter, against the loss itself; what a narrower model starts from, whatever the whole one had learned."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -104,6 +106,15 @@ def test_factors_are_each_rows_own_and_scores_of_what_is_not_read_are_zero():
     assert found["ffn", 1][7] == 0.0 < found["ffn", 1][8]
     assert all(weight.grad is None for weight in model.backbone.model.parameters())
     assert set(dict(model.backbone.model.named_parameters())) == set(before)
+
+
+def test_rows_are_scored_with_what_is_shown_beside_them():
+    task = ft.Task(("neg", "pos"), ("text",), ("{text} It was {slot}",), {"neg": ("terrible",), "pos": ("great",)})
+    rows = (*ROWS, Example({"text": "a joy"}, "pos"), Example({"text": "lifeless"}, "neg"))
+    model = TunedModel.assemble(Backbone(*tiny.model("llama"), name="tiny llama"), task, ft.Cloze())
+    spec = ft.Demonstrations(per_label=1, similar=1.0, draws=1)
+    shown = replace(model, demonstrations=spec.of(rows, task, seed=1, in_front=True))
+    assert not torch.equal(importance(model, rows, ("ffn",))["ffn", 0], importance(shown, rows, ("ffn",))["ffn", 0])
 
 
 TEACHERS = {
