@@ -199,7 +199,9 @@ def _why_not(task: Task, settings: Settings, split: Split) -> str | None:
     different = len(others(split.unlabeled, without=split.train))
     if different >= LEAST:
         return None
-    return f"fewer than {LEAST}" if len(split.unlabeled) < LEAST else f"{different} different texts without a label, fewer than {LEAST}"
+    return (
+        f"fewer than {LEAST}" if len(split.unlabeled) < LEAST else f"fewer than {LEAST} different texts that are not labelled: {different}"
+    )
 
 
 def suited(task: Task, settings: Settings) -> Settings:

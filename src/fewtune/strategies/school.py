@@ -284,7 +284,7 @@ class School:
         found = {row.label for rows_of_one in own for row in rows_of_one}
         if missing := [label for label in self.task.labels if label not in found]:
             session.say(f"Generation {generation} has no row of {', '.join(missing)} beside the labelled ones.")
-        if len(self.members) == 1:
+        if generation == 1 and len(self.members) == 1:
             session.say("There is a single member, so it learns from what it said itself.")
 
     def _asked(self, train: Sequence[Example], generation: int) -> int:

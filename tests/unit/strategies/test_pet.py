@@ -318,10 +318,12 @@ def test_enough_unlabelled_rows_are_learned_from_by_default():
 
 
 def test_what_counts_are_different_texts_that_are_not_labelled_ones():
-    assert settled(texts(1) * 500)[1].startswith("The 500 unlabelled rows are not learned from (1 different texts without a label")
+    assert settled(texts(1) * 500)[1].startswith(
+        "The 500 unlabelled rows are not learned from (fewer than 200 different texts that are not labelled: 1)"
+    )
     labelled = tuple(replace(row, label="yes") for row in texts(300))
     way, said = settled(texts(350), train=labelled)
-    assert way == "ladder" and "50 different texts without a label, fewer than 200" in said
+    assert way == "ladder" and "fewer than 200 different texts that are not labelled: 50" in said
     assert settled(texts(500), train=labelled) == ("pet", "")
 
 
