@@ -98,6 +98,7 @@ def test_the_smaller_model_answers_what_the_teacher_answers(way, teacher):
         ),
         ((Narrow(), ft.LoRA(rank=1)), "prune", "got one by narrow. Narrow it with narrow:trained=deltas"),
         ((Sharing(groups=2), ft.LoRA(rank=1)), "prune", "got one by share. Take one of the two ways"),
+        ((Sharing(groups=2),), "prune", "got one by share. Take one of the two ways"),
         ((Int8(), ft.LoRA(rank=1)), "distill", "distill: expected a teacher.*got one by int8. Choose --by distill --by int8"),
         ((Narrow(), ft.LoRA(rank=1)), "distill", "got one by narrow. Choose --by distill --by narrow"),
         ((Int8(), ft.LoRA(rank=1)), "narrow", "narrow: expected matrices that can be trained.*--by narrow --by int8"),

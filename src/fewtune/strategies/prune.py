@@ -300,10 +300,12 @@ def _bare(spec: Prune, model: TunedModel) -> TunedModel:
 
 def _merged(model: TunedModel, deltas: Sequence[Installed]) -> dict[str, Tensor]:
     """All weights with the deltas in them."""
+    name = smaller_already(deltas)
+    fix = _FIRST.get(name, "Tune with lora, ia3 or subset, each at a place of its own.")
     try:
-        return plm.merged(model.backbone, deltas)
+        if name != "share":  # whose matrices would each be one's own again, and the model larger
+            return plm.merged(model.backbone, deltas)
+        got, cause = f"one by {name}", None
     except BackboneError as error:
-        name = smaller_already(deltas)
-        fix = _FIRST.get(name, "Tune with lora, ia3 or subset, each at a place of its own.")
-        got = f"one by {name}" if name else error.got
-        raise SpecError(expected="a model whose deltas are changes of weights", got=got, where="prune", fix=fix) from error
+        got, cause = f"one by {name}" if name else error.got, error
+    raise SpecError(expected="a model whose deltas are changes of weights", got=got, where="prune", fix=fix) from cause
