@@ -52,11 +52,15 @@ class Writing:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        ranges = {"tokens": self.tokens >= 1, "temperature": self.temperature > 0, "top_p": 0 < self.top_p <= 1}
-        for name, holds in ranges.items():
-            if not holds:
+        ranges = {
+            "tokens": (self.tokens >= 1, "at least 1"),
+            "temperature": (self.temperature > 0, "above 0"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+        }
+        for name, (fits, expected) in ranges.items():
+            if not fits:
                 where, got = f"--{name.replace('_', '-')}", repr(getattr(self, name))
-                raise SpecError(expected="a value in range", got=got, where=where, fix="Change the value.")
+                raise SpecError(expected=expected, got=got, where=where, fix="Change the value.")
 
     def picker(self, device: torch.device) -> generation.Pick:
         """What chooses each next token; the same draws each time it is made."""

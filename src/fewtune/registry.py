@@ -131,10 +131,9 @@ def spoken(value: Plain) -> str:
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
-def check_ranges(value: Any, where: str, holds: Mapping[str, bool | tuple[bool, str]]) -> None:
-    """Raise `SpecError` for the first field of `value` that is not in its range, which is said in words where it is given."""
-    for name, given in holds.items():
-        fits, expected = given if isinstance(given, tuple) else (given, "a value in range")
+def check_ranges(value: Any, where: str, holds: Mapping[str, tuple[bool, str]]) -> None:
+    """Raise `SpecError` for the first field of `value` of which it does not hold that it is in its range; that is given in words, too."""
+    for name, (fits, expected) in holds.items():
         if not fits:
             raise SpecError(expected=expected, got=repr(getattr(value, name)), where=f"{where}.{name}", fix="Change the value.")
 

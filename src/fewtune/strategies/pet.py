@@ -50,7 +50,7 @@ class Pet(Lessons):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        registry.check_ranges(self, self.name, {"judged": self.judged >= 1, "margin": self.margin >= 0})
+        registry.check_ranges(self, self.name, {"judged": (self.judged >= 1, "at least 1"), "margin": (self.margin >= 0, "at least 0")})
 
     def run(self, recipe: Recipe, split: Split, backbone: Backbone, *, session: Session) -> TunedModel:
         """See `over`."""

@@ -75,13 +75,13 @@ class Lessons:
 
     def __post_init__(self) -> None:
         fits = {
-            "patterns": self.patterns >= 0,
-            "temperature": self.temperature > 0,
-            "most": self.most >= 1,
-            "generations": self.generations >= 0,
-            "growth": self.growth > 1,
-            "share": 0 < self.share <= 1,
-            "first": self.first >= 1,
+            "patterns": (self.patterns >= 0, "at least 0"),
+            "temperature": (self.temperature > 0, "above 0"),
+            "most": (self.most >= 1, "at least 1"),
+            "generations": (self.generations >= 0, "at least 0"),
+            "growth": (self.growth > 1, "above 1"),
+            "share": (0 < self.share <= 1, "above 0 and at most 1"),
+            "first": (self.first >= 1, "at least 1"),
         }
         registry.check_ranges(self, self.name, fits)
 

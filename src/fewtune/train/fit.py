@@ -68,14 +68,14 @@ class FitOptions:
 
     def __post_init__(self) -> None:
         fits = {
-            "steps": self.steps is None or self.steps >= 0,
-            "learning_rate": self.learning_rate is None or self.learning_rate > 0,
-            "batch_size": self.batch_size >= 1,
-            "warmup": 0 <= self.warmup <= 1,
-            "weight_decay": self.weight_decay >= 0,
-            "clip": self.clip > 0,
-            "average": 0 <= self.average <= 1,
-            "accumulate": self.accumulate >= 1,
+            "steps": (self.steps is None or self.steps >= 0, "at least 0"),
+            "learning_rate": (self.learning_rate is None or self.learning_rate > 0, "above 0"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "warmup": (0 <= self.warmup <= 1, "from 0 to 1"),
+            "weight_decay": (self.weight_decay >= 0, "at least 0"),
+            "clip": (self.clip > 0, "above 0"),
+            "average": (0 <= self.average <= 1, "from 0 to 1"),
+            "accumulate": (self.accumulate >= 1, "at least 1"),
         }
         registry.check_ranges(self, "fit", fits)
 

@@ -185,20 +185,20 @@ def test_a_loss_that_is_not_finite_is_refused_before_it_spoils_the_weights(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("field", "value", "expected"),
     [
-        ("steps", -1),
-        ("learning_rate", 0.0),
-        ("batch_size", 0),
-        ("warmup", 1.5),
-        ("warmup", -0.1),
-        ("weight_decay", -1.0),
-        ("clip", 0.0),
-        ("average", 1.5),
+        ("steps", -1, "at least 0"),
+        ("learning_rate", 0.0, "above 0"),
+        ("batch_size", 0, "at least 1"),
+        ("warmup", 1.5, "from 0 to 1"),
+        ("warmup", -0.1, "from 0 to 1"),
+        ("weight_decay", -1.0, "at least 0"),
+        ("clip", 0.0, "above 0"),
+        ("average", 1.5, "from 0 to 1"),
     ],
 )
-def test_options_out_of_range_are_refused_by_name(field, value):
-    with pytest.raises(SpecError, match=rf"fit\.{field}: expected a value in range, got {value}"):
+def test_options_out_of_range_are_refused_by_name(field, value, expected):
+    with pytest.raises(SpecError, match=rf"fit\.{field}: expected {expected}, got {value}"):
         FitOptions(**{field: value})
 
 
