@@ -31,8 +31,9 @@ from fewtune.data.example import Example, Split
 from fewtune.model import TunedModel
 from fewtune.recipe import Recipe
 from fewtune.settings import Settings, recipe_of, without_slot
+from fewtune.strategies.lessons import Lessons
 from fewtune.strategies.members import Round, answered
-from fewtune.strategies.school import Lessons, School
+from fewtune.strategies.school import School
 from fewtune.tasks.task import Task
 from fewtune.train.fit import Session
 

@@ -229,8 +229,9 @@ def tune(
 
     `beside` are those of `settings.beside`.
     """
-    texts = others([replace(row, shares=None) for row in split.taught], without=split.unlabeled)
-    split = replace(split, unlabeled=(*split.unlabeled, *texts))
+    if split.taught:
+        texts = others([replace(row, shares=None) for row in split.taught], without=split.unlabeled)
+        split = replace(split, unlabeled=(*split.unlabeled, *texts))
     task, note = kind_of(task).settled(task, split.train)
     if note:
         session.say(note)

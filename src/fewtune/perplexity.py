@@ -23,6 +23,7 @@ import torch
 
 from fewtune.backbone import headed, scoring
 from fewtune.backbone.backbone import Backbone
+from fewtune.data import readers
 from fewtune.data.writers import WriteCells, check_place, open_table
 from fewtune.errors import BackboneError, DataError
 from fewtune.plm import load as load_backbone
@@ -180,7 +181,7 @@ def score_files(
             found.append(one)
             progress(1)
     if skipped:
-        say(f"Skipped {len(skipped)} bad row{'s' * (len(skipped) > 1)}; the first: {skipped[0]}")
+        say(readers.skipped(len(skipped), skipped[0]))
     return Scored(backbone, loaded.causal, tuple(found))
 
 

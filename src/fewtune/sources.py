@@ -12,8 +12,8 @@ from pathlib import Path
 from fewtune.data import readers
 from fewtune.data.example import Example
 from fewtune.data.teacher import read as read_teacher
-from fewtune.errors import DataError, TaskError
-from fewtune.tasks import KINDS, kind_of, one_label
+from fewtune.errors import DataError
+from fewtune.tasks import KINDS, check_one_label, kind_of
 from fewtune.tasks.task import Task
 
 Say = Callable[[str], None]
@@ -79,9 +79,7 @@ def read(source: Source, *, labeled: bool, task: Task | None, kind: str = KIND, 
 
 def teacher_rows(source: Source, task: Task, say: Say = silent) -> tuple[Example, ...]:
     """The rows of a teacher's file, with the task's fields; raises `TaskError` for a task whose answers are not right or wrong."""
-    if not one_label(task):
-        expected = "a task with labels, whose answers are right or wrong"
-        raise TaskError(expected=expected, got=task.kind, where="--teacher", fix="Leave --teacher out.")
+    check_one_label(task, "--teacher", "Leave --teacher out.")
     text, skip = source.text or task.fields, source.skip_bad_rows
     found = read_teacher(source.data, text=text, labels=task.labels, label=source.label, skip_bad_rows=skip)
     for note in found.notes:

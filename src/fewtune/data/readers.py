@@ -29,6 +29,7 @@ __all__ = [
     "read",
     "reading",
     "rows",
+    "skipped",
     "table",
     "usual",
 ]
@@ -125,8 +126,13 @@ def reading(found: Table, example: Callable[[Row], Example], columns: Columns, n
     if not examples:
         raise data_error(found.where, "a row that can be used", f"{len(bad)} bad", f"The first: {bad[0]}")
     if bad:
-        notes = (*notes, f"Skipped {len(bad)} bad row{'s' * (len(bad) > 1)}; the first: {bad[0]}")
+        notes = (*notes, skipped(len(bad), bad[0]))
     return Reading(examples, columns, notes, len(bad))
+
+
+def skipped(count: int, first: object) -> str:
+    """How many bad rows were dropped, as a person reads it."""
+    return f"Skipped {count} bad row{'s' * (count > 1)}; the first: {first}"
 
 
 def _examples(found: Iterable[Row | DataError], example: Callable[[Row], Example], bad: list[str] | None) -> Iterator[Example]:

@@ -121,9 +121,12 @@ def _asked(ray: Any, slots: int, left: dict[int, Asked], say: Callable[[str], No
         session.progress("members", len(found), len(parts), float("nan"))
         if len(found) == done_before + slots and running:
             say(f"{len(running)} more, about {(monotonic() - begun) / slots * len(running):.0f} s.")
-    whole = {number: torch.cat([part for (own, _), part in sorted(found.items()) if own == number]) for number in left}
+    whole: dict[int, Tensor] = {}
     for number, asked in left.items():
-        asked.keep(whole[number])
+        own = [found[place] for place in parts if place[0] == number]
+        whole[number] = torch.cat(own)
+        if len(own) > 1:
+            asked.keep(whole[number])
     return whole
 
 
@@ -133,12 +136,12 @@ def _parts(left: dict[int, Asked]) -> dict[tuple[int, int], Asked]:
     cut: dict[tuple[int, int], Sequence[Example]] = {}
     found = {}
     for number, asked in left.items():
-        starts = range(0, max(1, len(asked.rows)), _PART)
-        for start in starts if len(starts) > 1 else ():
+        if len(asked.rows) <= _PART:
+            found[number, 0] = asked
+            continue
+        for start in range(0, len(asked.rows), _PART):
             rows = cut.setdefault((id(asked.rows), start), asked.rows[start : start + _PART])
             found[number, start] = replace(asked, rows=rows, session=asked.session.child(f"rows-{start}", told=start > 0))
-        if len(starts) == 1:
-            found[number, 0] = asked
     return found
 
 

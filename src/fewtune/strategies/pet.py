@@ -23,7 +23,8 @@ from fewtune.routes import Routes
 from fewtune.strategies import ladder
 from fewtune.strategies.folds import FOLDS
 from fewtune.strategies.ladder import Judged
-from fewtune.strategies.school import Lessons, School
+from fewtune.strategies.lessons import Lessons
+from fewtune.strategies.school import School
 from fewtune.strategies.verdict import Verdict
 from fewtune.tasks.metrics import figure, with_interval
 from fewtune.train.fit import Session

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -17,12 +16,10 @@ from torch import Tensor
 from fewtune import estimate, registry
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Example, Split
-from fewtune.data.sampling import derive, distinct, pool
+from fewtune.data.sampling import derive, pool
 from fewtune.deltas.delta import Delta
 from fewtune.deltas.lora import LoRA
-from fewtune.errors import DataError, TaskError
 from fewtune.model import TunedModel
-from fewtune.plm import load
 from fewtune.readout.calibration import Uncalibrated
 from fewtune.readout.head import Head
 from fewtune.readout.mixing import Mix, stacked
@@ -30,60 +27,17 @@ from fewtune.readout.sentences import Sentences
 from fewtune.recipe import Recipe
 from fewtune.strategies.folds import FOLDS, parts_of
 from fewtune.strategies.ladder import Rung, settled
-from fewtune.strategies.members import Heard, Member, Round, Words, answered, members_of
+from fewtune.strategies.lessons import Lessons
+from fewtune.strategies.members import Heard, Member, Round, answered, members_of
 from fewtune.strategies.supervised import Supervised
-from fewtune.strategies.teachers import Merge, grown, likeliest, shift
-from fewtune.tasks import kind_of, one_label
+from fewtune.strategies.teachers import grown, likeliest, shift
+from fewtune.tasks import check_one_label, kind_of
 from fewtune.tasks.task import Task
 from fewtune.train.fit import FitOptions, Session
 
 STUDENT_DELTAS: tuple[Delta, ...] = (LoRA(rank=16, sites=("query", "key", "value", "ffn_in", "ffn_out")),)
 STUDENT_BATCH, STUDENT_PASSES = 16, 3
 _LOOKED_AT = 500
-
-
-@dataclass(frozen=True)
-class Lessons:
-    """Who teaches what to whom.
-
-    `patterns` is how many templates of the library are tried where the task names none; those it names are the patterns; with 0 no member
-    is tuned, and a teacher from elsewhere stands alone. `words=each` makes a verbalizer of all labels' first words, one of the second,
-    and so on. With `shown` autoregressive PLMs are members in-context, too. `merge` says how the members' predictions become labels:
-    `stacked` by how well each does on labelled rows that it has not seen, or as the papers have it: `probabilities` added, mean `logits`,
-    or logits `weighted` by accuracy before tuning. The student learns soft labels at `temperature` (KL × T²), with `gold` beside the
-    labelled rows by their own labels, else alone, as the official code has it. `student` names its PLM, the smallest at hand by default.
-    At most `most` unlabelled rows are learned from, those first that a teacher from elsewhere has labelled.
-
-    `generations` more follow the first one: each member learns from what a `share` of the other members, drawn at random, are sure of;
-    the training set has `growth` times as many rows each time. Without labelled rows each begins with the `first` likeliest of a label.
-    """
-
-    name: ClassVar[str] = "pet"
-
-    patterns: int = 3
-    words: Words = "averaged"
-    shown: bool = True
-    merge: Merge = "stacked"
-    temperature: float = 2.0
-    gold: bool = True
-    student: str | None = None
-    most: int = 2000
-    generations: int = 0
-    growth: float = 5.0
-    share: float = 0.25
-    first: int = 100
-
-    def __post_init__(self) -> None:
-        fits = {
-            "patterns": (self.patterns >= 0, "at least 0"),
-            "temperature": (self.temperature > 0, "above 0"),
-            "most": (self.most >= 1, "at least 1"),
-            "generations": (self.generations >= 0, "at least 0"),
-            "growth": (self.growth > 1, "above 1"),
-            "share": (0 < self.share <= 1, "above 0 and at most 1"),
-            "first": (self.first >= 1, "at least 1"),
-        }
-        registry.check_ranges(self, self.name, fits)
 
 
 @dataclass(frozen=True)
@@ -118,24 +72,17 @@ class School:
         """
         recipe = contestants[0][0]
         kind = kind_of(recipe.task)
-        if not one_label(recipe.task):
-            fix = "Choose --strategy supervised."
-            raise TaskError(
-                expected="a task with labels, whose answers are right or wrong",
-                got=recipe.task.kind,
-                where=f"strategy {spec.name}",
-                fix=fix,
-            )
+        check_one_label(recipe.task, f"strategy {spec.name}", "Choose --strategy supervised.")
         if split.train:
             kind.check(recipe.task, split.train, "fit")
         heard = _heard(split.taught, recipe.task, session)
-        chosen = _drawn(spec, split, recipe.seed)
+        chosen = spec.drawn(split, recipe.seed)
         contestants = settled(contestants, split)
         own = members_of(contestants, split, patterns=spec.patterns, words=spec.words, shown=spec.shown) if spec.patterns else ()
         members: tuple[Member | Heard, ...] = (*own, *heard)
         names = "; ".join(member.name for member in members)
         session.say(f"{_counted(len(members), 'member')}: {names}. {_counted(len(chosen), 'unlabelled row')}.")
-        return cls(spec, members, chosen, _learner(spec, [backbone for _, backbone in contestants]), recipe, contestants)
+        return cls(spec, members, chosen, spec.learner([backbone for _, backbone in contestants]), recipe, contestants)
 
     @property
     def task(self) -> Task:
@@ -417,32 +364,6 @@ def _heard(taught: Sequence[Example], task: Task, session: Session) -> tuple[Hea
         many = _counted(teacher.repeatedly, "text")
         session.say(f"The teacher speaks of {many} more than once: the mean of what it says is heard.")
     return (teacher,)
-
-
-def _drawn(spec: Lessons, split: Split, seed: int) -> tuple[Example, ...]:
-    """The rows that are learned from: all that a teacher from elsewhere has labelled, and as many others as there is room for.
-
-    Raises `DataError` where there are none.
-    """
-    taught, others = distinct(split.taught), distinct(split.unlabeled) if spec.patterns else ()
-    if not (taught or others):
-        fix = "Give texts with --unlabeled, or choose --strategy supervised."
-        raise DataError(expected="unlabelled rows", got="none", where=f"strategy {spec.name}", fix=fix)
-    chosen = pool(taught, spec.most, seed=seed, without=split.train)
-    if room := spec.most - len(chosen):
-        chosen = (*pool(others, room, seed=seed, without=(*split.train, *chosen)), *chosen)
-    if not chosen:
-        fix = "Give other texts with --unlabeled, or choose --strategy supervised."
-        raise DataError(expected="unlabelled rows", got="none but labelled ones", where=f"strategy {spec.name}", fix=fix)
-    return chosen
-
-
-def _learner(spec: Lessons, backbones: Sequence[Backbone]) -> Backbone:
-    """The student's PLM: one of those that are loaded already, if it is the one that is named, or the smallest of them."""
-    if spec.student is None:
-        return min(backbones, key=lambda backbone: backbone.parameters)
-    known = {backbone.name: backbone for backbone in backbones}
-    return known.get(spec.student) or load(spec.student, device=str(backbones[0].device))
 
 
 def _losses(merged: Sequence[Tensor], held: Sequence[Sequence[int]], targets_N: Tensor, skipped: int) -> Tensor:
