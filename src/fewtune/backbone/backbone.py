@@ -57,6 +57,7 @@ class Backbone(Anatomy):
         self.entry = 0
         self.routing, self.fronts = Routing(), Fronts()
         self.claims: list[str] = []
+        self.takes_turns = True
         self.prefixes = Prefixes(model, self.routing)
         surgery.freeze(model)
         model.eval()
@@ -180,6 +181,15 @@ class Backbone(Anatomy):
 
     # Forward
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Within it, the rows of a batch share a pass whatever their lengths: for what looks at all of them on the way."""
+        before, self.takes_turns = self.takes_turns, False
+        try:
+            yield
+        finally:
+            self.takes_turns = before
+
     def forward(
         self,
         ids_BT: Tensor,
@@ -203,7 +213,7 @@ class Backbone(Anatomy):
         return self._in_turns(Inputs(ids_BT, mask_BT, types_BT, below_BTD, route_B, trees, written_BFJ), start)
 
     def _in_turns(self, given: Inputs, start: int) -> Output:
-        turning = turns.of(self.model, self.family.unrouted, given.route_B) or turns.by_length(given.mask_BT)
+        turning = turns.of(self.model, self.family.unrouted, given.route_B) or (turns.by_length(given.mask_BT) if self.takes_turns else [])
         if not turning:
             return self.at_once(given, start=start)
         outputs = [self._in_turns(given.rows(rows_N), start) for rows_N in turning]

@@ -13,7 +13,8 @@ from fewtune.backbone.backbone import Backbone
 from fewtune.errors import BackboneError
 
 _COUNTED = "layer_idx"  # transformers' name for a block's place among keys and values that are kept
-_KINDS = "layer_types"  # and for what each block sees
+_KINDS = "layer_types"  # for what each block sees,
+_GROUPS = "num_hidden_groups"  # and for how many blocks there are that several steps share
 
 
 def spread(count: int, depth: int) -> tuple[int, ...]:
@@ -27,28 +28,34 @@ def spread(count: int, depth: int) -> tuple[int, ...]:
 
 
 def keep(backbone: Backbone, steps: Sequence[int]) -> surgery.Undo:
-    """Leave `steps` of the stack only, by their numbers from the bottom; undo puts everything back.
+    """Leave `steps` of the stack only, by their numbers from the bottom, and the blocks that these run; undo puts everything back.
 
     Raises `BackboneError` where they are not steps of it in order, where the lowest one holds something that all need, or where a family
     with blocks that several steps share would run others.
     """
     _check(backbone, steps)
     config: Any = backbone.stack.config
-    kept = [backbone.blocks[backbone.order[step]] for step in steps]
+    kept = [backbone.blocks[block] for block in remaining(backbone, steps)]
     undo = [surgery.assign(config, "num_hidden_layers", len(steps))]
     kinds = getattr(config, _KINDS, None)
     if kinds is not None:
         undo.append(surgery.assign(config, _KINDS, [kinds[step] for step in steps]))
-    if not backbone.family.shared:
-        undo.append(surgery.replace(backbone.stack, backbone.family.blocks, nn.ModuleList(kept)))
-        for number, block in enumerate(kept):
-            undo += [surgery.assign(module, _COUNTED, number) for module in block.modules() if _COUNTED in vars(module)]
+    undo.append(surgery.replace(backbone.stack, backbone.family.blocks, nn.ModuleList(kept)))
+    if backbone.family.shared:
+        undo.append(surgery.assign(config, _GROUPS, len(kept)))
+    for number, block in enumerate(kept):
+        undo += [surgery.assign(module, _COUNTED, number) for module in block.modules() if _COUNTED in vars(module)]
 
     def back() -> None:
         for one in reversed(undo):
             one()
 
     return back
+
+
+def remaining(backbone: Backbone, steps: Sequence[int]) -> tuple[int, ...]:
+    """The numbers of the blocks that some of the stack's steps run."""
+    return tuple(sorted({backbone.order[step] for step in steps}))
 
 
 def _check(backbone: Backbone, steps: Sequence[int]) -> None:

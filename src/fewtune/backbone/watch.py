@@ -30,7 +30,7 @@ class Inside:
 
 @contextmanager
 def inside(backbone: Backbone) -> Iterator[Inside]:
-    """Within it, the latest batch that went through the whole stack is written down."""
+    """Within it, the latest batch that went through the whole stack is written down; its rows take no turns."""
     found, top = Inside(), backbone.order[-1]
 
     def begins(module: nn.Module, inputs: Any) -> None:
@@ -41,7 +41,7 @@ def inside(backbone: Backbone) -> Iterator[Inside]:
     def ends(module: nn.Module, inputs: Any, output: Any) -> None:
         found.states.append(output if isinstance(output, Tensor) else output[0])
 
-    with ExitStack() as hooks:
+    with backbone.together(), ExitStack() as hooks:
         for block in backbone.blocks:
             hooks.callback(block.register_forward_pre_hook(begins).remove)
             hooks.callback(block.register_forward_hook(ends).remove)

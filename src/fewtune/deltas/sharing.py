@@ -77,6 +77,10 @@ class Sharing:
             raise BackboneError(
                 expected=f"fewer groups than {backbone.name} has blocks, which are {count}", got=got, where="sharing.groups", fix=fix
             )
+        return self.members_of(count)
+
+    def members_of(self, count: int) -> list[list[int]]:
+        """The same of so many blocks; none where there are no more blocks than groups."""
         groups = [[block for block in range(count) if block * self.groups // count == group] for group in range(self.groups)]
         return [group for group in groups if len(group) > 1]
 

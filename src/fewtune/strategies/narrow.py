@@ -131,7 +131,8 @@ def importance(model: TunedModel, rows: Sequence[Example], parts: Sequence[str],
         for template, encoded in enumerate(epoch_rows(model, tuple(rows))(0)):
             for indices in model.asking.buckets(encoded, template, size=batch_size):
                 batch = model.asking.collate([encoded[index] for index in indices], template)
-                loss = model.reader.loss(model.output(batch), batch, aims[indices], bias_C) * len(indices)
+                with model.backbone.together():
+                    loss = model.reader.loss(model.output(batch), batch, aims[indices], bias_C) * len(indices)
                 for key, change_U in _changes(loss, gates).items():
                     total[key] = total.get(key, torch.zeros_like(change_U)) + change_U
     finally:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fewtune import plm
+from fewtune.backbone import shorten
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.sampling import derive
 from fewtune.deltas.delta import Delta, Installed, load_strictly
@@ -52,7 +53,10 @@ def smaller(
     steps = tuple(range(learner.depth)) if layers is None else Shallow(layers).steps(learner.depth if not own else teacher.backbone.depth)
     taught = [(Subset("all"), weights)] if trained == "all" else [(one.delta, one.state_dict()) for one in _handed(teacher.deltas)]
     saved: list[_Saved] = [*_shape(teacher, learner, steps, own=own), *((delta, state if own else None) for delta, state in taught)]
-    deltas = _installed(saved, learner, _renaming(teacher.backbone, steps), seed)
+    blocks = shorten.remaining(teacher.backbone, steps) if own else ()
+    if own:
+        _check_groups(teacher, blocks)
+    deltas = _installed(saved, learner, _renaming(teacher.backbone, blocks), seed)
     student = replace(bare, deltas=deltas, about=teacher.about)
     if not own:
         return student
@@ -103,12 +107,24 @@ def _installed(saved: Sequence[_Saved], learner: Backbone, renamed: Callable[[st
     return tuple(installed)
 
 
-def _renaming(backbone: Backbone, steps: Sequence[int]) -> Callable[[str], str]:
+def _renaming(backbone: Backbone, blocks: Sequence[int]) -> Callable[[str], str]:
     """The student's name of a weight → the teacher's: a block is called by another number there."""
-    if backbone.family.shared:
-        return lambda name: name
     numbered = re.compile(rf"^({re.escape(backbone.blocks_path)}\.)(\d+)(?=\.)")
-    return lambda name: numbered.sub(lambda found: f"{found[1]}{steps[int(found[2])]}", name)
+    return lambda name: numbered.sub(lambda found: f"{found[1]}{blocks[int(found[2])]}", name)
+
+
+def _check_groups(teacher: TunedModel, blocks: Sequence[int]) -> None:
+    """Raise `SpecError` where these of the teacher's blocks, alone, would share matrices with others, or under another's name."""
+    for delta in (one.delta for one in teacher.deltas if isinstance(one.delta, Sharing)):
+        first = {block: group[0] for group in delta.members_of(len(teacher.backbone.blocks)) for block in group}
+        own = {block: blocks[group[0]] for group in delta.members_of(len(blocks)) for block in group}
+        if any(own.get(number) != first.get(block) for number, block in enumerate(blocks)):
+            raise SpecError(
+                expected="layers that share as the teacher's do",
+                got=f"the blocks {', '.join(map(str, blocks))} in {delta.groups} groups",
+                where="distill.layers",
+                fix="Keep as many layers of each group, the lowest among them, or distil before sharing: --by distill --by share.",
+            )
 
 
 def _start(installed: Installed, state: Mapping[str, Tensor], renamed: Callable[[str], str]) -> None:

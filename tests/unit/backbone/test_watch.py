@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fewtune.backbone import tiny, watch
+from fewtune.backbone import tiny, turns, watch
 from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.families import FAMILIES
 from fewtune.deltas.lora import LoRA
@@ -28,3 +28,17 @@ def test_states_and_the_last_blocks_projections(family):
     before = seen.states
     backbone.forward(ids_BT, mask_BT)
     assert seen.states is before  # nothing is written down afterwards
+
+
+def test_rows_of_unlike_lengths_are_seen_together():
+    backbone = Backbone(*tiny.model("bert", blocks=2), name="bert")
+    ids_BT = torch.randint(10, 120, (3, 90), generator=torch.Generator().manual_seed(1))
+    mask_BT = (torch.arange(90) < torch.tensor([4, 90, 5])[:, None]).long()
+    assert turns.by_length(mask_BT)
+    before = backbone.forward(ids_BT, mask_BT).hidden_BTD
+    with watch.inside(backbone) as seen:
+        output = backbone.forward(ids_BT, mask_BT)
+        assert [states.shape[:2] for states in (*seen.states, *seen.last.values())] == [(3, 90)] * 5
+        torch.testing.assert_close(backbone.norm(seen.states[-1])[mask_BT.bool()], output.hidden_BTD[mask_BT.bool()])
+    torch.testing.assert_close(output.hidden_BTD[mask_BT.bool()], before[mask_BT.bool()])
+    assert torch.equal(backbone.forward(ids_BT, mask_BT).hidden_BTD, before)  # they take turns again

@@ -17,6 +17,7 @@ from fewtune.readout.likelihood import Likelihood
 from fewtune.strategies import distill
 from fewtune.strategies.distill import Distill, layer_map
 from fewtune.strategies.narrow import Narrowing
+from fewtune.strategies.share import Share
 from fewtune.strategies.student import smaller
 from fewtune.train.fit import FitOptions, Session
 
@@ -34,7 +35,7 @@ FULL = (ft.Subset("all"),)
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("plm")
     return {
-        **{family: str(tiny.save(family, root / family, blocks=4)) for family in ("bert", "llama")},
+        **{family: str(tiny.save(family, root / family, blocks=4)) for family in ("bert", "llama", "albert")},
         "narrow": str(tiny.save("bert", root / "narrow", blocks=2, width=16)),
     }
 
@@ -124,6 +125,40 @@ def test_fewer_layers_of_narrower_ones_keep_units_and_deltas(folders, trained, k
     assert units == {key: own_K.tolist() for key, own_K in model.deltas[0].kept.items() if key[1] in kept}
     assert [name for name, module in student.backbone.model.named_modules() if isinstance(module, Bank)]
     torch.testing.assert_close(states(student, -1), states(model, len(kept)), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("trained", ["all", "deltas"])
+def test_blocks_that_a_shorter_stack_does_not_run_are_gone(folders, trained):
+    """ALBERT's: four steps of two groups; the first step alone runs one of them."""
+    student = smaller(tuned(folders["albert"], (ft.LoRA(rank=2),)), (0,), None, trained=trained)
+    assert (student.backbone.depth, len(student.backbone.blocks), student.backbone.model.config.num_hidden_groups) == (1, 1, 1)
+    assert not [name for name in student.deltas[-1].state_dict() if f"{student.backbone.blocks_path}.1." in name]
+    student.remove()
+    assert (student.backbone.depth, len(student.backbone.blocks), student.backbone.model.config.num_hidden_groups) == (4, 2, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kept", "blocks"), [((0,), [0]), ((0, 2), [0, 1]), ((0, 1, 2, 3), [0, 1])])
+def test_fewer_steps_of_groups_of_narrower_blocks(folders, kept, blocks):
+    model = run(Narrowing(steps=1, trained="deltas"), tuned(folders["albert"], (ft.LoRA(rank=2),)))
+    student = smaller(model, kept, None, trained="deltas")
+    units = {(part, blocks[block]): own_K.tolist() for (part, block), own_K in student.deltas[-2].kept.items()}
+    assert units == {key: own_K.tolist() for key, own_K in model.deltas[0].kept.items() if key[1] in blocks}
+    torch.testing.assert_close(states(student, 1), states(model, 1), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("groups", "kept", "fits"), [(1, (0, 2), True), (2, (0, 1, 2, 3), True), (2, (0, 1), False), (2, (0, 1, 3), False)]
+)
+def test_layers_of_shared_ones_begin_as_the_teachers_or_not_at_all(folders, groups, kept, fits):
+    model = run(Share(groups=groups, rank=2, steps=1), tuned(folders["bert"]))
+    if fits:
+        student = smaller(model, kept, None, trained="deltas")
+        torch.testing.assert_close(states(student, 1), states(model, 1), atol=1e-4, rtol=1e-4)
+    else:
+        with pytest.raises(SpecError, match="layers that share as the teacher's do"):
+            smaller(model, kept, None, trained="deltas")
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import torch
 
 import fewtune as ft
 from fewtune import plm
-from fewtune.backbone import tiny, trim
+from fewtune.backbone import tiny, trim, turns
 from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.bank import Edit
 from fewtune.data.example import Example, Split
@@ -90,6 +90,17 @@ def test_a_score_is_how_much_the_loss_changes_with_the_unit(family, delta):
                 undo()
             changes.append(abs(ends[0] - ends[1]) / (2 * step))
         assert found[part, block][unit].item() == pytest.approx(sum(changes) / len(ROWS), rel=0.03, abs=3e-4)
+
+
+@pytest.mark.parametrize("family", ["bert", "albert"])
+def test_scores_are_the_same_whatever_rows_share_a_batch(family):
+    model = made(family, LoRA())
+    rows = (*ROWS, Example({"text": "great fun and a joy " * 12}, "pos"), Example({"text": "a dull mess " * 15}, "neg"))
+    alone, together = (importance(model, rows, PARTS, batch_size=size) for size in (1, 16))
+    batch = model.asking.collate(model.asking.rows(rows, 0), 0)
+    assert len(turns.by_length(batch.mask_BT)) > 1
+    for key, scores_U in alone.items():
+        torch.testing.assert_close(together[key], scores_U, atol=1e-5, rtol=1e-4)
 
 
 def test_factors_are_each_rows_own_and_scores_of_what_is_not_read_are_zero():
