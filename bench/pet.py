@@ -1,11 +1,13 @@
 """PET and iPET: members one by one, together, and the small student that learns from what they say of unlabelled rows.
 
 For each data set and seed: every pattern on smollm2-135m and the encoder minilm-l6, tuned on K rows a class; the members together; the
-students of the first and of the last generation. With `--foreign` also what `fit` keeps when its pool is another data set's.
+students of the first and of the last generation, whether or not later ones are better. With `--foreign` also what `fit` keeps when its
+pool is another data set's, with `--guarded` what `fit --strategy ipet` keeps of the generations and gives with its own.
 Seconds are those of this process's processor time. Finished runs are not repeated.
 
     python bench/pet.py --data sst2 trec --seeds 13 21 42 --generations 2
     python bench/pet.py --data sst2 --seeds 13 --foreign snips
+    python bench/pet.py --data trec --seeds 13 --generations 2 --guarded
 """
 
 from __future__ import annotations
@@ -52,6 +54,8 @@ PATTERNS: Mapping[str, tuple[str, ...]] = {
     "sms_spam": ("Message: {text}\nLabel: {slot}", "{text}\nCategory: {slot}", "Message: {text}\nIs this message spam or ham? {slot}"),
 }
 """Fixed beforehand; three of each."""
+_OWN = "own"
+"""In the place of another data set: the pool of the set itself."""
 
 
 # One run
@@ -124,12 +128,12 @@ def _accuracy(scores_NC: torch.Tensor, test: Sequence[Example], task: Task) -> f
 
 
 def guarded_fit(
-    task: Task, train: Sequence[Example], pool: Sequence[Example], test: Sequence[Example], plms: Sequence[Backbone], seed: int
+    task: Task, train: Sequence[Example], pool: Sequence[Example], test: Sequence[Example], plms: Sequence[Backbone], seed: int, way: str
 ) -> dict[str, Any]:
-    """What `fit` gives with this pool, and without any."""
+    """What `fit` gives with this pool and strategy, and without any pool."""
     found = {}
     for side, rows in (("pool", pool), ("none", ())):
-        strategy = "pet" if rows else "ladder"
+        strategy = way if rows else "ladder"
         clock = time.process_time()
         settings = Settings(strategy=strategy, seed=seed)
         model = job.tune(task, Split(train=tuple(train), unlabeled=tuple(rows)), plms[0], settings, session=Session(), beside=plms[1:])
@@ -144,10 +148,14 @@ def guarded_fit(
 
 
 def page(
-    results: Sequence[Mapping[str, Any]], foreign: Sequence[Mapping[str, Any]], options: argparse.Namespace, arguments: Sequence[str]
+    results: Sequence[Mapping[str, Any]],
+    foreign: Sequence[Mapping[str, Any]],
+    own: Sequence[Mapping[str, Any]],
+    options: argparse.Namespace,
+    arguments: Sequence[str],
 ) -> str:
     """The results file."""
-    codes = ", ".join(dict.fromkeys(str(one["code"]) for one in (*results, *foreign)))
+    codes = ", ".join(dict.fromkeys(str(one["code"]) for one in (*results, *foreign, *own)))
     facts = (
         f"- PLMs: {' and '.join(PLMS)}; {options.k} labelled rows a class, {options.pool} unlabelled ones; {options.threads} thread(s)",
         f"- Tested on {options.rows} rows ({FIRST})",
@@ -188,7 +196,13 @@ def page(
     later = [one for one in results if len(one["generations"]) > 1]
     if later:
         head = ("data", "seed", "generations", "pattern mean", "ensemble", "iPET student", "PET student")
-        parts += ["iPET:", table(head, [_later(one) for one in later])]
+        parts += ["iPET, every generation taken:", table(head, [_later(one) for one in later])]
+    if own:
+        head = ("data", "seed", "generations kept", "kept", "accuracy", "without a pool")
+        parts += [
+            "What `fit --strategy ipet` gives, which keeps a generation only if it is not worse:",
+            table(head, [_own(one) for one in own]),
+        ]
     if foreign:
         head = ("data", "pool of", "seed", "kept", "shift", "accuracy with it", "without any")
         parts += ["What `fit` gives with a pool from elsewhere, and with none:", table(head, [_foreign(one) for one in foreign])]
@@ -251,6 +265,12 @@ def _foreign(one: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _own(one: Mapping[str, Any]) -> list[str]:
+    pool, none = one["pool"], one["none"]
+    count = f"{pool['pet'].get('generations', 0)} of {one['generations']}"
+    return [one["data"], str(one["seed"]), count, pool["kept"], *(f"{100 * side['accuracy']:.1f}" for side in (pool, none))]
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run what is not finished, and write the page after each run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -262,6 +282,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--rows", type=int, default=500, help="the first test rows only")
     parser.add_argument("--generations", type=int, default=0, help="of iPET, after the first; with the first of the seeds")
     parser.add_argument("--foreign", nargs="*", default=[], help="pools of these data sets in the place of the own one")
+    parser.add_argument("--guarded", action="store_true", help="with the first of the seeds, also fit --strategy ipet")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--older", action="store_true", help="take finished runs of earlier code too; the page lists the codes")
     parser.add_argument("--finished", action="store_true", help="run nothing; write the page of what is finished")
@@ -271,7 +292,8 @@ def main(arguments: Sequence[str]) -> None:
     plms, known, code = [load(name) for name in PLMS], finished(RAW), code_hash()
     results: list[dict[str, Any]] = []
     foreign: list[dict[str, Any]] = []
-    for name, seed, source in itertools.product(options.data, options.seeds, [None, *options.foreign]):
+    own: list[dict[str, Any]] = []
+    for name, seed, source in itertools.product(options.data, options.seeds, [None, *options.foreign, *[_OWN] * options.guarded]):
         dataset = DataSet(options.shared, name)
         task = replace(task_of(dataset, None), templates=PATTERNS[name])
         test, train = dataset.first(options.rows), dataset.shots(options.k, seed=seed)
@@ -279,6 +301,10 @@ def main(arguments: Sequence[str]) -> None:
         last = options.generations if seed == options.seeds[0] else 0
         # What is finished with fewer generations is shown, too.
         asked = [facts | {"generations": most} for most in range(last, -1, -1)] if source is None else [facts | {"from": source}]
+        if source == _OWN:
+            asked = [facts | {"from": source, "generations": last}] if last else []
+        if not asked:
+            continue
         facts, key = asked[0], key_of(asked[0], plms[0])
         if options.finished:
             key = next((key for key in (key_of(one, plms[0]) for one in asked) if key in known), key)
@@ -286,13 +312,16 @@ def main(arguments: Sequence[str]) -> None:
                 continue
         result = known.get(key)
         if result is None or not (options.older or result["code"] == code):
-            rows = DataSet(options.shared, source or name).pool(seed=seed)[: options.pool]
-            run = taught if source is None else guarded_fit
-            more = (last,) if source is None else ()
-            result = {"key": key, "code": code, **facts, **run(task, train, rows, test, plms, seed, *more)}
+            rows = DataSet(options.shared, name if source in (None, _OWN) else source).pool(seed=seed)[: options.pool]
+            if source is None:
+                found = taught(task, train, rows, test, plms, seed, last)
+            else:
+                way = f"ipet:generations={last}" if source == _OWN else "pet"
+                found = guarded_fit(task, train, rows, test, plms, seed, way)
+            result = {"key": key, "code": code, **facts, **found}
             append(RAW, result)
-        (results if source is None else foreign).append(result)
-        write(options.out, page(results, foreign, options, arguments))
+        (results if source is None else own if source == _OWN else foreign).append(result)
+        write(options.out, page(results, foreign, own, options, arguments))
         print(f"{name} seed {seed} {source or ''} done", flush=True)
 
 
