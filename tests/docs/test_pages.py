@@ -100,7 +100,7 @@ PAGES = {
     "docs/how-to/onnx.md": Page(1, before=FIT, apart=("pip ", "python there/")),
     "docs/how-to/harness.md": Page(1, before=FIT, apart=("pip ", "python harness/", "lm_eval")),
     "docs/how-to/pretrain.md": Page(
-        10,
+        11,
         {name: "\n\n".join([*tiny.TEXT * 40]) for name in ("corpus/a.txt.gz", "more/b.txt.gz")} | {"texts.csv": REVIEWS},
         brief={"pretrain": "--steps 2 --batch-size 2 --length 32 --points 1 --overwrite"},
     ),
