@@ -47,6 +47,29 @@ def same(first, second):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "way", ["narrow:trained=deltas,steps=2", "narrow:steps=2", "distill:layers=1,trained=deltas,steps=2", "prune:steps=2"]
+)
+def test_a_smaller_model_goes_on_from_what_it_has_learned(work, fewtune, llama, way):
+    """Each delta begins before the next is there, which may stand on what it puts in the PLM's place."""
+    fit(fewtune, "first", "--backbone", llama, "--delta", "lora:rank=2", "--steps", "4", "--learning-rate", "0.05", *WORDS)
+    rows = [
+        f"{text} and {count},{label}" for count in range(15) for text, label in (("great fun", "positive"), ("a dull mess", "negative"))
+    ]
+    (work / "many.csv").write_text("\n".join(["review,sentiment", *rows, ""]))
+    code, _, err = fewtune("compress", "first", "--data", "many.csv", "--to", "small", "--by", way)
+    assert code == 0, err
+    fit(fewtune, "same", "--start", "small", "--steps", "0")
+    assert same(learned(work / "small"), learned(work / "same"))
+    small, again = (ft.load(name).probabilities([Example({"review": text}) for text, _ in ROWS]) for name in ("small", "same"))
+    torch.testing.assert_close(small, again)
+    fit(fewtune, "far", "--start", "small", "--steps", "4", "--learning-rate", "0.05")
+    before, after = (list(learned(work / name).values())[-1] for name in ("small", "far"))
+    assert all(not torch.equal(before[name], after[name]) for name in before if name.endswith((".lora_B", ".lora_A")))
+    assert not same(learned(work / "small"), learned(work / "far"))
+
+
 @pytest.mark.parametrize("name", FIELDS)
 def test_without_a_step_it_is_the_saved_model_and_with_steps_it_goes_on_from_there(work, fewtune, llama, name):
     delta = f"{name}:{FIELDS[name]}" if FIELDS[name] else name

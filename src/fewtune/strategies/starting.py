@@ -5,10 +5,14 @@ So a task gets more rows later, and one task's prompt starts another's (Vu et al
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+
+from torch import Tensor
 
 from fewtune import artifact
 from fewtune.artifact import Saved
+from fewtune.backbone.backbone import Backbone
 from fewtune.deltas.delta import Delta, load_strictly
 from fewtune.deltas.prefix import Prefix
 from fewtune.errors import ArtifactError, SpecError
@@ -19,19 +23,26 @@ from fewtune.tasks.task import Task
 from fewtune.train.fit import Session
 
 
-def go_on(model: TunedModel, recipe: Recipe, session: Session) -> None:
-    """Put what the recipe's start has learned into `model`, whose deltas are new.
+def learned(recipe: Recipe, backbone: Backbone) -> list[tuple[Mapping[str, Tensor], str]]:
+    """(weights, where they come from) of each of the recipe's deltas that its start has learned; none without a start.
 
-    Raises `ArtifactError` for a folder that is another by now, or was made on another PLM, `SpecError` for other deltas than its own.
+    They are loaded as soon as their delta is installed, for the next may stand on what it puts in the PLM's place. Raises `ArtifactError`
+    for a folder that is another by now, or was made on another PLM, `SpecError` for other deltas than its own.
     """
+    if recipe.start is None:
+        return []
+    saved = _read(recipe.start)
+    saved.backbone.check(backbone, str(saved.folder))
+    if further(saved) != recipe.deltas:
+        raise SpecError(expected="the deltas of the saved model", got="others", where=recipe.start.folder, fix="Leave --delta out.")
+    return list(saved.learned())
+
+
+def read_on(model: TunedModel, recipe: Recipe, session: Session) -> None:
+    """Let the readout of `model` begin with what the recipe's start has learned, where the same labels are read."""
     if recipe.start is None:
         return
     saved = _read(recipe.start)
-    saved.backbone.check(model.backbone, str(saved.folder))
-    if further(saved) != tuple(delta.delta for delta in model.deltas):
-        raise SpecError(expected="the deltas of the saved model", got="others", where=recipe.start.folder, fix="Leave --delta out.")
-    for delta, learned in zip(model.deltas, saved.learned(), strict=True):
-        delta.load_state_dict(*learned)
     alike = reads_alike(saved, recipe)
     if alike:
         load_strictly(model.reader.weights, *saved.read_by())

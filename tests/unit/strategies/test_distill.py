@@ -10,7 +10,7 @@ from fewtune import job, plm
 from fewtune.backbone import tiny
 from fewtune.backbone.bank import Bank
 from fewtune.data.example import Example, Split
-from fewtune.errors import DataError, SpecError, TaskError
+from fewtune.errors import BackboneError, DataError, SpecError, TaskError
 from fewtune.model import TunedModel
 from fewtune.readout.generate import Generate
 from fewtune.readout.likelihood import Likelihood
@@ -167,6 +167,14 @@ def test_a_student_of_a_student_counts_the_steps_of_the_plm(teacher):
     twice = run(Distill(layers=(0, 2), steps=0), once)
     assert twice.deltas[0].delta.layers == (0, 3)
     torch.testing.assert_close(states(twice, 1), states(once, 1))
+
+
+@pytest.mark.parametrize("layers", [(1, 9), (0, 4), (1, 0), (2, 2)])
+def test_layers_that_are_not_there_are_refused(teacher, layers):
+    with pytest.raises(BackboneError, match="expected some of the steps 0 to 3"):
+        run(Distill(layers=layers, steps=0), teacher)
+    with pytest.raises(BackboneError, match="expected some of the steps 0 to 1"):
+        run(Distill(layers=layers if layers != (0, 4) else (0, 2), steps=0), run(Distill(layers=2, steps=0), teacher))
 
 
 def test_half_of_the_layers_where_nothing_is_said(teacher):
