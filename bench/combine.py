@@ -26,7 +26,8 @@ from fewtune.backbone.backbone import Backbone
 from fewtune.data.example import Split
 from fewtune.plm import load
 from fewtune.settings import Settings, recipe_of, without_slot
-from fewtune.strategies.ladder import Joined, judge, rungs_of, settled
+from fewtune.strategies.ladder import judge, settled
+from fewtune.strategies.rungs import Joined, rungs_of
 from fewtune.train.fit import Session
 
 SETS = ("mr", "uci_amazon_sentences", "uci_yelp_sentences", "sms_spam")

@@ -27,7 +27,8 @@ from fewtune.data.example import Split
 from fewtune.plm import load
 from fewtune.readout import READOUTS
 from fewtune.settings import Settings, recipe_of
-from fewtune.strategies.ladder import judge, rungs_of
+from fewtune.strategies.ladder import judge
+from fewtune.strategies.rungs import rungs_of
 from fewtune.train.fit import Session
 
 SETS = ("sst2", "cr", "trec", "agnews", "snips", "tweeteval_offensive")

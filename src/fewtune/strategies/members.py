@@ -23,7 +23,7 @@ from fewtune.model import TunedModel
 from fewtune.prompt.demonstrations import Demonstrations
 from fewtune.prompt.library import candidates
 from fewtune.recipe import Recipe, reads_pool
-from fewtune.strategies import ladder
+from fewtune.strategies import rungs
 from fewtune.strategies.strategy import Strategy
 from fewtune.strategies.supervised import Supervised
 from fewtune.strategies.zeroshot import ZeroShot
@@ -156,7 +156,7 @@ def _shown(first: Member, split: Split) -> list[Member]:
     shown = Demonstrations(similar=1, draws=1)
     recipe = replace(first.recipe, deltas=(), search=(), adapt=(), demonstrations=shown)
     alone = first.recipe.demonstrations is None and not first.recipe.readout.reverses and first.backbone.causal
-    if not alone or not ladder.fits(recipe, first.backbone, split):
+    if not alone or not rungs.fits(recipe, first.backbone, split):
         return []
     return [Member(f"{first.name} in-context", recipe, first.backbone, ZeroShot())]
 

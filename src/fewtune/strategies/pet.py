@@ -24,6 +24,7 @@ from fewtune.strategies import ladder
 from fewtune.strategies.folds import FOLDS
 from fewtune.strategies.ladder import Judged
 from fewtune.strategies.lessons import Lessons
+from fewtune.strategies.rungs import rungs_of
 from fewtune.strategies.school import School
 from fewtune.strategies.verdict import Verdict
 from fewtune.tasks.metrics import figure, with_interval
@@ -113,7 +114,7 @@ class Pet(Lessons):
         if self.generations:
             session.say(f"{len(unseen.mixes) - 1} of {self.generations} generations are kept.")
         tempered, known = school.recipe.calibration is None, school.known(unseen)
-        others = ladder.judge(ladder.rungs_of(school.contestants, judging), judging, session, tempered=tempered, known=known)
+        others = ladder.judge(rungs_of(school.contestants, judging), judging, session, tempered=tempered, known=known)
         session.say(f"Judging the student, {school.learner.name}, in the same folds.")
         log_NC = school.unseen_student(judging, sample, unseen, session)
         student = Verdict.of(log_NC, school.task, judging.train, seed=school.recipe.seed, tempered=tempered)

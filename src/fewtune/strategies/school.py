@@ -26,9 +26,10 @@ from fewtune.readout.mixing import Mix, stacked
 from fewtune.readout.sentences import Sentences
 from fewtune.recipe import Recipe
 from fewtune.strategies.folds import FOLDS, parts_of
-from fewtune.strategies.ladder import Rung, settled
+from fewtune.strategies.ladder import settled
 from fewtune.strategies.lessons import Lessons
 from fewtune.strategies.members import Heard, Member, Round, answered, members_of
+from fewtune.strategies.rungs import Rung
 from fewtune.strategies.supervised import Supervised
 from fewtune.strategies.teachers import grown, likeliest, shift
 from fewtune.tasks import check_one_label, kind_of

@@ -24,7 +24,7 @@ from fewtune.readout.similarity import Similarity
 from fewtune.recipe import Recipe
 from fewtune.routes import Routes
 from fewtune.strategies import ladder
-from fewtune.strategies.ladder import SHOWN
+from fewtune.strategies.rungs import SHOWN, Rung
 from fewtune.strategies.supervised import Supervised
 from fewtune.strategies.verdict import Verdict
 from fewtune.strategies.zeroshot import ZeroShot
@@ -170,8 +170,7 @@ PLMS = {name: Backbone(*tiny.model("bert", seed=number), name=name) for number, 
 def told(*shares, task=TASK, combine=True):
     """What is judged where the PLMs, one way each, give the right label such shares in the rows, in turn."""
     rungs = tuple(
-        ladder.Rung(f"zero-shot ({name})", ZeroShot(), Recipe(task=task, backbone=name, seed=3), PLMS[name])
-        for name in list(PLMS)[: len(shares)]
+        Rung(f"zero-shot ({name})", ZeroShot(), Recipe(task=task, backbone=name, seed=3), PLMS[name]) for name in list(PLMS)[: len(shares)]
     )
     targets_N = torch.arange(len(ROWS)) % 2
     said = {}
