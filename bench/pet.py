@@ -148,14 +148,10 @@ def guarded_fit(
 
 
 def page(
-    results: Sequence[Mapping[str, Any]],
-    foreign: Sequence[Mapping[str, Any]],
-    own: Sequence[Mapping[str, Any]],
-    options: argparse.Namespace,
-    arguments: Sequence[str],
+    results: Sequence[Mapping[str, Any]], fits: Sequence[Mapping[str, Any]], options: argparse.Namespace, arguments: Sequence[str]
 ) -> str:
     """The results file."""
-    codes = ", ".join(dict.fromkeys(str(one["code"]) for one in (*results, *foreign, *own)))
+    codes = ", ".join(dict.fromkeys(str(one["code"]) for one in (*results, *fits)))
     facts = (
         f"- PLMs: {' and '.join(PLMS)}; {options.k} labelled rows a class, {options.pool} unlabelled ones; {options.threads} thread(s)",
         f"- Tested on {options.rows} rows ({FIRST})",
@@ -197,13 +193,13 @@ def page(
     if later:
         head = ("data", "seed", "generations", "pattern mean", "ensemble", "iPET student", "PET student")
         parts += ["iPET, every generation taken:", table(head, [_later(one) for one in later])]
-    if own:
+    if own := [one for one in fits if one["from"] == _OWN]:
         head = ("data", "seed", "generations kept", "kept", "accuracy", "without a pool")
         parts += [
             "What `fit --strategy ipet` gives, which keeps a generation only if it is not worse:",
             table(head, [_own(one) for one in own]),
         ]
-    if foreign:
+    if foreign := [one for one in fits if one["from"] != _OWN]:
         head = ("data", "pool of", "seed", "kept", "shift", "accuracy with it", "without any")
         parts += ["What `fit` gives with a pool from elsewhere, and with none:", table(head, [_foreign(one) for one in foreign])]
     return "\n\n".join(parts) + "\n"
@@ -282,7 +278,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--rows", type=int, default=500, help="the first test rows only")
     parser.add_argument("--generations", type=int, default=0, help="of iPET, after the first; with the first of the seeds")
     parser.add_argument("--foreign", nargs="*", default=[], help="pools of these data sets in the place of the own one")
-    parser.add_argument("--guarded", action="store_true", help="with the first of the seeds, also fit --strategy ipet")
+    parser.add_argument("--guarded", action="store_true", help="with --generations, also fit --strategy ipet; with the first of the seeds")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--older", action="store_true", help="take finished runs of earlier code too; the page lists the codes")
     parser.add_argument("--finished", action="store_true", help="run nothing; write the page of what is finished")
@@ -291,38 +287,40 @@ def main(arguments: Sequence[str]) -> None:
     torch.set_num_threads(options.threads)
     plms, known, code = [load(name) for name in PLMS], finished(RAW), code_hash()
     results: list[dict[str, Any]] = []
-    foreign: list[dict[str, Any]] = []
-    own: list[dict[str, Any]] = []
-    for name, seed, source in itertools.product(options.data, options.seeds, [None, *options.foreign, *[_OWN] * options.guarded]):
+    fits: list[dict[str, Any]] = []
+    for name, seed in itertools.product(options.data, options.seeds):
         dataset = DataSet(options.shared, name)
         task = replace(task_of(dataset, None), templates=PATTERNS[name])
         test, train = dataset.first(options.rows), dataset.shots(options.k, seed=seed)
-        facts = {"data": name, "seed": seed, "k": options.k, "pool": options.pool, "rows": options.rows, **dataset.cut(options.rows)}
+        common = {"data": name, "seed": seed, "k": options.k, "pool": options.pool, "rows": options.rows, **dataset.cut(options.rows)}
         last = options.generations if seed == options.seeds[0] else 0
-        # What is finished with fewer generations is shown, too.
-        asked = [facts | {"generations": most} for most in range(last, -1, -1)] if source is None else [facts | {"from": source}]
-        if source == _OWN:
-            asked = [facts | {"from": source, "generations": last}] if last else []
-        if not asked:
-            continue
-        facts, key = asked[0], key_of(asked[0], plms[0])
-        if options.finished:
-            key = next((key for key in (key_of(one, plms[0]) for one in asked) if key in known), key)
-            if key not in known:
-                continue
-        result = known.get(key)
-        if result is None or not (options.older or result["code"] == code):
-            rows = DataSet(options.shared, name if source in (None, _OWN) else source).pool(seed=seed)[: options.pool]
-            if source is None:
-                found = taught(task, train, rows, test, plms, seed, last)
-            else:
-                way = f"ipet:generations={last}" if source == _OWN else "pet"
-                found = guarded_fit(task, train, rows, test, plms, seed, way)
-            result = {"key": key, "code": code, **facts, **found}
-            append(RAW, result)
-        (results if source is None else own if source == _OWN else foreign).append(result)
-        write(options.out, page(results, foreign, own, options, arguments))
-        print(f"{name} seed {seed} {source or ''} done", flush=True)
+        for source in (None, *options.foreign, *([_OWN] if options.guarded and last else [])):
+            # What is finished with fewer generations is shown, too.
+            asked = [common | more for more in _asked(source, last)]
+            facts, key = asked[0], key_of(asked[0], plms[0])
+            if options.finished:
+                key = next((key for key in (key_of(one, plms[0]) for one in asked) if key in known), key)
+                if key not in known:
+                    continue
+            result = known.get(key)
+            if result is None or not (options.older or result["code"] == code):
+                pool = (dataset if source in (None, _OWN) else DataSet(options.shared, source)).pool(seed=seed)[: options.pool]
+                if source is None:
+                    found = taught(task, train, pool, test, plms, seed, last)
+                else:
+                    found = guarded_fit(task, train, pool, test, plms, seed, f"ipet:generations={last}" if source == _OWN else "pet")
+                result = {"key": key, "code": code, **facts, **found}
+                append(RAW, result)
+            (results if source is None else fits).append(result)
+            write(options.out, page(results, fits, options, arguments))
+            print(f"{name} seed {seed} {source or ''} done", flush=True)
+
+
+def _asked(source: str | None, last: int) -> list[dict[str, Any]]:
+    """What a run is known by beside its data, the wanted one first."""
+    if source is None:
+        return [{"generations": most} for most in range(last, -1, -1)]
+    return [{"from": source, "generations": last} if source == _OWN else {"from": source}]
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ from fewtune.backbone.turns import Inputs
 from fewtune.errors import BackboneError
 
 Precision = Literal["float32", "bfloat16"]
-_WINDOW = "sliding_attention"  # transformers' name for blocks that see the last tokens only
 
 
 @dataclass(frozen=True)
@@ -104,8 +103,7 @@ class Backbone(Anatomy):
         """Whether `after` gives what whole rows would: attention looks back only and at everything, from positions that do not depend
         on the length, and no trained vectors stand in front of the tokens, which would have to be there once."""
         looks_back = self.causal and self.family.attention is not None and not self.scales_by_length
-        windowed = _WINDOW in (getattr(self.model.config, "layer_types", None) or ())
-        return looks_back and not windowed and not self.fronts.length(self.entry)
+        return looks_back and self._window is None and not self.fronts.length(self.entry)
 
     @contextmanager
     def after(self, ids_T: Sequence[int]) -> Iterator[None]:
@@ -328,18 +326,13 @@ class Backbone(Anatomy):
         positions_BT = self.prefixes.positions(packed.mask_BT, first=self.first_position)
         if positions_BT is not None:
             inputs["position_ids"] = positions_BT
-        return inputs | self._branching(packed, positions_BT) if packed.trees else inputs
+        return inputs | tree.inputs(packed.mask_BT, packed.trees, positions_BT, window=self._window) if packed.trees else inputs
 
-    def _branching(self, packed: Packed, positions_BT: Tensor | None) -> dict[str, Any]:
-        """Masks and positions for rows that end in a tree; a mapping by the kind of block where some have a window."""
+    @property
+    def _window(self) -> int | None:
+        """How many tokens back some blocks see; None where all see everything."""
         config = self.model.config
-        seen_B1TT = tree.seen(packed.mask_BT, packed.trees)
-        positions_BT = tree.positions(packed.mask_BT, packed.trees, positions_BT)
-        mask: Any = seen_B1TT
-        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-            near_B1TT = tree.near(positions_BT, config.sliding_window)
-            mask = {"full_attention": seen_B1TT, "sliding_attention": seen_B1TT & near_B1TT}
-        return {"attention_mask": mask, "position_ids": positions_BT}
+        return int(config.sliding_window) if tree.WINDOW in (getattr(config, "layer_types", None) or ()) else None
 
     @cached_property
     def _numbers_segments(self) -> bool:

@@ -59,16 +59,25 @@ def remaining(backbone: Backbone, steps: Sequence[int]) -> tuple[int, ...]:
 
 
 def _check(backbone: Backbone, steps: Sequence[int]) -> None:
-    depth, family = backbone.depth, backbone.family
-    if not steps or list(steps) != sorted(set(steps)) or not 0 <= steps[0] <= steps[-1] < depth:
-        raise _refused(backbone, f"some of the steps 0 to {depth - 1}, from the bottom", steps, "Change --delta shallow or distill:layers.")
+    family = backbone.family
+    check_order(steps, backbone.depth, _where(backbone))
     if family.carries is not None and steps[0] != 0:
-        raise _refused(backbone, "step 0 among them, whose relative positions all others use", steps, "Keep step 0.")
+        raise _refused("step 0 among them, whose relative positions all others use", steps, _where(backbone), "Keep step 0.")
     run = tuple(number * len(backbone.blocks) // len(steps) for number in range(len(steps)))
     if family.shared and run != tuple(backbone.order[step] for step in steps):
         reason = "steps whose blocks are those that a stack of so many steps runs"
-        raise _refused(backbone, reason, steps, "Keep as many steps of each group of blocks, or take a PLM with one.")
+        raise _refused(reason, steps, _where(backbone), "Keep as many steps of each group of blocks, or take a PLM with one.")
 
 
-def _refused(backbone: Backbone, expected: str, steps: Sequence[int], fix: str) -> BackboneError:
-    return BackboneError(expected=expected, got=", ".join(map(str, steps)) or "none", where=f"fewer layers of {backbone.name}", fix=fix)
+def check_order(steps: Sequence[int], depth: int, where: str) -> None:
+    """Raise `BackboneError` unless these are some of so many steps, from the bottom."""
+    if not steps or list(steps) != sorted(set(steps)) or not 0 <= steps[0] <= steps[-1] < depth:
+        raise _refused(f"some of the steps 0 to {depth - 1}, from the bottom", steps, where, "Change --delta shallow or distill:layers.")
+
+
+def _where(backbone: Backbone) -> str:
+    return f"fewer layers of {backbone.name}"
+
+
+def _refused(expected: str, steps: Sequence[int], where: str, fix: str) -> BackboneError:
+    return BackboneError(expected=expected, got=", ".join(map(str, steps)) or "none", where=where, fix=fix)

@@ -13,12 +13,22 @@ order in which they are given.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+EVERYTHING, WINDOW = "full_attention", "sliding_attention"
+"""transformers' names for blocks that see everything before them, and for those that see the last tokens only."""
 Parents = Sequence[int]
 """A tree: for each of its tokens the number of the one that it goes on from, -1 for the text."""
+
+
+def inputs(mask_BS: Tensor, trees: Sequence[Parents], plain_BS: Tensor | None, *, window: int | None) -> dict[str, Any]:
+    """Masks and positions, as a stack takes them, of rows that end in a tree; masks by the kind of block where some have a window."""
+    seen_B1SS, positions_BS = seen(mask_BS, trees), positions(mask_BS, trees, plain_BS)
+    mask: Any = seen_B1SS if window is None else {EVERYTHING: seen_B1SS, WINDOW: seen_B1SS & near(positions_BS, window)}
+    return {"attention_mask": mask, "position_ids": positions_BS}
 
 
 def depths(parents: Parents) -> list[int]:

@@ -13,7 +13,7 @@ from fewtune.backbone import surgery
 from fewtune.backbone.backbone import Backbone
 from fewtune.backbone.bank import Bank, Edit
 from fewtune.backbone.surgery import Undo
-from fewtune.errors import ArtifactError, BackboneError, FewtuneError, SpecError
+from fewtune.errors import ArtifactError, BackboneError, SpecError
 
 
 class Delta(Protocol):
@@ -139,17 +139,34 @@ class Installed:
             load_strictly(self.weights, state, where)
 
 
-def install_saved(backbone: Backbone, saved: Iterable[tuple[Delta, Mapping[str, Tensor], str]]) -> tuple[Installed, ...]:
-    """Install each delta with its saved weights (delta, weights, where they come from): all of them, or none where one is refused."""
+Begin = Callable[[Installed], None]
+"""What puts into a delta, as soon as it is installed, what it is to begin with."""
+
+
+def install_all(backbone: Backbone, deltas: Iterable[tuple[Delta, int, Begin]]) -> tuple[Installed, ...]:
+    """Install each delta (delta, seed, beginning): all of them, or none where one is refused.
+
+    Each has begun before the next is there, which may stand on what it puts in the backbone's place.
+    """
     installed: list[Installed] = []
     try:
-        for delta, state, where in saved:
-            installed.append(delta.install(backbone, generator=torch.Generator().manual_seed(0)))
-            installed[-1].load_state_dict(state, where)
-    except FewtuneError:
+        for delta, seed, begin in deltas:
+            installed.append(delta.install(backbone, generator=torch.Generator().manual_seed(seed)))
+            begin(installed[-1])
+    except BaseException:
         remove_all(installed)
         raise
     return tuple(installed)
+
+
+def saved(state: Mapping[str, Tensor], where: str) -> Begin:
+    """A delta's beginning: weights that `state_dict` gave, and where they come from."""
+    return lambda installed: installed.load_state_dict(state, where)
+
+
+def install_saved(backbone: Backbone, learned: Iterable[tuple[Delta, Mapping[str, Tensor], str]]) -> tuple[Installed, ...]:
+    """Install each delta with its saved weights (delta, weights, where they come from): all of them, or none where one is refused."""
+    return install_all(backbone, ((delta, 0, saved(state, where)) for delta, state, where in learned))
 
 
 def remove_all(installed: Sequence[Installed]) -> None:

@@ -40,9 +40,7 @@ class Shallow:
     def steps(self, depth: int) -> tuple[int, ...]:
         """Those that remain of so many; raises `BackboneError` where there are not as many, or they are not in order."""
         if not isinstance(self.layers, int):
-            if list(self.layers) != sorted(set(self.layers)) or self.layers[-1] >= depth:
-                expected, got = f"some of the steps 0 to {depth - 1}, from the bottom", ", ".join(map(str, self.layers))
-                raise BackboneError(expected=expected, got=got, where="shallow.layers", fix="Change --delta shallow or distill:layers.")
+            shorten.check_order(self.layers, depth, "shallow.layers")
             return self.layers
         if self.layers > depth:
             raise BackboneError(expected=f"at most {depth} layers", got=str(self.layers), where="shallow.layers", fix="Change the value.")

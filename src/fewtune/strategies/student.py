@@ -12,14 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from fewtune import plm
 from fewtune.backbone import shorten
 from fewtune.backbone.backbone import Backbone
 from fewtune.data.sampling import derive
-from fewtune.deltas.delta import Delta, Installed, load_strictly
+from fewtune.deltas.delta import Begin, Delta, Installed, install_all, load_strictly
 from fewtune.deltas.int8 import Int8
 from fewtune.deltas.narrow import Narrow
 from fewtune.deltas.shallow import Shallow
@@ -54,9 +53,10 @@ def smaller(
     taught = [(Subset("all"), weights)] if trained == "all" else [(one.delta, one.state_dict()) for one in _handed(teacher.deltas)]
     saved: list[_Saved] = [*_shape(teacher, learner, steps, own=own), *((delta, state if own else None) for delta, state in taught)]
     blocks = shorten.remaining(teacher.backbone, steps) if own else ()
-    if own:
-        _check_groups(teacher, blocks)
-    deltas = _installed(saved, learner, _renaming(teacher.backbone, blocks), seed)
+    _check_groups(teacher, blocks)
+    renamed = _renaming(teacher.backbone, blocks)
+    begun = ((delta, derive(seed, "init", number), _begin(state, renamed)) for number, (delta, state) in enumerate(saved))
+    deltas = install_all(learner, begun)
     student = replace(bare, deltas=deltas, about=teacher.about)
     if not own:
         return student
@@ -97,16 +97,6 @@ def _shape(teacher: TunedModel, learner: Backbone, steps: tuple[int, ...], *, ow
     return [] if steps == tuple(range(learner.depth)) else [(Shallow(steps), None)]
 
 
-def _installed(saved: Sequence[_Saved], learner: Backbone, renamed: Callable[[str], str], seed: int) -> tuple[Installed, ...]:
-    """The student's deltas; each begins before the next is there, which may stand on what it puts in the PLM's place."""
-    installed: list[Installed] = []
-    for number, (delta, state) in enumerate(saved):
-        installed.append(delta.install(learner, generator=torch.Generator().manual_seed(derive(seed, "init", number))))
-        if state is not None:
-            _start(installed[-1], state, renamed)
-    return tuple(installed)
-
-
 def _renaming(backbone: Backbone, blocks: Sequence[int]) -> Callable[[str], str]:
     """The student's name of a weight → the teacher's: a block is called by another number there."""
     numbered = re.compile(rf"^({re.escape(backbone.blocks_path)}\.)(\d+)(?=\.)")
@@ -127,7 +117,11 @@ def _check_groups(teacher: TunedModel, blocks: Sequence[int]) -> None:
             )
 
 
-def _start(installed: Installed, state: Mapping[str, Tensor], renamed: Callable[[str], str]) -> None:
-    """Let a delta begin with the teacher's weights; one at a place where the teacher has none stays as it was drawn."""
-    own = installed.state_dict()
-    installed.load_state_dict({name: state.get(renamed(name), weight) for name, weight in own.items()})
+def _begin(state: Mapping[str, Tensor] | None, renamed: Callable[[str], str]) -> Begin:
+    """Let a delta begin with the teacher's weights, if there are such; one at a place where the teacher has none stays as it was drawn."""
+
+    def begin(installed: Installed) -> None:
+        if state is not None:
+            installed.load_state_dict({name: state.get(renamed(name), weight) for name, weight in installed.state_dict().items()})
+
+    return begin

@@ -17,7 +17,6 @@ from fewtune import forecast
 from fewtune.backbone.backbone import Backbone, Output
 from fewtune.data.example import Example, Split
 from fewtune.data.sampling import derive
-from fewtune.deltas.delta import Installed, remove_all
 from fewtune.errors import DataError, TaskError
 from fewtune.model import TunedModel
 from fewtune.precision import settle_precision
@@ -123,12 +122,14 @@ def default_steps(rows: int, labels: int, *, pairs: bool = False) -> int:
 
 def _tune(model: TunedModel, recipe: Recipe, split: Split, session: Session, temperature: float) -> TunedModel:
     train = split.train
-    tuned = replace(model, deltas=_begun(model, recipe))
+    start = starting.start_of(recipe, model.backbone)
+    tuned = replace(model, deltas=starting.begun(recipe, start, model.backbone))
     steps = recipe.fit.steps
     if steps is None:
         steps = default_steps(len(train), model.most(train), pairs=model.readout.pairs)
     try:
-        starting.read_on(tuned, recipe, session)
+        if start:
+            starting.read_on(tuned, recipe, start, session)
         groups = trainable.grouped(trainable.of_model(tuned), recipe.fit.learning_rate)
         adapting.before(tuned, recipe, split.unlabeled, session)
         rows = epoch_rows(tuned, train)
@@ -140,21 +141,6 @@ def _tune(model: TunedModel, recipe: Recipe, split: Split, session: Session, tem
         tuned.remove()
         raise
     return tuned
-
-
-def _begun(model: TunedModel, recipe: Recipe) -> tuple[Installed, ...]:
-    """The recipe's deltas, new or as its start has left them: all of them, or none where one is refused."""
-    learned, installed = starting.learned(recipe, model.backbone), list[Installed]()
-    try:
-        for number, delta in enumerate(recipe.deltas):
-            generator = torch.Generator().manual_seed(derive(recipe.seed, "init", number))
-            installed.append(delta.install(model.backbone, generator=generator))
-            if learned:
-                installed[-1].load_state_dict(*learned[number])
-    except BaseException:
-        remove_all(installed)
-        raise
-    return tuple(installed)
 
 
 def epoch_rows(model: TunedModel, train: tuple[Example, ...]) -> Callable[[int], _Rows]:
